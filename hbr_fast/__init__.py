@@ -1,0 +1,1 @@
+"""Hardness-based resampling at memory speed."""

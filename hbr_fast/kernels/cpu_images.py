@@ -1,0 +1,217 @@
+"""One pass that makes a batch: gather, interpolate, crop, flip, normalise, convert (numba).
+
+An image is copied once into a padded scratch image that stays in the first-level cache; a crop is then a fixed-width
+copy at an offset, and each row of it a few vector operations (load, reverse, convert, multiply-add, store).
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from hbr_fast.kernels.vector import convert_pixels, copy_bytes, mix_pixels
+from hbr_fast.seeding import philox4x32
+
+_LOW, _32, _0 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
+
+
+@nb.njit(nogil=True, cache=True)
+def make_batch(  # type: ignore[no-untyped-def]
+    images_nchw,
+    labels_n,
+    index_r,
+    partner_r,
+    weight_r,
+    rows_b,
+    first_position,
+    epoch,
+    key,
+    flip_below,
+    pad,
+    scale_c,
+    bias_c,
+    channels_last,
+    out,
+    labels_out,
+    ids_out,
+):
+    """Fill one batch; `hbr_fast.kernels.reference.make_batch` is the definition.
+
+    Every index must have been checked by the caller: memory is walked by address here.
+
+    Parameters
+    ----------
+    images_nchw : uint8 [N, C, H, W], labels_n : int64 [N]
+        The split.
+    index_r, partner_r : int64 [R], weight_r : float32 [R]
+        The plan; partner -1 is none.
+    rows_b : int64 [B]
+        Plan rows of this batch.
+    first_position, epoch : int
+        Place of the batch's first row in the epoch's order, and the epoch: they key the random numbers.
+    key : uint64 [2]
+        Philox key of the augmentation stream.
+    flip_below : int
+        Flip where a uniform 32-bit number is below this: probability * 2**32.
+    pad : int
+        Zeros put round the raw image before a random crop of its own size.
+    scale_c, bias_c : float32 [C]
+        `pixel * scale + bias` normalises a byte.
+    channels_last : bool
+        Store the channels of a pixel side by side instead of plane after plane.
+    out : float32 or uint16 (bfloat16 bits) [B * C * H * W]
+        The batch, written in full.
+    labels_out, ids_out : int64 [B]
+        Written in full.
+    """
+    channels, height, width = images_nchw.shape[1:]
+    image_size = channels * height * width
+    wide, tall = width + 2 * pad, height + 2 * pad
+    padded_size = channels * tall * wide
+    scratch = np.zeros(2 * padded_size, np.uint8)  # the border stays zero, only the inside is rewritten
+    own_scratch = np.uint64(scratch.ctypes.data)
+    mate_scratch = own_scratch + np.uint64(padded_size)
+    source = np.uint64(images_nchw.ctypes.data)
+    target = np.uint64(out.ctypes.data)
+    pixel_step = channels if channels_last else 1
+    channel_step = 1 if channels_last else height * width
+    for b in range(rows_b.shape[0]):
+        row = rows_b[b]
+        sample, partner = index_r[row], partner_r[row]
+        labels_out[b] = labels_n[sample]
+        ids_out[b] = sample
+        position = np.uint64(first_position + b)
+        draw = philox4x32(position & _LOW, position >> _32, np.uint64(epoch), _0, key[0], key[1])
+        flip = draw[0] < np.uint64(flip_below)
+        offsets = np.uint64(2 * pad + 1)
+        crop = ((draw[1] * offsets) >> _32) * np.uint64(wide) + ((draw[2] * offsets) >> _32)
+        own = source + np.uint64(sample * image_size)
+        mate = own if partner < 0 else source + np.uint64(partner * image_size)
+        if pad > 0:
+            _copy_inside(own_scratch, own, channels, height, width, pad)
+            if partner >= 0:
+                _copy_inside(mate_scratch, mate, channels, height, width, pad)
+            own, mate = own_scratch + crop, mate_scratch + crop
+        for c in range(channels):
+            first = np.uint64((b * image_size + c * channel_step) * out.itemsize)
+            skipped = np.uint64(c * tall * wide)
+            if partner < 0:
+                _plane(
+                    target + first, own + skipped, height, width, wide, pixel_step, flip,
+                    scale_c[c], bias_c[c], out.itemsize == 2,
+                )  # fmt: skip
+            else:
+                _mixed_plane(
+                    target + first, own + skipped, mate + skipped, weight_r[row], height, width, wide, pixel_step,
+                    flip, scale_c[c], bias_c[c], out.itemsize == 2,
+                )  # fmt: skip
+
+
+@nb.njit(nogil=True, cache=True)
+def _copy_inside(scratch, image, channels, height, width, pad):  # type: ignore[no-untyped-def]
+    """Copy an image into the inside of the padded scratch image."""
+    wide = width + 2 * pad
+    for c in range(channels):
+        for y in range(height):
+            dst = scratch + np.uint64((c * (height + 2 * pad) + y + pad) * wide + pad)
+            src = image + np.uint64((c * height + y) * width)
+            if width >= 32:
+                _copy_row(dst, src, width, 32)
+            elif width >= 16:
+                _copy_row(dst, src, width, 16)
+            elif width >= 8:
+                _copy_row(dst, src, width, 8)
+            else:
+                _copy_row(dst, src, width, 1)
+
+
+@nb.njit(inline="always")
+def _copy_row(dst, src, width, lanes):  # type: ignore[no-untyped-def]
+    for x in range(0, width - lanes + 1, lanes):
+        copy_bytes(dst + np.uint64(x), src + np.uint64(x), lanes)
+    if width % lanes:  # the last vector overlaps the one before: no scalar tail
+        copy_bytes(dst + np.uint64(width - lanes), src + np.uint64(width - lanes), lanes)
+
+
+@nb.njit(nogil=True, cache=True)
+def _plane(dst, src, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+    """Convert one channel of one image: `height` rows of `width` bytes that lie `stride` bytes apart."""
+    if bf16:
+        _plane_as(dst, src, height, width, stride, step, flip, scale, bias, True)
+    else:
+        _plane_as(dst, src, height, width, stride, step, flip, scale, bias, False)
+
+
+@nb.njit(inline="always")
+def _plane_as(dst, src, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+    # The widest vector that a row fills; a lane count and a direction are compiled in, so each pair is one branch.
+    if step != 1 or width < 8:
+        if flip:
+            _rows(dst, src, height, width, stride, step, scale, bias, 1, True, bf16)
+        else:
+            _rows(dst, src, height, width, stride, step, scale, bias, 1, False, bf16)
+    elif width < 16:
+        if flip:
+            _rows(dst, src, height, width, stride, step, scale, bias, 8, True, bf16)
+        else:
+            _rows(dst, src, height, width, stride, step, scale, bias, 8, False, bf16)
+    elif width < 32:
+        if flip:
+            _rows(dst, src, height, width, stride, step, scale, bias, 16, True, bf16)
+        else:
+            _rows(dst, src, height, width, stride, step, scale, bias, 16, False, bf16)
+    elif flip:
+        _rows(dst, src, height, width, stride, step, scale, bias, 32, True, bf16)
+    else:
+        _rows(dst, src, height, width, stride, step, scale, bias, 32, False, bf16)
+
+
+@nb.njit(inline="always")
+def _rows(dst, src, height, width, stride, step, scale, bias, lanes, reverse, bf16):  # type: ignore[no-untyped-def]
+    size = 2 if bf16 else 4
+    for y in range(height):
+        to = dst + np.uint64(y * width * step * size)
+        row = src + np.uint64(y * stride)
+        for x in range(0, width - lanes + 1, lanes):
+            start = width - lanes - x if reverse else x
+            convert_pixels(to + np.uint64(x * step * size), row + np.uint64(start), scale, bias, lanes, reverse, bf16)
+        if width % lanes:  # the last vector overlaps the one before: no scalar tail
+            x = width - lanes
+            start = 0 if reverse else x
+            convert_pixels(to + np.uint64(x * step * size), row + np.uint64(start), scale, bias, lanes, reverse, bf16)
+
+
+@nb.njit(nogil=True, cache=True)
+def _mixed_plane(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+    """As `_plane`, of the interpolation of two images."""
+    if bf16:
+        _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, True)
+    else:
+        _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, False)
+
+
+@nb.njit(inline="always")
+def _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+    if step != 1 or width < 16:
+        if flip:
+            _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 1, True, bf16)
+        else:
+            _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 1, False, bf16)
+    elif flip:
+        _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 16, True, bf16)
+    else:
+        _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 16, False, bf16)
+
+
+@nb.njit(inline="always")
+def _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, lanes, reverse, bf16):  # type: ignore[no-untyped-def]
+    size = 2 if bf16 else 4
+    for y in range(height):
+        to = dst + np.uint64(y * width * step * size)
+        row, other = src + np.uint64(y * stride), mate + np.uint64(y * stride)
+        for x in range(0, width + lanes - 1, lanes):
+            x = min(x, width - lanes)
+            start = np.uint64(width - lanes - x if reverse else x)
+            mix_pixels(
+                to + np.uint64(x * step * size), row + start, other + start, weight, scale, bias, lanes, reverse, bf16
+            )

@@ -1,0 +1,153 @@
+"""The obvious definition of every kernel, in plain numpy and float64: the specification, and the oracle of the tests.
+
+Nothing here is fast. A kernel and its definition here must agree exactly in what they pick and to rounding in what they
+compute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hbr_fast.seeding import Stream, philox, stream_key
+
+
+def make_batch(
+    images_nchw: np.ndarray,
+    index_b: np.ndarray,
+    partner_b: np.ndarray,
+    weight_b: np.ndarray,
+    *,
+    first_position: int,
+    epoch: int,
+    seed: int,
+    flip: float,
+    pad: int,
+    mean_c: np.ndarray,
+    std_c: np.ndarray,
+) -> np.ndarray:
+    """The images of one batch, float64 [B, C, H, W].
+
+    Parameters
+    ----------
+    images_nchw : uint8 [N, C, H, W]
+    index_b, partner_b : int64 [B], weight_b : float32 [B]
+        Sample, interpolation partner (-1: none) and share of the sample of each row.
+    first_position, epoch, seed : int
+        Row b of the batch stands at position `first_position + b` of the epoch.
+    flip : float
+        Probability of a horizontal flip.
+    pad : int
+        Zeros put round the raw image before a random crop of its own size.
+    mean_c, std_c : float [C]
+        Normalisation, of pixels scaled to [0, 1].
+    """
+    _, channels, height, width = images_nchw.shape
+    key = stream_key(seed, Stream.AUGMENTATION)
+    out = np.empty((len(index_b), channels, height, width))
+    for b in range(len(index_b)):
+        image = images_nchw[index_b[b]].astype(np.float64)
+        if partner_b[b] >= 0:
+            share = float(weight_b[b])
+            image = share * image + (1 - share) * images_nchw[partner_b[b]]
+        position = first_position + b
+        words = philox((position & 0xFFFFFFFF, position >> 32, epoch, 0), key)
+        flipped = words[0] < round(flip * 2**32)
+        top, left = (word * (2 * pad + 1) >> 32 for word in words[1:3])
+        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        image = padded[:, top : top + height, left : left + width]
+        if flipped:
+            image = image[:, :, ::-1]
+        out[b] = (image / 255 - mean_c[:, None, None]) / std_c[:, None, None]
+    return out
+
+
+def bijection(position: int, length: int, a: int, b: int, keys: Sequence[int]) -> int:
+    """The element at one position of the permutation of [0, length) that the round keys name.
+
+    A Feistel network on the grid a x b with cycle-walking (Black & Rogaway, CT-RSA 2002).
+    """
+
+    def mix(digit: int, key: int) -> int:
+        h = (digit ^ key) & 0xFFFFFFFF
+        h = (h ^ h >> 16) * 0x7FEB352D & 0xFFFFFFFF
+        h = (h ^ h >> 15) * 0x846CA68B & 0xFFFFFFFF
+        return h ^ h >> 16
+
+    x = position
+    while True:
+        left, right = divmod(x, b)
+        for j in range(0, len(keys), 2):
+            left = (left + (mix(right, keys[j]) * a >> 32)) % a
+            right = (right + (mix(left, keys[j + 1]) * b >> 32)) % b
+        x = left * b + right
+        if x < length:
+            return x
+
+
+def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
+    """What one visit says about a sample (method, section 2): one number an estimator.
+
+    Parameters
+    ----------
+    logits_c : float [C]
+        Finite logits.
+    label : int
+        In [0, C).
+    """
+    z = np.asarray(logits_c, np.float64)
+    others = np.delete(z, label)
+    p = np.exp(z - z.max())
+    p /= p.sum()
+    onehot = np.zeros(len(z))
+    onehot[label] = 1
+    return {
+        "aum": z[label] - others.max(),
+        "aum_softmax": p[label] - np.delete(p, label).max(),
+        "confidence": p[label],
+        "confidence_logit": z[label],
+        "correctness": float(np.argmax(z) == label),
+        "dataiq": p[label] * (1 - p[label]),
+        "loss": z.max() + math.log(np.exp(z - z.max()).sum()) - z[label],
+        "el2n": float(np.linalg.norm(p - onehot)),
+    }
+
+
+def hardness(
+    visits: Sequence[tuple[int, np.ndarray, int]], *, epochs: int, el2n_epochs: int
+) -> dict[str, float]:
+    """Every in-loop estimator of one sample from its visits in order; NaN where nothing was observed.
+
+    Parameters
+    ----------
+    visits : sequence of (epoch, logits float [C], label)
+        Epochs count from 0. Visits with a logit that is not finite are left out.
+    epochs : int
+        Epochs trained: the first-learned value of a sample never classified right.
+    el2n_epochs : int
+        EL2N uses the epochs below this.
+
+    Returns
+    -------
+    dict
+        Estimator name to score. `forgetting` of a never-learnt sample is NaN here: its value is a policy over all
+        samples (see `HardnessRecorder.scores`).
+    """
+    seen = [(epoch, observation(z, y)) for epoch, z, y in visits if np.isfinite(z).all()]
+    if not seen:
+        names = ("aum", "aum_softmax", "confidence", "confidence_logit", "variability", "correctness", "dataiq")
+        return dict.fromkeys((*names, "loss", "el2n", "forgetting", "first_learned"), math.nan)
+    result = {
+        name: float(np.mean([values[name] for _, values in seen])) for name in seen[0][1] if name != "el2n"
+    }
+    early = [values["el2n"] for epoch, values in seen if epoch < el2n_epochs]
+    result["el2n"] = float(np.mean(early)) if early else math.nan
+    result["variability"] = float(np.std([values["confidence"] for _, values in seen]))
+    right = [bool(values["correctness"]) for _, values in seen]
+    forgotten = sum(before and not after for before, after in zip(right, right[1:], strict=False))
+    result["forgetting"] = float(forgotten) if any(right) else math.nan
+    learned = [epoch for (epoch, _), good in zip(seen, right, strict=True) if good]
+    result["first_learned"] = float(learned[0] if learned else epochs)
+    return result

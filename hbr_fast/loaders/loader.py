@@ -1,0 +1,147 @@
+"""The Loader: Split + Plan + Sampler + Augment -> batches on a device, through one of the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from hbr_fast.data.dataset import Split
+from hbr_fast.loaders.batch import DTYPES, Augment, Batch, Job
+from hbr_fast.loaders.native import NativeBackend
+from hbr_fast.machine import usable_cpus
+from hbr_fast.plan import Plan
+from hbr_fast.sampler import Sampler, uniform_order
+
+BACKENDS = {"native": NativeBackend}
+
+
+class Loader:
+    """Batches of a split, in an order and with augmentation that are pure functions of the seed.
+
+    Parameters
+    ----------
+    split : Split
+        Images and labels, e.g. `open_dataset(path).train`.
+    plan : Plan, optional
+        The rows of an epoch; by default every sample of the split once.
+    order : Sampler, optional
+        Which plan row stands where; by default `uniform_order(len(plan), seed=seed)`.
+    augment : Augment
+        By default none: images are normalised only.
+    batch_size : int
+        Rows a batch. The last batch of an epoch may be smaller; `drop_last` leaves it out.
+    seed : int
+        Keys the order and the augmentation, in [0, 2**63).
+    dtype : torch.dtype
+        float32 or bfloat16.
+    channels_last : bool
+        Memory format of the images.
+    threads : int, optional
+        Threads that make batches; 0 makes them in the caller's thread when asked for. By default 1: one thread
+        makes hundreds of thousands of images a second.
+    prefetch : int, optional
+        Batches made ahead, by default `2 * threads`.
+    backend : str
+        "native".
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or the plan does not fit the split.
+
+    Examples
+    --------
+    >>> loader = Loader(split, augment=Augment(flip=0.5, pad=4), batch_size=128)  # doctest: +SKIP
+    >>> for epoch in range(10):  # doctest: +SKIP
+    ...     for images, labels, ids, rows in loader.epoch(epoch):
+    ...         ...
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        plan: Plan | None = None,
+        order: Sampler | None = None,
+        augment: Augment | None = None,
+        batch_size: int,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        drop_last: bool = False,
+        threads: int | None = None,
+        prefetch: int | None = None,
+        backend: str = "native",
+    ) -> None:
+        if plan is None:
+            plan = Plan.of_rows(np.arange(len(split)))
+        _check_plan(plan, split)
+        if order is None:
+            order = uniform_order(len(plan), seed=seed)
+        if len(order) > len(plan):
+            raise ValueError(f"the order has {len(order)} positions but the plan only {len(plan)} rows")
+        if not 1 <= batch_size <= len(order):
+            raise ValueError(
+                f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, got {batch_size}"
+            )
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+        if backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}: available are {', '.join(BACKENDS)}")
+        threads = min(1, usable_cpus()) if threads is None else threads
+        prefetch = 2 * threads if prefetch is None else prefetch
+        if threads < 0 or prefetch < threads:
+            raise ValueError(f"threads must be >= 0 and prefetch >= threads, got {threads} and {prefetch}")
+        self.job = Job(
+            split=split,
+            plan=plan,
+            order=order,
+            augment=augment or Augment(),
+            batch_size=batch_size,
+            seed=seed,
+            dtype=dtype,
+            channels_last=channels_last,
+            drop_last=drop_last,
+            threads=threads,
+            prefetch=prefetch,
+        )
+        self._backend = BACKENDS[backend](self.job)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.job.batches
+
+    @property
+    def samples(self) -> int:
+        """Rows an epoch visits."""
+        return min(len(self) * self.job.batch_size, len(self.job.order))
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch number `start` on.
+
+        The same epoch is the same batches, whenever and however often it is asked for; iterators do not disturb each
+        other. Leaving early frees the iterator's threads.
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start must be in [0, {len(self)}], the batches of an epoch, got {start}")
+        return self._backend.epoch(epoch, start)
+
+
+def _check_plan(plan: Plan, split: Split) -> None:
+    if len(plan) == 0:
+        raise ValueError("the plan has no rows")
+    if plan.store.any():
+        row = int(np.flatnonzero(plan.store)[0])
+        raise ValueError(f"plan row {row} takes its image from store {plan.store[row]}, but only the split is given")
+    for name, lowest in (("index", 0), ("partner", -1)):
+        column = getattr(plan, name)
+        bad = np.flatnonzero((column < lowest) | (column >= len(split)))
+        if len(bad):
+            raise ValueError(
+                f"plan row {bad[0]} has {name} {column[bad[0]]}, outside split {split.name!r} of {len(split)} samples: "
+                "was the plan made for another dataset?"
+            )
+    if not ((plan.weight >= 0) & (plan.weight <= 1)).all():
+        raise ValueError("plan weights must lie in [0, 1]")

@@ -1,0 +1,132 @@
+"""The native backend on the CPU: one fused numba pass a batch, whole batches in parallel.
+
+Each thread makes a whole batch by itself (the kernel holds no Python lock), so there is nothing to synchronise
+within a batch and the next ones are made while the current one trains.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+
+import numpy as np
+import torch
+
+from hbr_fast.kernels.cpu_images import make_batch
+from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.seeding import Stream, stream_key
+
+_STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # numpy has no bfloat16: its bits stand in
+
+
+class NativeBackend:
+    """Batches of a job from memory-mapped uint8 images."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        split = job.split
+        channels, height, width = split.images.shape[1:]
+        self._image_shape = (channels, height, width)
+        self._scale = (1 / (255 * np.asarray(split.std, np.float64))).astype(np.float32)
+        self._bias = (-np.asarray(split.mean, np.float64) / split.std).astype(np.float32)
+        self._key = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
+        self._flip_below = round(job.augment.flip * 2**32)
+        size = job.batch_size * channels * height * width
+        # One in training, one more held by a loop variable, the rest ahead.
+        self._buffers = _Buffers(size, _STORAGE[job.dtype], keep=job.prefetch + job.threads + 2)
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of an epoch."""
+        numbers = range(start, self.job.batches)
+        if self.job.threads == 0:
+            return (self._make(epoch, number) for number in numbers)
+        return self._ahead(epoch, numbers)
+
+    def _ahead(self, epoch: int, numbers: range) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(self.job.threads, thread_name_prefix="hbr-loader")
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(self._make, epoch, number))
+                if len(waiting) > self.job.prefetch:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also when the caller leaves early
+            pool.shutdown(cancel_futures=True)
+
+    def _make(self, epoch: int, number: int) -> Batch:
+        job = self.job
+        first = number * job.batch_size
+        count = min(job.batch_size, len(job.order) - first)
+        rows = job.order.rows(first, count, epoch=epoch)
+        labels, ids = np.empty(count, np.int64), np.empty(count, np.int64)
+        buffer = self._buffers.take()
+        plan = job.plan
+        make_batch(
+            job.split.images,
+            job.split.labels,
+            plan.index,
+            plan.partner,
+            plan.weight,
+            rows,
+            first,
+            epoch,
+            self._key,
+            self._flip_below,
+            job.augment.pad,
+            self._scale,
+            self._bias,
+            job.channels_last,
+            buffer,
+            labels,
+            ids,
+        )
+        return Batch(
+            self._as_images(torch.from_numpy(buffer), count),
+            torch.from_numpy(labels),
+            torch.from_numpy(ids),
+            torch.from_numpy(rows),
+        )
+
+    def _as_images(self, flat: torch.Tensor, count: int) -> torch.Tensor:
+        channels, height, width = self._image_shape
+        flat = flat.view(self.job.dtype)[: count * channels * height * width]
+        if self.job.channels_last:
+            return flat.view(count, height, width, channels).permute(0, 3, 1, 2)
+        return flat.view(count, channels, height, width)
+
+
+class _Buffers:
+    """Output buffers that are used again once nobody looks at them: fresh memory costs more than filling it.
+
+    A tensor made from a numpy array holds a reference to it for as long as its storage lives, views and tensors saved
+    for backward included. So a buffer whose only reference is this pool's is free.
+    """
+
+    def __init__(self, size: int, dtype: type, *, keep: int) -> None:
+        self._size, self._dtype, self._keep = size, dtype, keep
+        self._kept: list[np.ndarray] = []
+        self._lock = Lock()
+
+    def take(self) -> np.ndarray:
+        with self._lock:
+            for buffer in self._kept:
+                # Free: the list, this loop's variable and getrefcount's argument are the only references.
+                if sys.getrefcount(buffer) == 3:
+                    return buffer
+            buffer = _aligned(self._size, self._dtype)
+            if len(self._kept) < self._keep:
+                self._kept.append(buffer)
+            return buffer
+
+
+def _aligned(size: int, dtype: type) -> np.ndarray:
+    """An empty array that starts on a cache line, so that no vector store straddles two."""
+    itemsize = np.dtype(dtype).itemsize
+    memory = np.empty(size * itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size * itemsize].view(dtype)

@@ -1,0 +1,42 @@
+"""What this process may use and runs on: processors, instruction sets, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on (its affinity mask, not what the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def has_native_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX, Arm BF16); elsewhere it is slow."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    names = ("hbr-fast", "torch", "numpy", "numba")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of Linux's /proc/cpuinfo, or nothing."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
