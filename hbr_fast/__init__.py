@@ -1,1 +1,114 @@
-"""Hardness-based resampling at memory speed."""
+"""Hardness-based resampling at memory speed: loading, sampling, recording hardness, training ensembles.
+
+The public names are loaded when they are first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hbr_fast.allocation import Allocation, allocate
+    from hbr_fast.data.convert import convert
+    from hbr_fast.data.dataset import Dataset, Split, open_dataset, verify_dataset
+    from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
+    from hbr_fast.evaluation.statistics import PairedDifference, paired_difference
+    from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
+    from hbr_fast.loaders.batch import Augment, Batch
+    from hbr_fast.loaders.loader import Loader
+    from hbr_fast.plan import Plan
+    from hbr_fast.report.page import write_report
+    from hbr_fast.resampling import resample
+    from hbr_fast.sampler import Sampler, sequential_order, uniform_order
+    from hbr_fast.studies.runner import run_study
+    from hbr_fast.studies.study import Arm, Study
+    from hbr_fast.training.ensemble import Ensemble, open_ensemble, train_ensemble
+    from hbr_fast.training.recipe import Recipe, named_recipe
+    from hbr_fast.training.trainer import train_member
+
+# Public name -> the module it lives in. The imports above say the same to a type checker; a test compares the two.
+_HOME = {
+    "ESTIMATORS": "hardness",
+    "Allocation": "allocation",
+    "Arm": "studies.study",
+    "Augment": "loaders.batch",
+    "Batch": "loaders.batch",
+    "Dataset": "data.dataset",
+    "Ensemble": "training.ensemble",
+    "Evaluation": "evaluation.metrics",
+    "HardnessRecorder": "hardness",
+    "HardnessScores": "hardness",
+    "Loader": "loaders.loader",
+    "PairedDifference": "evaluation.statistics",
+    "Plan": "plan",
+    "Recipe": "training.recipe",
+    "Sampler": "sampler",
+    "Split": "data.dataset",
+    "Study": "studies.study",
+    "allocate": "allocation",
+    "convert": "data.convert",
+    "evaluate": "evaluation.metrics",
+    "gaps": "evaluation.metrics",
+    "named_recipe": "training.recipe",
+    "open_dataset": "data.dataset",
+    "open_ensemble": "training.ensemble",
+    "paired_difference": "evaluation.statistics",
+    "resample": "resampling",
+    "run_study": "studies.runner",
+    "sequential_order": "sampler",
+    "train_ensemble": "training.ensemble",
+    "train_member": "training.trainer",
+    "uniform_order": "sampler",
+    "verify_dataset": "data.dataset",
+    "write_report": "report.page",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "ESTIMATORS",
+    "Allocation",
+    "Arm",
+    "Augment",
+    "Batch",
+    "Dataset",
+    "Ensemble",
+    "Evaluation",
+    "HardnessRecorder",
+    "HardnessScores",
+    "Loader",
+    "PairedDifference",
+    "Plan",
+    "Recipe",
+    "Sampler",
+    "Split",
+    "Study",
+    "allocate",
+    "convert",
+    "evaluate",
+    "gaps",
+    "named_recipe",
+    "open_dataset",
+    "open_ensemble",
+    "paired_difference",
+    "resample",
+    "run_study",
+    "sequential_order",
+    "train_ensemble",
+    "train_member",
+    "uniform_order",
+    "verify_dataset",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hbr_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hbr_fast.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hbr_fast.allocation import Hard
 from hbr_fast.files import atomic_write, canonical_json
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-Direction = Literal["low", "high"]
 NeverLearnt = Literal["max+1", "zero", "inf"]
 
 
@@ -35,7 +35,7 @@ class Estimator:
     """
 
     name: str
-    hard_is: Direction
+    hard_is: Hard
     meaning: str
 
 
@@ -264,9 +264,7 @@ class HardnessRecorder:
         self.nonfinite = torch.tensor([0, -1])
         self._record = ops.record
 
-    def record(
-        self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int
-    ) -> None:
+    def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
         """Add one observation a row.
 
         Parameters

@@ -41,7 +41,12 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, dtype in (("store", "int16"), ("index", "int64"), ("partner", "int64"), ("weight", "float32")):
+        for name, dtype in (
+            ("store", "int16"),
+            ("index", "int64"),
+            ("partner", "int64"),
+            ("weight", "float32"),
+        ):
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != self.index.shape or array.ndim != 1:
                 raise ValueError(

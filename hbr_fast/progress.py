@@ -66,10 +66,7 @@ def _lines(description: str, *, total: int, unit: str) -> Iterator[Advance]:
         if now - last >= PLAIN_INTERVAL_S and done < total:
             last = now
             rate = done / (now - start)
-            say(
-                f"{description}: {done:,}/{total:,} {unit}, {rate:,.0f} {unit}/s, "
-                f"{(total - done) / rate:,.0f} s left"
-            )
+            say(f"{description}: {done:,}/{total:,} {unit}, {rate:,.0f} {unit}/s, {(total - done) / rate:,.0f} s left")
 
     yield advance
     seconds = time.monotonic() - start

@@ -97,8 +97,9 @@ def spread_seed(seed: int, stream: Stream, index: int) -> int:
 
     Members seeded 0, 1, 2 would be neighbours in any scheme that adds; these are not.
     """
-    c0, c1, c2, c3 = philox((index & 0xFFFFFFFF, index >> 32, 0, 1), stream_key(seed, stream))
-    return (c0 << 32 | c1) >> 1
+    index = int(index)
+    high, low, _, _ = philox((index & 0xFFFFFFFF, index >> 32, 0, 1), stream_key(seed, stream))
+    return (high << 32 | low) >> 1
 
 
 def member_seed(seed: int, member: int) -> int:
@@ -124,4 +125,4 @@ def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
 def _seed_words(seed: int) -> tuple[int, int]:
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
-    return seed & 0xFFFFFFFF, seed >> 32
+    return int(seed) & 0xFFFFFFFF, int(seed) >> 32

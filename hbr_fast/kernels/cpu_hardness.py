@@ -28,9 +28,7 @@ _FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
 @nb.njit(nogil=True, cache=True, fastmath=_FASTMATH)
-def record(  # type: ignore[no-untyped-def]
-    logits_bc, labels_b, ids_b, epoch, el2n_epochs, sums, counters, nonfinite
-):
+def record(logits_bc, labels_b, ids_b, epoch, el2n_epochs, sums, counters, nonfinite):
     """Add one observation a row; `hbr_fast.kernels.reference.record` is the definition.
 
     Parameters

@@ -16,7 +16,7 @@ _LOW, _32, _0 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
 
 
 @nb.njit(nogil=True, cache=True)
-def make_batch(  # type: ignore[no-untyped-def]
+def make_batch(
     images_nchw,
     labels_n,
     index_r,
@@ -108,7 +108,7 @@ def make_batch(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def _copy_inside(scratch, image, channels, height, width, pad):  # type: ignore[no-untyped-def]
+def _copy_inside(scratch, image, channels, height, width, pad):
     """Copy an image into the inside of the padded scratch image."""
     wide = width + 2 * pad
     for c in range(channels):
@@ -126,7 +126,7 @@ def _copy_inside(scratch, image, channels, height, width, pad):  # type: ignore[
 
 
 @nb.njit(inline="always")
-def _copy_row(dst, src, width, lanes):  # type: ignore[no-untyped-def]
+def _copy_row(dst, src, width, lanes):
     for x in range(0, width - lanes + 1, lanes):
         copy_bytes(dst + np.uint64(x), src + np.uint64(x), lanes)
     if width % lanes:  # the last vector overlaps the one before: no scalar tail
@@ -134,7 +134,7 @@ def _copy_row(dst, src, width, lanes):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def _plane(dst, src, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+def _plane(dst, src, height, width, stride, step, flip, scale, bias, bf16):
     """Convert one channel of one image: `height` rows of `width` bytes that lie `stride` bytes apart."""
     if bf16:
         _plane_as(dst, src, height, width, stride, step, flip, scale, bias, True)
@@ -143,7 +143,7 @@ def _plane(dst, src, height, width, stride, step, flip, scale, bias, bf16):  # t
 
 
 @nb.njit(inline="always")
-def _plane_as(dst, src, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+def _plane_as(dst, src, height, width, stride, step, flip, scale, bias, bf16):
     # The widest vector that a row fills; a lane count and a direction are compiled in, so each pair is one branch.
     if step != 1 or width < 8:
         if flip:
@@ -167,7 +167,7 @@ def _plane_as(dst, src, height, width, stride, step, flip, scale, bias, bf16):  
 
 
 @nb.njit(inline="always")
-def _rows(dst, src, height, width, stride, step, scale, bias, lanes, reverse, bf16):  # type: ignore[no-untyped-def]
+def _rows(dst, src, height, width, stride, step, scale, bias, lanes, reverse, bf16):
     size = 2 if bf16 else 4
     for y in range(height):
         to = dst + np.uint64(y * width * step * size)
@@ -182,7 +182,7 @@ def _rows(dst, src, height, width, stride, step, scale, bias, lanes, reverse, bf
 
 
 @nb.njit(nogil=True, cache=True)
-def _mixed_plane(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+def _mixed_plane(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):
     """As `_plane`, of the interpolation of two images."""
     if bf16:
         _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, True)
@@ -191,7 +191,7 @@ def _mixed_plane(dst, src, mate, weight, height, width, stride, step, flip, scal
 
 
 @nb.njit(inline="always")
-def _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):  # type: ignore[no-untyped-def]
+def _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):
     if step != 1 or width < 16:
         if flip:
             _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 1, True, bf16)
@@ -204,7 +204,7 @@ def _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, s
 
 
 @nb.njit(inline="always")
-def _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, lanes, reverse, bf16):  # type: ignore[no-untyped-def]
+def _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, lanes, reverse, bf16):
     size = 2 if bf16 else 4
     for y in range(height):
         to = dst + np.uint64(y * width * step * size)
@@ -213,5 +213,13 @@ def _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias
             x = min(x, width - lanes)
             start = np.uint64(width - lanes - x if reverse else x)
             mix_pixels(
-                to + np.uint64(x * step * size), row + start, other + start, weight, scale, bias, lanes, reverse, bf16
+                to + np.uint64(x * step * size),
+                row + start,
+                other + start,
+                weight,
+                scale,
+                bias,
+                lanes,
+                reverse,
+                bf16,
             )

@@ -35,7 +35,7 @@ def grid(length: int) -> tuple[int, int]:
 
 
 @nb.njit(inline="always")
-def _hash(digit, key):  # type: ignore[no-untyped-def]
+def _hash(digit, key):
     """A 32-bit mix of a digit (below 2**32) and a 32-bit key, in signed 64-bit arithmetic."""
     h = (digit ^ key) & _LOW
     h = ((h ^ (h >> 16)) * 0x7FEB352D) & _LOW
@@ -44,14 +44,14 @@ def _hash(digit, key):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(inline="always")
-def _add(digit, shift, size):  # type: ignore[no-untyped-def]
+def _add(digit, shift, size):
     """(digit + shift) modulo size, for both below size."""
     total = digit + shift
     return total - size if total >= size else total
 
 
 @nb.njit(inline="always")
-def _permute(left, right, a, b, keys):  # type: ignore[no-untyped-def]
+def _permute(left, right, a, b, keys):
     for j in range(0, keys.shape[0], 2):
         left = _add(left, (_hash(right, keys[j]) * a) >> 32, a)
         right = _add(right, (_hash(left, keys[j + 1]) * b) >> 32, b)
@@ -59,7 +59,7 @@ def _permute(left, right, a, b, keys):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def bijection(start, stride, length, a, b, keys, out):  # type: ignore[no-untyped-def]
+def bijection(start, stride, length, a, b, keys, out):
     """`out[i]` = the element at position `start + i * stride` of the permutation of [0, length) that `keys` names.
 
     Parameters

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -115,9 +116,7 @@ def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
     }
 
 
-def hardness(
-    visits: Sequence[tuple[int, np.ndarray, int]], *, epochs: int, el2n_epochs: int
-) -> dict[str, float]:
+def hardness(visits: Sequence[tuple[int, np.ndarray, int]], *, epochs: int, el2n_epochs: int) -> dict[str, float]:
     """Every in-loop estimator of one sample from its visits in order; NaN where nothing was observed.
 
     Parameters
@@ -137,16 +136,22 @@ def hardness(
     """
     seen = [(epoch, observation(z, y)) for epoch, z, y in visits if np.isfinite(z).all()]
     if not seen:
-        names = ("aum", "aum_softmax", "confidence", "confidence_logit", "variability", "correctness", "dataiq")
+        names = (
+            "aum",
+            "aum_softmax",
+            "confidence",
+            "confidence_logit",
+            "variability",
+            "correctness",
+            "dataiq",
+        )
         return dict.fromkeys((*names, "loss", "el2n", "forgetting", "first_learned"), math.nan)
-    result = {
-        name: float(np.mean([values[name] for _, values in seen])) for name in seen[0][1] if name != "el2n"
-    }
+    result = {name: float(np.mean([values[name] for _, values in seen])) for name in seen[0][1] if name != "el2n"}
     early = [values["el2n"] for epoch, values in seen if epoch < el2n_epochs]
     result["el2n"] = float(np.mean(early)) if early else math.nan
     result["variability"] = float(np.std([values["confidence"] for _, values in seen]))
     right = [bool(values["correctness"]) for _, values in seen]
-    forgotten = sum(before and not after for before, after in zip(right, right[1:], strict=False))
+    forgotten = sum(before and not after for before, after in pairwise(right))
     result["forgetting"] = float(forgotten) if any(right) else math.nan
     learned = [epoch for (epoch, _), good in zip(seen, right, strict=True) if good]
     result["first_learned"] = float(learned[0] if learned else epochs)

@@ -58,9 +58,7 @@ def convert_pixels(
         _store(builder, _round_bf16(builder, value, width) if half else value, args[0])
         return context.get_dummy_value()
 
-    signature = types.void(
-        types.uint64, types.uint64, types.float32, types.float32, lanes, reverse, bf16
-    )
+    signature = types.void(types.uint64, types.uint64, types.float32, types.float32, lanes, reverse, bf16)
     return signature, codegen
 
 
@@ -89,9 +87,7 @@ def mix_pixels(
         return context.get_dummy_value()
 
     number = types.float32
-    signature = types.void(
-        types.uint64, types.uint64, types.uint64, number, number, number, lanes, reverse, bf16
-    )
+    signature = types.void(types.uint64, types.uint64, types.uint64, number, number, number, lanes, reverse, bf16)
     return signature, codegen
 
 

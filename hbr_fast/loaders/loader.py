@@ -84,7 +84,8 @@ class Loader:
             raise ValueError(f"the order has {len(order)} positions but the plan only {len(plan)} rows")
         if not 1 <= batch_size <= len(order):
             raise ValueError(
-                f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, got {batch_size}"
+                f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, "
+                f"got {batch_size}"
             )
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")

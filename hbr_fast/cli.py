@@ -1,0 +1,404 @@
+"""The command line: `hbr-fast convert | verify | info | train | hardness | resample | study | report`.
+
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from hbr_fast import progress
+
+if TYPE_CHECKING:
+    from hbr_fast.data.dataset import Dataset
+
+Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
+AtOnce = int | Literal["auto"]
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def convert(
+    source: Positional[str],
+    out: Positional[Path],
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    force: bool = False,
+    size: tuple[int, int] | None = None,
+    mode: Literal["auto", "rgb", "gray"] | None = None,
+    layout: Literal["nhwc", "nchw"] | None = None,
+    test_fraction: float | None = None,
+    classes: int | None = None,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+    seed: int | None = None,
+) -> None:
+    """Write a dataset in the fast format.
+
+    Args:
+        source: fashion-mnist, mnist, cifar10, cifar100, folder, npz or synthetic.
+        out: Directory to write; its name ends in .hbr.
+        root: Where the source's files are: a directory, an archive, or the file of npz.
+        download: Let torchvision fetch what is missing into --root.
+        force: Replace what is at OUT.
+        size: Height and width to resize to (folder).
+        mode: Channels (folder).
+        layout: Order of the axes where it is ambiguous (npz).
+        test_fraction: Share of each class held out where there is no test split (npz).
+        classes: Number of classes (synthetic).
+        train_per_class: Train samples a class (synthetic).
+        test_per_class: Test samples a class (synthetic).
+        seed: Seed of the generator (synthetic).
+    """
+    from hbr_fast.data.convert import convert as convert_source
+
+    dataset = convert_source(
+        source,
+        out,
+        root=root,
+        download=download,
+        force=force,
+        size=size,
+        mode=mode,
+        layout=layout,
+        test_fraction=test_fraction,
+        classes=classes,
+        train_per_class=train_per_class,
+        test_per_class=test_per_class,
+        seed=seed,
+    )
+    print(f"{dataset.path}: {len(dataset.train):,} train and {len(dataset.test):,} test images of {dataset.name}")
+
+
+def verify(dataset: Positional[Path]) -> None:
+    """Re-read a dataset and check every checksum, shape, range and label.
+
+    Args:
+        dataset: A directory that convert wrote.
+    """
+    from hbr_fast.data.dataset import verify_dataset
+
+    found = verify_dataset(dataset)
+    print(
+        f"{found.path}: good ({found.files} files, {found.bytes / 1e6:,.1f} MB, {found.samples:,} samples, "
+        f"fingerprint {found.fingerprint[:12]})"
+    )
+
+
+def info(dataset: Positional[Path]) -> None:
+    """Print what a dataset is.
+
+    Args:
+        dataset: A directory that convert wrote.
+    """
+    from hbr_fast.data.dataset import describe, open_dataset
+
+    about = describe(open_dataset(dataset))
+    print(f"{about.name}  ({about.path}, {about.bytes / 1e6:,.1f} MB)")
+    print(f"fingerprint  {about.fingerprint}")
+    for name, split in about.splits.items():
+        shape = "x".join(map(str, split.shape))
+        print(f"{name:<11}  {split.samples:,} images of {shape}{', hardness known' if split.has_truth else ''}")
+    for name, values in (("mean", about.mean), ("std", about.std)):
+        print(f"{name:<11}  {', '.join(f'{value:.4f}' for value in values)}  (of pixels in 0..1, train split)")
+    widest = max(len(name) for name in about.classes)
+    print(f"{'class':<{widest + 5}}  " + "  ".join(f"{name:>7}" for name in about.splits))
+    for c, label in enumerate(about.classes):
+        counts = "  ".join(f"{split.class_counts[c]:>7,}" for split in about.splits.values())
+        print(f"{c:>3}  {label:<{widest}}  {counts}")
+
+
+def train(
+    dataset: Positional[Path],
+    out: Positional[Path],
+    *,
+    recipe: str = "small-cnn",
+    overrides: Overrides = (),
+    members: int = 1,
+    seed: int = 0,
+    plan: Path | None = None,
+    members_at_once: AtOnce = "auto",
+) -> None:
+    """Train an ensemble and record the hardness of every sample on the way.
+
+    Args:
+        dataset: A directory that convert wrote.
+        out: The run directory; members that are there already are not trained again.
+        recipe: quickstart, small-cnn or paper-resnet18.
+        overrides: Recipe fields to change, e.g. --set epochs=3 lr=0.05.
+        members: Models to train, each with a seed of its own.
+        seed: Everything random follows from it.
+        plan: A resampled set that the resample command wrote; by default every sample once an epoch.
+        members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+    """
+    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.evaluation.metrics import evaluate, gaps
+    from hbr_fast.plan import Plan
+    from hbr_fast.training.ensemble import train_ensemble
+    from hbr_fast.training.recipe import named_recipe
+
+    settings = named_recipe(recipe, overrides)
+    opened = open_dataset(dataset)
+    rows = None if plan is None else Plan.load(plan)
+    ensemble = train_ensemble(
+        opened,
+        settings,
+        members=members,
+        out=out,
+        seed=seed,
+        plan=rows,
+        members_at_once=_at_once(members_at_once, members),
+    )
+    for number, member in enumerate(ensemble.members):
+        result = evaluate(member.test_logits(), opened.test.labels, classes=opened.classes)
+        print(
+            f"member {number}: accuracy {result.accuracy:.4f}, recall gap {gaps(result.recall)['max_min']:.4f}, "
+            f"{member.history()['seconds'].sum():.0f} s, {member.path}"
+        )
+
+
+def hardness(
+    run: Positional[Path],
+    *,
+    estimator: str = "aum",
+    csv: Path | None = None,
+) -> None:
+    """Print how hard the classes are by a trained ensemble.
+
+    Args:
+        run: A run directory that train wrote.
+        estimator: aum, confidence, loss, el2n, forgetting, ... (an unknown name lists them all).
+        csv: Write every sample's scores by every estimator to this file.
+    """
+    from hbr_fast.files import atomic_write
+    from hbr_fast.hardness import estimator as estimator_named
+    from hbr_fast.studies.results import sample_table
+    from hbr_fast.training.ensemble import open_ensemble
+
+    chosen = estimator_named(estimator)
+    ensemble, about = open_ensemble(run)
+    opened = _dataset_of(run, about)
+    scores = ensemble.scores()
+    means = scores.class_means(estimator, opened.train.labels, opened.train.num_classes)
+    sign = 1 if chosen.hard_is == "low" else -1
+    print(f"{estimator}: {chosen.meaning}; {chosen.hard_is} is hard; {scores.members} members, hardest class first")
+    for value, name in sorted(zip(means.tolist(), opened.classes, strict=True), key=lambda pair: sign * pair[0]):
+        print(f"{value:>12.4f}  {name}")
+    if csv is not None:
+        with atomic_write(csv) as file:
+            sample_table(scores, opened).write_csv(file)
+        print(f"scores of {len(scores):,} samples: {csv}")
+
+
+def resample(
+    run: Positional[Path],
+    out: Positional[Path],
+    *,
+    alpha: float = 1.0,
+    estimator: str = "aum",
+    undersample: str = "easy",
+    oversample: str = "random",
+    nonpositive: Literal["shift", "authors"] | None = None,
+    clip: bool = False,
+    seed: int = 0,
+    force: bool = False,
+) -> None:
+    """Turn an ensemble's class hardness into a resampled set: a plan to train with.
+
+    Args:
+        run: A run directory that train wrote.
+        out: Plan file to write (.safetensors), for train --plan.
+        alpha: Degree of resampling: 0 balances the classes, 1 takes the hardness ratio itself.
+        estimator: What class hardness is measured by.
+        undersample: easy, hard, extreme, random or none.
+        oversample: random or none.
+        nonpositive: What to do with classes whose mean is not positive.
+        clip: Hold classes at one sample where alpha is too large for them, instead of an error.
+        seed: Of the random choices.
+        force: Replace what is at OUT.
+    """
+    from hbr_fast.allocation import allocate
+    from hbr_fast.hardness import estimator as estimator_named
+    from hbr_fast.resampling import resample as resample_labels
+    from hbr_fast.training.ensemble import open_ensemble
+
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
+    chosen = estimator_named(estimator)
+    ensemble, about = open_ensemble(run)
+    opened = _dataset_of(run, about)
+    scores = ensemble.scores()
+    allocation = allocate(
+        scores.class_means(estimator, opened.train.labels, opened.train.num_classes),
+        hard_is=chosen.hard_is,
+        alpha=alpha,
+        total=len(opened.train),
+        nonpositive=nonpositive,
+        clip=clip,
+        classes=opened.classes,
+    )
+    plan = resample_labels(
+        opened.train.labels,
+        allocation.counts,
+        scores_n=scores.per_sample(estimator),
+        hard_is=chosen.hard_is,
+        undersample=undersample,
+        oversample=oversample,
+        seed=seed,
+        provenance={"dataset": opened.fingerprint, "estimator": estimator, "alpha": alpha},
+        classes=opened.classes,
+    )
+    plan.save(out)
+    print(f"{out}: {len(plan):,} rows; the largest feasible alpha is {allocation.max_alpha:.4g}")
+    for name, before, after in zip(
+        opened.classes, opened.train.class_counts().tolist(), plan.provenance["counts"], strict=True
+    ):
+        print(f"{before:>9,} -> {after:>9,}  {name}")
+
+
+def study(
+    name: Positional[str],
+    *,
+    out: Path | None = None,
+    dataset: Path | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    alpha: float | None = None,
+    members: int | None = None,
+    seed: int | None = None,
+    members_at_once: AtOnce = "auto",
+) -> None:
+    """Run a named study from data to report; what is done already is not done again.
+
+    The last line on standard output is one JSON object with the headline numbers.
+
+    Args:
+        name: quickstart.
+        out: The study's directory, by default runs/NAME.
+        dataset: A dataset that convert wrote; by default Fashion-MNIST is converted into OUT.
+        root: Where Fashion-MNIST's files are, if not where Debian's package puts them.
+        download: Let torchvision fetch Fashion-MNIST into --root (by default OUT/downloads).
+        alpha: Degree of resampling.
+        members: Members an arm.
+        seed: Everything random follows from it.
+        members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+    """
+    from hbr_fast.studies.recipes import STUDIES
+
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}")
+    options = {"alpha": alpha, "members": members, "seed": seed}
+    grid = STUDIES[name](**{option: value for option, value in options.items() if value is not None})
+    start = time.perf_counter()
+    directory = out or Path("runs") / name
+    opened = _verified(dataset, directory, root=root, download=download)
+
+    from hbr_fast.report.page import write_report
+    from hbr_fast.report.tables import print_tables, summary_tables
+    from hbr_fast.studies.results import summary
+    from hbr_fast.studies.runner import run_study
+
+    at_once = _at_once(members_at_once, grid.members_per_arm)
+    run_study(grid, opened, out=directory, members_at_once=at_once)
+    progress.say("report: drawing")
+    page = write_report(directory, dataset=opened)
+    print_tables(summary_tables(directory))
+    print(f"\nreport: {page}")
+    seconds = round(time.perf_counter() - start, 1)
+    print(json.dumps({**summary(directory), "seconds": seconds, "report": str(page)}))
+
+
+def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Path | None = None) -> None:
+    """Draw the report of a finished study again.
+
+    Args:
+        study_dir: A directory that study wrote.
+        out: Folder to write, by default report in the study's directory.
+        dataset: The study's dataset, if it was moved.
+    """
+    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.report.page import write_report
+
+    opened = None if dataset is None else open_dataset(dataset)
+    print(write_report(study_dir, out=out, dataset=opened))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "convert": convert,
+    "verify": verify,
+    "info": info,
+    "train": train,
+    "hardness": hardness,
+    "resample": resample,
+    "study": study,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, with --debug the whole traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="hbr-fast",
+                description="Hardness-based resampling at memory speed. --debug shows the traceback of an error.",
+                args=words,
+            )
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if debug:
+            raise
+        print(f"hbr-fast: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("hbr-fast: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _at_once(choice: AtOnce, members: int) -> int:
+    from hbr_fast.training.parallel import default_members_at_once
+
+    return default_members_at_once(members) if choice == "auto" else choice
+
+
+def _dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
+    """The dataset that a run was trained on, where it was then, unchanged since."""
+    from hbr_fast.data.dataset import open_dataset
+
+    opened = open_dataset(about["dataset"]["path"])
+    if opened.fingerprint != about["dataset"]["fingerprint"]:
+        raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it was changed since")
+    return opened
+
+
+def _verified(dataset: Path | None, directory: Path, *, root: Path | None, download: bool) -> Dataset:
+    """The dataset given, or Fashion-MNIST converted once into `directory`; verified in either case."""
+    from hbr_fast.data.convert import convert as convert_source
+    from hbr_fast.data.dataset import open_dataset, verify_dataset
+
+    path = dataset or directory / "fashion-mnist.hbr"
+    if dataset is None and not path.exists():
+        if download and root is None:
+            root = directory / "downloads"
+            root.mkdir(parents=True, exist_ok=True)
+        convert_source("fashion-mnist", path, root=root, download=download)
+    found = verify_dataset(path)
+    progress.say(f"verify: {path} is good, {found.samples:,} samples in {found.bytes / 1e6:,.1f} MB")
+    return open_dataset(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""An ensemble in a run directory: `recipe.json`, `ensemble.json` and the members under `members/`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hbr_fast.data.dataset import Dataset
+from hbr_fast.files import read_json, write_json
+from hbr_fast.hardness import HardnessScores, stack_scores
+from hbr_fast.plan import Plan
+from hbr_fast.seeding import member_seed
+from hbr_fast.training.parallel import Training, obtain_members
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.store import StoredMember, open_member
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Finished members of one training, that differ in their seeds."""
+
+    members: tuple[StoredMember, ...]
+
+    def scores(self) -> HardnessScores:
+        """Hardness by all members, stacked in their order."""
+        return stack_scores([member.scores() for member in self.members])
+
+
+def train_ensemble(
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    members: int,
+    out: str | os.PathLike[str],
+    seed: int = 0,
+    plan: Plan | None = None,
+    members_at_once: int = 1,
+) -> Ensemble:
+    """Train an ensemble into a run directory, or find what is there of it and train the rest.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    recipe : Recipe
+    members : int
+        Number of members, at least 1.
+    out : path
+        The run directory: `recipe.json`, `ensemble.json` and one directory a member under `members/`.
+    seed : int
+        Of the ensemble; member m trains with `member_seed(seed, m)`.
+    plan : Plan, optional
+        Rows of the train split that make an epoch; by default each sample once.
+    members_at_once : int
+        See `hbr_fast.training.parallel.obtain_members`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or `out` is the run directory of another recipe or dataset.
+    FloatingPointError
+        If a training diverges.
+    """
+    if members < 1:
+        raise ValueError(f"an ensemble has at least 1 member, got {members}")
+    run = Path(out)
+    _claim_run(run, recipe, dataset)
+    trainings = [Training(member_seed(seed, number), plan) for number in range(members)]
+    stored = obtain_members(dataset, recipe, trainings, store=run, members_at_once=members_at_once, label="train")
+    write_json(
+        run / "ensemble.json",
+        {
+            "schema": SCHEMA,
+            "dataset": {"path": str(dataset.path), "name": dataset.name, "fingerprint": dataset.fingerprint},
+            "seed": seed,
+            "plan": plan.content_hash() if plan is not None else None,
+            "members": [{"key": member.key, "seed": member.seed} for member in stored],
+        },
+    )
+    return Ensemble(tuple(stored))
+
+
+def open_ensemble(run: str | os.PathLike[str]) -> tuple[Ensemble, dict[str, Any]]:
+    """The ensemble in a run directory that `train_ensemble` finished, and its `ensemble.json`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is not such a directory or a member is missing or damaged.
+    """
+    path = Path(run)
+    if not (path / "ensemble.json").is_file():
+        raise FileNotFoundError(f"{path} holds no finished ensemble (no ensemble.json): train one into it")
+    info = read_json(path / "ensemble.json")
+    return Ensemble(tuple(open_member(path, entry["key"]) for entry in info["members"])), info
+
+
+def _claim_run(run: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """Make the run directory, or check that it is this recipe's and this dataset's."""
+    run.mkdir(parents=True, exist_ok=True)
+    marker = run / "recipe.json"
+    if marker.exists():
+        old = Recipe.from_json(read_json(marker))
+        differing = [
+            f"{name} {there!r}, not {here!r}"
+            for (name, there), here in zip(old.to_json().items(), recipe.to_json().values(), strict=True)
+            if there != here
+        ]
+        if differing:
+            raise ValueError(f"{run} is the run directory of another recipe ({differing[0]}): choose another one")
+    if (run / "ensemble.json").exists():
+        there = read_json(run / "ensemble.json")["dataset"]["fingerprint"]
+        if there != dataset.fingerprint:
+            raise ValueError(
+                f"{run} is the run directory of another dataset ({there[:12]}, not {dataset.fingerprint[:12]}): "
+                "choose another one"
+            )
+    write_json(marker, recipe.to_json())

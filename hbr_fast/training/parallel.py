@@ -1,0 +1,163 @@
+"""Several members at a time: one process and one thread each.
+
+Small networks keep one core busy and leave a second one waiting at barriers, so two members on a thread each finish
+before one after another on two threads (see `benchmarks/bench_training.py`), and suffer far less from other programs on
+the machine. The processes share the dataset's pages: it is memory-mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hbr_fast import progress
+from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.machine import usable_cpus
+from hbr_fast.plan import Plan
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.store import StoredMember, find_member, train_and_store
+
+REPORT_INTERVAL_S = 0.2  # how often a worker says what it did
+
+
+@dataclass(frozen=True)
+class Training:
+    """One member to have: its seed and the rows it trains on (None: every sample once an epoch)."""
+
+    seed: int
+    plan: Plan | None = None
+
+
+def default_members_at_once(members: int) -> int:
+    """One member a core, at most as many as there are."""
+    return max(1, min(members, usable_cpus()))
+
+
+def obtain_members(
+    dataset: Dataset,
+    recipe: Recipe,
+    trainings: Sequence[Training],
+    *,
+    store: Path,
+    members_at_once: int = 1,
+    label: str,
+) -> list[StoredMember]:
+    """Members in the order of `trainings`: those in the store are found, the others trained into it.
+
+    Parameters
+    ----------
+    dataset, recipe
+        The same for all.
+    trainings : sequence of Training
+    store : path
+        Members are kept under `store/members/`.
+    members_at_once : int
+        1 trains one after another in this process, with all its threads; more start that many processes, which needs
+        an importable main module (`if __name__ == "__main__":` in scripts).
+    label : str
+        What the progress calls them.
+
+    Raises
+    ------
+    ValueError
+        If `members_at_once` is below 1, or what a training raises.
+    FloatingPointError
+        If a training diverges; members that finished before are kept.
+    """
+    if members_at_once < 1:
+        raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
+    found = [find_member(dataset, recipe, seed=t.seed, plan=t.plan, store=store) for t in trainings]
+    missing = [number for number, member in enumerate(found) if member is None]
+    if len(missing) < len(trainings):
+        progress.say(f"{label}: {len(trainings) - len(missing)} of {len(trainings)} members are there already")
+    if not missing:
+        return [member for member in found if member is not None]
+    rows = sum(
+        recipe.epochs * (len(plan) if (plan := trainings[number].plan) is not None else len(dataset.train))
+        for number in missing
+    )
+    at_once = min(members_at_once, len(missing))
+    title = f"{label}: {len(missing)} members" + (f", {at_once} at once" if at_once > 1 else "")
+    with progress.task(title, total=rows, unit="images") as advance:
+        if at_once == 1:
+            for number in missing:
+                job = trainings[number]
+                found[number] = train_and_store(
+                    dataset, recipe, seed=job.seed, plan=job.plan, store=store, advance=advance
+                )
+        else:
+            with _workers(at_once, advance) as pool:
+                futures = [
+                    pool.submit(_train_in_worker, dataset.path, recipe, trainings[number], store) for number in missing
+                ]
+                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future.done():
+                        future.result()
+            for number in missing:
+                job = trainings[number]
+                found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
+    members = [member for member in found if member is not None]
+    assert len(members) == len(trainings)
+    return members
+
+
+@contextlib.contextmanager
+def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose workers report the rows they did; leaving by an exception ends them at once."""
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    reports: Any = context.Queue()
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(reports,))
+
+    def pass_on() -> None:
+        while (rows := reports.get()) is not None:
+            advance(rows)
+
+    listener = threading.Thread(target=pass_on, name="hbr-progress")
+    listener.start()
+    try:
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        reports.put(None)
+        listener.join()
+
+
+_reports: Any = None  # in a worker: where it says what it did
+
+
+def _start_worker(reports: Any) -> None:
+    import torch
+
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    torch.set_num_threads(1)
+
+
+def _train_in_worker(dataset_path: Path, recipe: Recipe, job: Training, store: Path) -> None:
+    done, last = 0, time.monotonic()
+
+    def advance(rows: int) -> None:
+        nonlocal done, last
+        done += rows
+        if time.monotonic() - last >= REPORT_INTERVAL_S:
+            _reports.put(done)
+            done, last = 0, time.monotonic()
+
+    train_and_store(open_dataset(dataset_path), recipe, seed=job.seed, plan=job.plan, store=store, advance=advance)
+    _reports.put(done)

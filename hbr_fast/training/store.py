@@ -1,0 +1,158 @@
+"""The member store: every member is one directory, named by the hash of all that determines its training.
+
+So a finished member is found again by whoever asks for the same training, and can never be taken for another one. A
+member's directory appears whole, by one rename, when everything in it is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from hbr_fast import progress
+from hbr_fast.data.dataset import Dataset
+from hbr_fast.files import atomic_directory, content_hash, read_json, sha256_of_file, write_json
+from hbr_fast.hardness import HardnessScores
+from hbr_fast.machine import cpu_name, versions
+from hbr_fast.plan import Plan
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.trainer import Member, compute_dtype, train_member
+
+SCHEMA = 1
+# Raised when the same recipe, seed and data would train to other numbers; CHANGELOG names each step.
+NUMERICS = 1
+
+MEMBER_FILES = ("weights.safetensors", "hardness.safetensors", "logits.npy", "history.csv", "recipe.json")
+
+
+@dataclass(frozen=True)
+class StoredMember:
+    """A finished member: its directory and what `member.json` says."""
+
+    path: Path
+    info: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Hash of what determined the training."""
+        return str(self.info["key"])
+
+    @property
+    def seed(self) -> int:
+        """The member's seed."""
+        return int(self.info["seed"])
+
+    def scores(self) -> HardnessScores:
+        """Hardness by this member."""
+        return HardnessScores.load(self.path / "hardness.safetensors")
+
+    def test_logits(self) -> np.ndarray:
+        """Logits of the test split: float32 [N_test, C]."""
+        return np.load(self.path / "logits.npy", allow_pickle=False)
+
+    def history(self) -> pl.DataFrame:
+        """One row an epoch: rate, loss, accuracy, seconds, images a second."""
+        return pl.read_csv(self.path / "history.csv")
+
+
+def find_member(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None, store: Path) -> StoredMember | None:
+    """The finished member that these arguments determine, or None where it is not in the store.
+
+    Raises
+    ------
+    ValueError
+        If it is there but damaged.
+    """
+    key = member_key(dataset, recipe, seed=seed, plan=plan)
+    return open_member(store, key) if member_path(store, key).exists() else None
+
+
+def train_and_store(
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int,
+    plan: Plan | None,
+    store: Path,
+    advance: progress.Advance | None = None,
+) -> StoredMember:
+    """Train a member and keep it under `store/members/`, whole or not at all."""
+    key = member_key(dataset, recipe, seed=seed, plan=plan)
+    provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
+    member = train_member(dataset, recipe, seed=seed, plan=plan, provenance=provenance, advance=advance)
+    info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
+    _write_member(member_path(store, key), member, recipe=recipe, plan=plan, info=info)
+    return open_member(store, key)
+
+
+def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> str:
+    """Hash of everything that determines a training: 20 hex digits.
+
+    The recipe's name and its `precision="auto"` do not count, but the precision that this machine makes of it does.
+    """
+    determines = {
+        "numerics": NUMERICS,
+        "dataset": dataset.fingerprint,
+        "recipe": {**recipe.to_json(), "name": None, "precision": str(compute_dtype(recipe))},
+        "seed": seed,
+        "plan": plan.content_hash() if plan is not None else None,
+    }
+    return content_hash(determines)[:20]
+
+
+def member_path(store: Path, key: str) -> Path:
+    """Where a member of that key is kept."""
+    return store / "members" / key
+
+
+def open_member(store: Path, key: str) -> StoredMember:
+    """A finished member.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is not there, or a file of it is missing or does not have the bytes that were written.
+    """
+    path = member_path(store, key)
+    if not (path / "member.json").is_file():
+        raise FileNotFoundError(f"{path} holds no finished member: remove the directory and train it again")
+    info = read_json(path / "member.json")
+    if info.get("schema") != SCHEMA or info.get("key") != key:
+        raise ValueError(f"{path / 'member.json'} is not of schema {SCHEMA} and key {key}: train into another place")
+    for name, checksum in info["files"].items():
+        file = path / name
+        if not file.is_file() or sha256_of_file(file) != checksum:
+            raise ValueError(f"{file} is missing or damaged: remove {path} and train the member again")
+    return StoredMember(path, info)
+
+
+def _write_member(path: Path, member: Member, *, recipe: Recipe, plan: Plan | None, info: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_directory(path) as directory:
+        weights = {name: tensor.contiguous() for name, tensor in member.weights.items()}
+        save_file(weights, directory / "weights.safetensors")
+        member.scores.save(directory / "hardness.safetensors")
+        np.save(directory / "logits.npy", member.test_logits, allow_pickle=False)
+        pl.DataFrame([dataclasses.asdict(record) for record in member.history]).write_csv(directory / "history.csv")
+        write_json(directory / "recipe.json", recipe.to_json())
+        names = [*MEMBER_FILES]
+        if plan is not None:
+            plan.save(directory / "plan.safetensors")
+            names.append("plan.safetensors")
+        checksums = {name: sha256_of_file(directory / name) for name in names}
+        write_json(directory / "member.json", {"schema": SCHEMA, **info, "files": checksums})
+
+
+def _origin(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "dataset": dataset.fingerprint,
+        "precision": str(compute_dtype(recipe)).removeprefix("torch."),
+        "versions": versions(),
+        "processor": cpu_name(),
+    }

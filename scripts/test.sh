@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Lint, type check and tests, in .venv with everything they need: bash scripts/test.sh [pytest options]
+#
+# FFCV is compiled on installation; where its libraries are missing they are installed with apt (as root), or the
+# tests run without it. With CI set, a missing FFCV or DALI is a failure.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+cd "$repo"
+
+can_import() { "$venv/bin/python" -c "import $1" >/dev/null 2>&1; }
+
+python_headers() {
+    "$venv/bin/python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+}
+
+# What FFCV's compilation lacks here, as Debian packages.
+missing_for_ffcv() {
+    command -v g++ >/dev/null || echo g++
+    command -v pkg-config >/dev/null || echo pkg-config
+    pkg-config --exists opencv4 2>/dev/null || echo libopencv-dev
+    pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
+    python_headers || "$venv/bin/python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])'
+}
+
+make_venv
+
+extras=ffcv,dali,dev
+if ! can_import ffcv; then
+    mapfile -t missing < <(missing_for_ffcv)
+    if ((${#missing[@]} > 0)) && ! apt_install "${missing[@]}"; then
+        remedy="apt-get install ${missing[*]}"
+        [[ -z ${CI:-} ]] || die "FFCV cannot be compiled here, and with CI set it must be: run as root: $remedy"
+        say "FFCV cannot be compiled here, going on without it. To have it, run as root: $remedy"
+        extras=dali,dev
+    fi
+fi
+install "$extras"
+
+if [[ -n ${CI:-} ]]; then
+    for module in ffcv nvidia.dali; do
+        can_import "$module" || {
+            "$venv/bin/python" -c "import $module" || true
+            die "with CI set the tests need $module, and it cannot be imported (above)"
+        }
+    done
+fi
+
+have_fashion_mnist "$fashion_mnist" || apt_install dataset-fashion-mnist ||
+    say "Fashion-MNIST is not in $fashion_mnist: tests that use it are skipped"
+
+# Several test processes share the cores: as many threads for each as leave none waiting.
+cores=$("$venv/bin/python" -c 'import os; print(len(os.sched_getaffinity(0)))')
+workers=$((cores < 4 ? cores : 4))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / workers))}
+
+failed=()
+step() {
+    local name=$1 start=$SECONDS
+    shift
+    say "== $name"
+    if "$@"; then
+        say "== $name: passed ($((SECONDS - start)) s)"
+    else
+        say "== $name: FAILED ($((SECONDS - start)) s)"
+        failed+=("$name")
+    fi
+}
+
+step "format (ruff format)" "$venv/bin/ruff" format --check .
+step "lint (ruff check)" "$venv/bin/ruff" check .
+step "types (mypy)" "$venv/bin/mypy"
+step "tests (pytest)" "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "$@"
+
+if ((${#failed[@]} > 0)); then
+    printf 'FAILED: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+say "all passed in $SECONDS s"

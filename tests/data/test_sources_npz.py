@@ -1,0 +1,164 @@
+"""Arrays from an `.npz` file: layouts, splits, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hbr_fast.data.convert import convert
+from hbr_fast.data.sources import Source, npz
+
+
+def images(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path / "mine.npz", **arrays)
+    return path / "mine.npz"
+
+
+def whole(**changes: Any) -> dict[str, Any]:
+    arrays = {
+        "images": images(6, 5, 4, 3),
+        "labels": np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8),
+        "test_images": images(3, 5, 4, 3, seed=1),
+        "test_labels": np.array([2, 1, 0]),
+    }
+    return {name: array for name, array in (arrays | changes).items() if array is not None}
+
+
+def images_of(source: Source, split: str) -> np.ndarray:
+    return np.concatenate(list(source.splits[split].blocks()))
+
+
+def test_channels_last_becomes_planar(tmp_path: Path) -> None:
+    source = npz(root=save(tmp_path, **whole()))
+    assert (source.name, source.classes) == ("mine", ("0", "1", "2"))
+    np.testing.assert_array_equal(images_of(source, "train"), whole()["images"].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(images_of(source, "test"), whole()["test_images"].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(source.splits["test"].labels_n, [2, 1, 0])
+
+
+def test_other_layouts(tmp_path: Path) -> None:
+    planar = whole(images=images(6, 3, 5, 4), test_images=images(3, 3, 5, 4))
+    np.testing.assert_array_equal(images_of(npz(root=save(tmp_path, **planar)), "train"), planar["images"])
+    gray = whole(images=images(6, 5, 4), test_images=images(3, 5, 4))
+    np.testing.assert_array_equal(images_of(npz(root=save(tmp_path, **gray)), "train")[:, 0], gray["images"])
+
+
+def test_ambiguous_shape_asks_for_the_layout(tmp_path: Path) -> None:
+    path = save(tmp_path, **whole(images=images(6, 3, 4, 3), test_images=images(3, 3, 4, 3)))
+    with pytest.raises(
+        ValueError, match=r"images has shape \[6, 3, 4, 3\], which could be either layout: say --layout"
+    ):
+        npz(root=path)
+    assert npz(root=path, layout="nhwc").splits["train"].shape == (3, 3, 4)
+    assert npz(root=path, layout="nchw").splits["train"].shape == (3, 4, 3)
+    with pytest.raises(ValueError, match="layout must be nhwc or nchw, got 'hwc'"):
+        npz(root=path, layout="hwc")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"images": None}, "lacks the array 'images'"),
+        ({"labels": None}, "lacks the array 'labels'"),
+        ({"test_labels": None}, "lacks the array 'test_labels'"),
+        ({"images": np.zeros((6, 5, 4, 3))}, "images is float64, not uint8"),
+        ({"images": images(6, 5, 4, 2)}, r"images has shape \[6, 5, 4, 2\]: no place for 1 or 3 channels"),
+        ({"images": images(6, 5)}, r"images has shape \[6, 5\]: it must be"),
+        ({"images": images(5, 5, 4, 3)}, r"images has shape \[5, 5, 4, 3\] but labels has 6"),
+        ({"images": np.uint8(3)}, r"images has shape \[\] but labels has 6"),
+        ({"labels": np.zeros(6)}, r"labels is float64 \[6\], not whole numbers"),
+        ({"labels": np.zeros((6, 1), np.int64)}, r"labels is int64 \[6, 1\], not whole numbers"),
+        ({"labels": np.array([0, 1, 2, 0, -1, 2])}, r"labels: the label at position 4 is -1, outside 0\.\.2"),
+        ({"labels": np.array([0, 1, 2, 0, 10**12, 2])}, "labels go up to 1000000000000 with 9 samples"),
+        ({"classes": np.array(["a", "b"])}, r"labels: the label at position 2 is 2, outside 0\.\.1"),
+        ({"classes": np.array([1, 2, 3])}, "classes is int64"),
+        ({"labels": np.array([0, None, 2, 0, 1, 2], dtype=object)}, "array 'labels' holds Python objects"),
+    ],
+)
+def test_wrong_arrays_are_named(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    path = save(tmp_path, **whole(**changes))
+    with pytest.raises(ValueError, match=f"mine.npz.*{complaint}") as raised:
+        npz(root=path)
+    assert "\n" not in str(raised.value)
+
+
+def test_largest_byte_as_label(tmp_path: Path) -> None:
+    labels = np.arange(256, dtype=np.uint8)
+    arrays = {
+        "images": images(256, 2, 2),
+        "labels": labels,
+        "test_images": images(256, 2, 2),
+        "test_labels": labels,
+    }
+    assert len(npz(root=save(tmp_path, **arrays)).classes) == 256
+
+
+def test_class_names(tmp_path: Path) -> None:
+    assert npz(root=save(tmp_path, **whole(classes=np.array(["a", "b", "c"])))).classes == ("a", "b", "c")
+    path = save(tmp_path, **whole(classes=np.array(["a", "b", "c", "d"])))
+    with pytest.raises(ValueError, match=r"class 'd' \(label 3\) has no sample in train"):
+        convert("npz", tmp_path / "out.hbr", root=path)
+    path = save(tmp_path, **whole(classes=np.array(["a", "b", "a"])))
+    with pytest.raises(ValueError, match="two classes are named 'a'"):
+        convert("npz", tmp_path / "out.hbr", root=path)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path, **whole())
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[200] ^= 255
+    for damaged in (b"", b"text", content[: len(content) // 2], bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"mine\.npz is not a readable \.npz file"):
+            npz(root=path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="it is a single array"):
+        npz(root=path)
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        npz(root=tmp_path)
+
+
+def test_without_test_arrays(tmp_path: Path) -> None:
+    """The share set aside is exact per class, half rounded up, disjoint from train and always the same."""
+    labels = np.repeat([0, 1, 2], [10, 25, 50])
+    pixels = np.arange(85, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    path = save(tmp_path, images=pixels, labels=labels)
+    with pytest.raises(ValueError, match=r"lacks test_images and test_labels: .*--test-fraction"):
+        npz(root=path)
+    source = npz(root=path, test_fraction=0.1)
+    train, test = source.splits["train"], source.splits["test"]
+    np.testing.assert_array_equal(np.bincount(test.labels_n), [1, 3, 5])
+    ids = {name: images_of(source, name)[:, 0, 0, 0] for name in ("train", "test")}
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(ids.values()))), np.arange(85))
+    np.testing.assert_array_equal(train.labels_n, labels[ids["train"]])
+    np.testing.assert_array_equal(test.labels_n, labels[ids["test"]])
+    np.testing.assert_array_equal(ids["test"], images_of(npz(root=path, test_fraction=0.1), "test")[:, 0, 0, 0])
+    assert not np.array_equal(ids["test"][-5:], np.arange(80, 85)), "not simply the last ones"
+
+
+def test_trap_12_fraction_of_a_class_is_exact(tmp_path: Path) -> None:
+    """0.29 * 100 is 28.999... in floating point, yet 0.29 of 100 is 29; and half of a sample rounds up."""
+    path = save(tmp_path, images=images(110, 2, 2), labels=np.repeat([0, 1], [100, 10]))
+    for fraction, expected in ((0.29, [29, 3]), (0.35, [35, 4]), (0.57, [57, 6])):
+        counts = np.bincount(npz(root=path, test_fraction=fraction).splits["test"].labels_n)
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_fraction_is_checked(tmp_path: Path) -> None:
+    path = save(tmp_path, **whole())
+    for fraction in (0.0, 1.0, -0.5):
+        with pytest.raises(ValueError, match="test_fraction must be between 0 and 1"):
+            npz(root=path, test_fraction=fraction)
+    with pytest.raises(ValueError, match="has test arrays of its own"):
+        npz(root=path, test_fraction=0.5)
+    with pytest.raises(ValueError, match="--root"):
+        npz()

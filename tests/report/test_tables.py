@@ -1,0 +1,183 @@
+import csv
+import html.parser
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hbr_fast.report.tables import Table, print_tables, summary_tables, to_csv, to_html, to_latex, to_text
+
+StudyWriter = Callable[..., Path]
+NAMES = ("T-shirt/top", "<b>", "50%_x", "a & b", r"$\alpha^2$", "~#{}", "[x]", "*")
+AWKWARD = Table("odd", "Odd names", ("class", "n"), ("", "+.1f"), tuple((name, -0.25) for name in NAMES))
+
+
+class Cells(html.parser.HTMLParser):
+    """The text of every row heading, and all tags met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.headings: list[str] = []
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.inside = tag == "th" and ("scope", "row") in attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.headings.append(data)
+
+
+def study_of_two_members() -> dict[str, np.ndarray]:
+    baseline = np.full((2, 10), 0.9)
+    hbr = np.full((2, 10), 0.88)
+    baseline[:, 6], hbr[:, 6] = [0.6, 0.7], [0.70, 0.76]
+    return {"baseline": baseline, "hbr": hbr}
+
+
+def test_class_table_by_hand(study_writer: StudyWriter) -> None:
+    table = summary_tables(study_writer(recall=study_of_two_members()))[0]
+    assert table.columns == (
+        "class",
+        "hardness",
+        "samples baseline",
+        "samples HBR",
+        "recall baseline (%)",
+        "std baseline",
+        "recall HBR (%)",
+        "std HBR",
+        "change (points)",
+    )
+    name, *numbers = table.rows[0]
+    # Shirt is the hardest. Recalls 60 and 70: mean 65, sample std sqrt(50); 70 and 76: mean 73, std sqrt(18).
+    assert name == "Shirt"
+    np.testing.assert_allclose(
+        np.array(numbers, float), [0.3, 50, 150, 65, np.sqrt(50), 73, np.sqrt(18), 8], rtol=1e-12
+    )
+    assert [row[0] for row in table.rows[:3]] == ["Shirt", "Coat", "T-shirt/top"]
+    assert table.rows[-1][0] == "Trouser"
+    assert "class mean of AUM" in table.note
+    assert "2 baseline members and 2 HBR members" in table.note
+
+
+def test_gap_table_by_hand(study_writer: StudyWriter) -> None:
+    table = summary_tables(study_writer(recall=study_of_two_members()))[1]
+    rows = {row[0]: np.array(row[1:], float) for row in table.rows}
+    # Gaps 30 and 20 before, 18 and 12 after: differences -12 and -8, t(0.975, 1) = 12.7062, standard error 2.
+    np.testing.assert_allclose(
+        rows["recall gap: max - min"],
+        [25, np.sqrt(50), 15, np.sqrt(18), -10, -10 - 25.4124, -10 + 25.4124, 0.5],
+        rtol=1e-5,
+    )
+    # Accuracy here is the mean recall: 87 and 88 before, 86.2 and 86.8 after.
+    np.testing.assert_allclose(rows["accuracy"][[0, 2, 4]], [87.5, 86.5, -1.0], rtol=1e-9)
+    np.testing.assert_allclose(rows["recall: mean over classes"], rows["accuracy"])
+    assert len(rows) == 7
+    assert "the smallest p that so many variants can give is 0.500" in table.note
+
+
+def test_one_member_has_no_spread_and_one_variant_no_interval(study_writer: StudyWriter) -> None:
+    recall = {arm: values[:1] for arm, values in study_of_two_members().items()}
+    classes, gaps = summary_tables(study_writer(recall=recall))
+    assert classes.shown()[0][5] == "n/a"
+    assert "p" not in gaps.columns
+    assert "No interval: one resampled variant gives no interval." in gaps.note
+
+
+def test_every_other_arm_gets_tables_and_a_baseline_alone_too(study_writer: StudyWriter) -> None:
+    recall = study_of_two_members()
+    three = {"baseline": recall["baseline"], "hbr alpha=0.5": recall["hbr"], "smote": recall["hbr"]}
+    names = [table.name for table in summary_tables(study_writer("three", recall=three))]
+    assert names == [
+        "table_classes_hbr_alpha_0.5",
+        "table_gaps_hbr_alpha_0.5",
+        "table_classes_smote",
+        "table_gaps_smote",
+    ]
+    alone = summary_tables(study_writer("alone", recall={"baseline": recall["baseline"]}))
+    assert [table.name for table in alone] == ["table_classes_baseline", "table_gaps_baseline"]
+    assert "change (points)" not in alone[0].columns
+
+
+def test_trap_08_a_class_never_predicted_is_said(study_writer: StudyWriter) -> None:
+    path = study_writer()
+    text = (path / "per_class.csv").read_text()
+    assert "never predicts" not in summary_tables(path)[0].note
+    (path / "per_class.csv").write_text(re.sub(r"(baseline,0,1,.*Coat.*),False", r"\1,True", text))
+    assert "Some baseline member never predicts class Coat." in summary_tables(path)[0].note
+
+
+def test_text_is_aligned(study_writer: StudyWriter) -> None:
+    lines = to_text(summary_tables(study_writer())[0]).splitlines()
+    rule = lines[1]
+    assert set(rule) == {"-"}
+    body = lines[lines.index(rule, 2) + 1 : lines.index(rule, 6)]
+    assert len(body) == 10
+    assert {len(line) for line in body} == {len(rule)}
+    assert body[0].split()[:4] == ["Shirt", "0.30", "50", "150"]
+
+
+def test_csv_keeps_names_and_full_precision() -> None:
+    table = Table("t", "T", ("class", "x"), ("", ".1f"), (('a,"b"', 1 / 3), ("c", float("nan"))))
+    rows = list(csv.reader(io.StringIO(to_csv(table))))
+    assert rows[0] == ["class", "x"]
+    assert rows[1][0] == 'a,"b"'
+    assert float(rows[1][1]) == 1 / 3
+    assert rows[2] == ["c", ""]
+
+
+def test_html_escapes_names() -> None:
+    parser = Cells()
+    parser.feed(to_html(AWKWARD))
+    parser.close()
+    assert "b" not in parser.tags
+    assert "".join(parser.headings) == "".join(NAMES)
+
+
+def test_latex_escapes_names() -> None:
+    text = to_latex(AWKWARD)
+    for wanted in (
+        "T-shirt/top & $-0.2$",
+        r"\textless{}b\textgreater{} &",
+        r"50\%\_x &",
+        r"a \& b &",
+        r"\$\textbackslash{}alpha\textasciicircum{}2\$ &",
+        r"\textasciitilde{}\#\{\} &",
+        "{[}x{]} &",
+        "{*} &",
+    ):
+        assert wanted in text
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    # One unescaped & a row: the separator of the two columns.
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in body.strip().splitlines()] == [1] * len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("cell", "spec", "shown"),
+    [(-0.04, "+.1f", "+0.0"), (float("nan"), ".2f", "n/a"), (2.0, ".0f", "2"), ("x", "", "x")],
+)
+def test_how_cells_are_shown(cell: str | float, spec: str, shown: str) -> None:
+    assert Table("t", "T", ("a",), (spec,), ((cell,),)).shown() == [[shown]]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_printing_takes_rich_on_a_terminal_and_text_elsewhere() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    table = Table("t", "T", ("class", "x"), ("", ".1f"), (("[bold]", 1.0),), note="A note.")
+    print_tables([table], file=plain)
+    print_tables([table], file=terminal)
+    assert plain.getvalue() == to_text(table)
+    assert terminal.getvalue() != plain.getvalue()
+    assert "[bold]" in terminal.getvalue()  # a name is text, not markup

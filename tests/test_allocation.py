@@ -1,0 +1,259 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hbr_fast.allocation import Hard, Nonpositive, allocate
+
+HARDNESS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
+HARD_IS = st.sampled_from(["low", "high"])
+ALPHA = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 8))
+
+
+def obvious_targets(hardness: list[float], hard_is: str, alpha: float, total: int) -> list[Fraction]:
+    """Real-valued S_c of method section 3, in exact fractions."""
+    ratio = [1 / Fraction(h) if hard_is == "low" else Fraction(h) for h in hardness]
+    mean = Fraction(total, len(ratio))
+    return [mean + Fraction(alpha) * (total * r / sum(ratio) - mean) for r in ratio]
+
+
+def obvious_counts(hardness: list[float], hard_is: str, alpha: float, total: int, floor: int) -> list[int]:
+    """Method section 3 word for word, in exact fractions; water-filling in rounds."""
+    ratio = [1 / Fraction(h) if hard_is == "low" else Fraction(h) for h in hardness]
+    wanted = obvious_targets(hardness, hard_is, alpha, total)
+    held: set[int] = set()
+    shares = list(wanted)
+    while any(shares[c] < floor for c in range(len(ratio)) if c not in held):
+        held |= {c for c in range(len(ratio)) if shares[c] < floor}
+        free = sum(w for c, w in enumerate(wanted) if c not in held)
+        rest = total - floor * len(held)
+        shares = [Fraction(floor) if c in held else rest * w / free for c, w in enumerate(wanted)]
+    counts = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(len(ratio)), key=lambda c: (counts[c] - shares[c], -ratio[c] if alpha == 0 else 0, c))
+    for c in by_remainder[: total - sum(counts)]:
+        counts[c] += 1
+    return counts
+
+
+def test_ratio_by_hand() -> None:
+    allocation = allocate([1.0, 2.0, 4.0], hard_is="low", total=70)  # 1/H is 4 : 2 : 1
+    assert allocation.counts.tolist() == [40, 20, 10]
+    assert allocation.counts.dtype == np.int64
+    np.testing.assert_allclose(allocation.ratios, [4 / 7, 2 / 7, 1 / 7])
+    assert allocation.max_alpha == pytest.approx((70 / 3 - 1) / (70 / 3 - 10))
+    assert (allocation.alpha, allocation.shifted, allocation.clipped) == (1.0, None, ())
+    assert allocate([1.0, 2.0, 4.0], hard_is="high", total=70).counts.tolist() == [10, 20, 40]
+
+
+def test_largest_remainder_by_hand() -> None:
+    # 40.57, 20.29, 10.14: the one left over goes to the largest remainder.
+    assert allocate([1.0, 2.0, 4.0], hard_is="low", total=71).counts.tolist() == [41, 20, 10]
+    # 31 2/3, 21 2/3, 16 2/3: two left over, all remainders equal, so to the lower indices.
+    assert allocate([1.0, 2.0, 4.0], hard_is="low", alpha=0.5, total=70).counts.tolist() == [32, 22, 16]
+    assert allocate([3.0] * 4, hard_is="high", total=10).counts.tolist() == [3, 3, 2, 2]
+
+
+@given(HARDNESS, HARD_IS, ALPHA, st.integers(1, 10**6), st.integers(0, 3))
+@example([1.0, 2.0, 4.0], "low", 8.0, 70, 1)
+def test_counts_are_the_definition(hardness: list[float], hard_is: Hard, alpha: float, total: int, floor: int) -> None:
+    total = max(total, floor * len(hardness))
+    allocation = allocate(hardness, hard_is=hard_is, alpha=alpha, total=total, floor=floor, clip=True)
+    counts = allocation.counts
+    assert counts.sum() == total
+    assert counts.min() >= floor
+    assert counts.tolist() == obvious_counts(hardness, hard_is, alpha, total, floor)
+    assert (len(allocation.clipped) > 0) == (alpha > allocation.max_alpha)
+    assert all(counts[c] == floor for c in allocation.clipped)
+    # Order: a strictly harder class never has fewer, equal ones differ by one at most.
+    hard_to_easy = np.argsort(hardness if hard_is == "low" else -np.array(hardness), kind="stable")
+    assert (np.diff(counts[hard_to_easy]) <= 0).all()
+    for value in set(hardness):
+        assert np.ptp(counts[np.array(hardness) == value]) <= 1
+
+
+@given(HARDNESS, HARD_IS, st.integers(1, 10**6), st.integers(0, 3))
+def test_feasibility_bound_is_tight(hardness: list[float], hard_is: Hard, total: int, floor: int) -> None:
+    total = max(total, floor * len(hardness))
+    bound = allocate(hardness, hard_is=hard_is, alpha=0, total=total, floor=floor).max_alpha
+    if math.isinf(bound):
+        assert len(set(hardness)) == 1
+        return
+    counts = allocate(hardness, hard_is=hard_is, alpha=bound, total=total, floor=floor).counts
+    assert (counts.sum(), counts.min() >= floor) == (total, True)
+    above = math.nextafter(bound, math.inf)
+    assert min(obvious_targets(hardness, hard_is, bound, total)) >= floor
+    assert min(obvious_targets(hardness, hard_is, above, total)) < floor
+    with pytest.raises(ValueError, match=f"the largest feasible alpha is {bound!r}"):
+        allocate(hardness, hard_is=hard_is, alpha=above, total=total, floor=floor)
+    if bound:
+        with pytest.raises(ValueError, match="largest feasible"):
+            allocate(hardness, hard_is=hard_is, alpha=bound * (1 + 1e-6), total=total, floor=floor)
+
+
+@given(HARDNESS, HARD_IS, st.integers(12, 10**9))
+def test_alpha_zero_is_balanced(hardness: list[float], hard_is: Hard, total: int) -> None:
+    each, left = divmod(total, len(hardness))
+    expected = [each + 1] * left + [each] * (len(hardness) - left)
+    counts = allocate(hardness, hard_is=hard_is, alpha=0, total=total).counts
+    assert sorted(counts.tolist(), reverse=True) == expected
+
+
+def test_alpha_zero_gives_what_is_left_over_to_the_hardest() -> None:
+    # Equal targets: by index alone the easier class would get more than the harder one.
+    assert allocate([4.0, 3.0, 1.0, 1.0], hard_is="low", alpha=0, total=9).counts.tolist() == [2, 2, 3, 2]
+    assert allocate([1.0, 2.0], hard_is="high", alpha=0, total=3).counts.tolist() == [1, 2]
+
+
+def test_order_is_kept_where_the_reciprocals_round_to_the_same_float() -> None:
+    harder = 1.7
+    while 1 / harder != 1 / math.nextafter(harder, 2):
+        harder = math.nextafter(harder, 2)
+    easier = math.nextafter(harder, 2)
+    assert allocate([easier, harder], hard_is="low", total=3).counts.tolist() == [1, 2]
+
+
+def test_clip_by_hand() -> None:
+    # Targets at alpha 2: 56 2/3, 16 2/3, -3 1/3. The last is held, the others share 69 as 17 : 5.
+    allocation = allocate([1.0, 2.0, 4.0], hard_is="low", alpha=2, total=70, clip=True)
+    assert allocation.counts.tolist() == [53, 16, 1]
+    assert allocation.clipped == (2,)
+    with pytest.raises(ValueError, match=r"alpha 2\.0 would put class 'boot' below the floor of 1.*clip=True"):
+        allocate([1.0, 2.0, 4.0], hard_is="low", alpha=2, total=70, classes=["shirt", "bag", "boot"])
+
+
+def test_clip_holds_a_class_that_only_the_others_push_below() -> None:
+    # Targets 30, 5.4, -5.4 with a floor of 5: holding the last leaves 25, and 5.4 / 35.4 of that is 3.8.
+    hardness = [20.0, 7.7, 2.3]
+    allocation = allocate(hardness, hard_is="high", alpha=2, total=30, floor=5, clip=True)
+    assert allocation.clipped == (1, 2)
+    assert allocation.counts.tolist() == [20, 5, 5]
+
+
+def test_many_classes_and_a_large_total() -> None:
+    hardness = np.random.default_rng(0).uniform(0.3, 7, 1000)
+    for alpha in (0.0, 0.25, 3.0):
+        counts = allocate(hardness, hard_is="low", alpha=alpha, total=10**9, clip=True).counts
+        assert (counts.sum(), counts.min() >= 1) == (10**9, True)
+
+
+@given(st.floats(0, 4), st.integers(10_000, 60_000))
+def test_trap_01_rounding_keeps_the_total(alpha: float, total: int) -> None:
+    hardness = [0.3, 1.1, 1.3, 2.2, 2.9, 3.1, 4.7, 5.0, 6.1, 7.0]
+    assert allocate(hardness, hard_is="low", alpha=alpha, total=total, clip=True).counts.sum() == total
+
+
+def test_trap_02_counts_do_not_go_negative() -> None:
+    hardness = [0.3, 1.1, 1.3, 2.2, 2.9, 3.1, 4.7, 5.0, 6.1, 7.0]
+    with pytest.raises(ValueError, match="class 9 below the floor of 1: the largest feasible alpha is 1\\."):
+        allocate(hardness, hard_is="low", alpha=5, total=50_000)
+    clipped = allocate(hardness, hard_is="low", alpha=5, total=50_000, clip=True)
+    assert clipped.counts.min() == 1
+    assert set(np.flatnonzero(clipped.counts == 1)) == set(clipped.clipped)
+
+
+@pytest.mark.parametrize("bad", [-0.5, 0.0, -0.0])
+def test_trap_03_nonpositive_class_mean_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"class 'cat' \(-?0.*nonpositive=\"shift\".*nonpositive=\"authors\""):
+        allocate([1.0, bad, 2.0], hard_is="low", total=30, classes=["dog", "cat", "car"])
+
+
+def test_trap_04_alpha_below_one_and_written_as_a_float() -> None:
+    # Halfway from balanced (30 each) to 80 : 40 : 20 x 9/14.
+    assert allocate([1.0, 2.0, 4.0], hard_is="low", alpha=0.5, total=84).counts.tolist() == [38, 26, 20]
+    assert allocate([1.0, 2.0, 4.0], hard_is="low", alpha=1, total=84).counts.tolist() == [48, 24, 12]
+    whole = allocate([3.0, 4.0], hard_is="low", alpha=2, total=70)
+    assert whole.counts.tolist() == allocate([3.0, 4.0], hard_is="low", alpha=2.0, total=70).counts.tolist()
+
+
+def test_trap_13_both_ends_give_the_hard_class_more() -> None:
+    assert allocate([1.0, 2.0], hard_is="low", total=30).counts.tolist() == [20, 10]
+    assert allocate([1.0, 2.0], hard_is="high", total=30).counts.tolist() == [10, 20]
+    with pytest.raises(TypeError, match="hard_is"):
+        allocate([1.0, 2.0], total=30)  # type: ignore[call-arg]  # no default: the end must be said
+
+
+def test_shift_by_hand() -> None:
+    # -1, 0, 3 -> + 1 + 0.05 * 4 -> 0.2, 1.2, 4.2; reciprocals 5, 5/6, 5/21.
+    allocation = allocate([-1.0, 0.0, 3.0], hard_is="low", total=850, nonpositive="shift")
+    np.testing.assert_allclose(allocation.hardness, [0.2, 1.2, 4.2])
+    np.testing.assert_allclose(allocation.ratios, np.array([42, 7, 2]) / 51)
+    assert allocation.counts.tolist() == [700, 117, 33]
+    assert allocation.shifted == "shift"
+
+
+def test_authors_shift_gives_nearly_everything_to_the_hardest() -> None:
+    allocation = allocate([-1.0, 0.0, 3.0], hard_is="low", total=60_000, nonpositive="authors")
+    np.testing.assert_allclose(allocation.hardness, [1e-4, 1.0001, 4.0001])
+    assert allocation.counts.tolist() == [59_993, 6, 1]
+    assert allocation.shifted == "authors"
+
+
+def test_policy_is_not_used_where_there_is_a_ratio() -> None:
+    plain = allocate([1.0, 2.0], hard_is="low", total=30)
+    offered = allocate([1.0, 2.0], hard_is="low", total=30, nonpositive="shift")
+    assert offered.shifted is None
+    assert offered.counts.tolist() == plain.counts.tolist()
+
+
+@given(
+    st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=1, max_size=8),
+    HARD_IS,
+    st.sampled_from(["shift", "authors"]),
+)
+def test_shift_always_gives_a_ratio_and_keeps_the_order(
+    hardness: list[float], hard_is: Hard, policy: Nonpositive
+) -> None:
+    counts = allocate(hardness, hard_is=hard_is, total=997, nonpositive=policy, clip=True).counts
+    assert counts.sum() == 997
+    hard_to_easy = np.argsort(hardness if hard_is == "low" else -np.array(hardness), kind="stable")
+    assert (np.diff(counts[hard_to_easy]) <= 0).all()
+
+
+def test_high_is_hard_with_zeros() -> None:
+    # A class of hardness 0 has a share of 0 at alpha 1: below the floor, which the bound says.
+    assert allocate([0.0, 1.0], hard_is="high", total=100, alpha=0.5).counts.tolist() == [25, 75]
+    with pytest.raises(ValueError, match=r"class 0 below the floor of 1: the largest feasible alpha is 0\.98"):
+        allocate([0.0, 1.0], hard_is="high", total=100)
+    assert allocate([0.0, 1.0], hard_is="high", total=100, floor=0).counts.tolist() == [0, 100]
+    with pytest.raises(ValueError, match=r"class 1 \(-2\) gives no ratio where hard_is=\"high\""):
+        allocate([1.0, -2.0], hard_is="high", total=100)
+    with pytest.raises(ValueError, match=r"class 0 \(0\), class 1 \(0\) gives no ratio"):
+        allocate([0.0, 0.0], hard_is="high", total=100)
+    assert allocate([0.0, 0.0], hard_is="high", total=100, nonpositive="shift").counts.tolist() == [50, 50]
+
+
+def test_equal_classes_have_no_bound() -> None:
+    allocation = allocate([2.0, 2.0], hard_is="low", alpha=1e6, total=10)
+    assert (allocation.counts.tolist(), allocation.max_alpha) == ([5, 5], math.inf)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_hardness_c": [1.0, math.nan]}, r"class 'b' \(nan\) is not finite"),
+        ({"class_hardness_c": [math.inf, 1.0]}, r"class 'a' \(inf\) is not finite"),
+        ({"class_hardness_c": []}, r"one value a class, got shape \(0,\)"),
+        ({"class_hardness_c": [[1.0, 2.0]]}, r"got shape \(1, 2\)"),
+        ({"class_hardness_c": [1.0, 2.0, 3.0]}, "3 class hardness values but 2 class names"),
+        ({"hard_is": "hard"}, 'hard_is must be "low" or "high", got \'hard\''),
+        ({"nonpositive": "clip"}, "nonpositive must be None.*got 'clip'"),
+        ({"alpha": -0.1}, "alpha must be a finite number >= 0, got -0.1"),
+        ({"alpha": math.nan}, "alpha must be a finite number"),
+        ({"total": 5, "floor": 3}, "total 5 is too small for 2 classes of at least 3: it must be at least 6"),
+        ({"total": 0, "floor": 0}, "total 0 is too small"),
+        ({"total": 10.5}, "whole numbers and floor >= 0, got 10.5 and 1"),
+        ({"floor": -1}, "floor >= 0, got 10 and -1"),
+    ],
+)
+def test_bad_input(changed: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"class_hardness_c": [1.0, 2.0], "hard_is": "low", "total": 10}
+    with pytest.raises(ValueError, match=message):
+        allocate(**{**arguments, "classes": ["a", "b"], **changed})  # type: ignore[arg-type]
+
+
+def test_many_bad_classes_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"class 4 \(-1\) and 95 more gives no ratio"):
+        allocate([-1.0] * 100, hard_is="low", total=1000)
