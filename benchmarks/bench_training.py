@@ -28,8 +28,7 @@ from torch.nn import functional
 
 from hbr_fast.data.dataset import Split
 from hbr_fast.hardness import HardnessRecorder
-from hbr_fast.loaders.batch import Augment, Batch
-from hbr_fast.loaders.loader import Loader
+from hbr_fast.loaders.batch import Batch
 from hbr_fast.training import trainer
 from hbr_fast.training.recipe import Recipe, named_recipe
 
@@ -98,7 +97,7 @@ def measure_against_paper(model: str, size: Size, threads: int) -> harness.Case:
 
 def ours(split: Split, recipe: Recipe) -> Callable[[], None]:
     """The native loader, the trainer's step, the fused recorder."""
-    loader = loader_of(split, recipe)
+    loader = trainer.training_loader(split, recipe, seed=0, dtype=trainer.compute_dtype(recipe))
     step = trainer_step(split, recipe, HardnessRecorder(len(split), split.num_classes))
     batches = ((batch, epoch) for epoch in itertools.count() for batch in loader.epoch(epoch))
     return lambda: step(*next(batches))
@@ -106,7 +105,7 @@ def ours(split: Split, recipe: Recipe) -> Callable[[], None]:
 
 def constant_batch(split: Split, recipe: Recipe) -> Callable[[], None]:
     """The same step, always on the same batch, nothing recorded."""
-    batch = next(loader_of(split, recipe).epoch(0))
+    batch = next(trainer.training_loader(split, recipe, seed=0, dtype=trainer.compute_dtype(recipe)).epoch(0))
     step = trainer_step(split, recipe, cast(HardnessRecorder, NoRecorder()))
     return lambda: step(batch, 0)
 
@@ -116,17 +115,6 @@ class NoRecorder:
 
     def record(self, *_: torch.Tensor, epoch: int) -> None:
         pass
-
-
-def loader_of(split: Split, recipe: Recipe) -> Loader:
-    """The loader that the trainer uses."""
-    return Loader(
-        split,
-        augment=Augment(flip=recipe.flip, pad=recipe.pad),
-        batch_size=recipe.batch_size,
-        dtype=trainer.compute_dtype(recipe),
-        channels_last=True,
-    )
 
 
 def trainer_step(split: Split, recipe: Recipe, recorder: HardnessRecorder) -> Callable[[Batch, int], None]:
@@ -156,7 +144,7 @@ def loss_difference(split: Split, recipe: Recipe) -> float:
     ValueError
         If it is more than bfloat16 explains.
     """
-    batch = next(loader_of(split, recipe).epoch(0))
+    batch = next(trainer.training_loader(split, recipe, seed=0, dtype=trainer.compute_dtype(recipe)).epoch(0))
     recorder = HardnessRecorder(len(split), split.num_classes)
     trainer_step(split, recipe, recorder)(batch, 0)
     recorded = recorder.scores().per_sample("loss")[batch.ids.numpy()].mean()

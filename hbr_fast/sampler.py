@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -37,14 +38,9 @@ class UniformOrder:
         """Plan rows (int64 [count]) at positions `start` to `start + count - 1` of epoch `epoch`."""
         _check_positions(start, count, self.length, epoch)
         out = np.empty(count, np.int64)
-        cpu_orders.bijection(start, 1, self.length, *cpu_orders.grid(self.length), self._keys(epoch), out)
+        keys = _round_keys(self.seed, epoch, cpu_orders.rounds(self.length))
+        cpu_orders.bijection(start, 1, self.length, *cpu_orders.grid(self.length), keys, out)
         return out
-
-    def _keys(self, epoch: int) -> np.ndarray:
-        key = stream_key(self.seed, Stream.ORDER)
-        blocks = cpu_orders.rounds(self.length) // 4
-        words = [word for block in range(blocks) for word in philox((block, 0, epoch, 0), key)]
-        return np.array(words, np.int64)
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,13 @@ def sequential_order(length: int) -> SequentialOrder:
     """
     _check_length(length)
     return SequentialOrder(length)
+
+
+@lru_cache(maxsize=64)
+def _round_keys(seed: int, epoch: int, rounds: int) -> np.ndarray:
+    """Round keys of an epoch's bijection, int64 [rounds]; kept, because every batch of the epoch asks for them."""
+    key = stream_key(seed, Stream.ORDER)
+    return np.array([word for block in range(rounds // 4) for word in philox((block, 0, epoch, 0), key)], np.int64)
 
 
 def _check_length(length: int) -> None:

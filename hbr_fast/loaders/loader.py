@@ -42,7 +42,7 @@ class Loader:
         Threads that make batches; 0 makes them in the caller's thread when asked for. By default 1: one thread
         makes hundreds of thousands of images a second.
     prefetch : int, optional
-        Batches made ahead, by default `2 * threads`.
+        Blocks of batches made ahead (a block is one large batch or a few small ones), by default `2 * threads`.
     backend : str
         "native".
 

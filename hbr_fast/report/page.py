@@ -14,7 +14,7 @@ import markupsafe
 
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.files import atomic_directory
-from hbr_fast.report import figures, tables
+from hbr_fast.report import drawing, figures, tables
 from hbr_fast.report.study_files import (
     BASELINE,
     FILES,
@@ -64,7 +64,7 @@ def write_report(
         pictures = figures.pictures_of(study, images=images)
         sizes: dict[str, tuple[int, int]] = {}
         for picture in pictures:
-            sizes |= figures.save(picture, folder)
+            sizes |= drawing.save(picture, folder)
         all_tables = tables.tables_of(study)
         for table in all_tables:
             (folder / f"{table.name}.csv").write_text(tables.to_csv(table), encoding="utf-8")

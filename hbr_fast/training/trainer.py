@@ -96,15 +96,7 @@ def train_member(
     model = initial_model(recipe, train, seed=seed)
     optimiser = make_optimiser(model, recipe)
     recorder = HardnessRecorder(len(train), train.num_classes, el2n_epochs=recipe.el2n_epochs, provenance=provenance)
-    loader = Loader(
-        train,
-        plan=plan,
-        augment=Augment(flip=recipe.flip, pad=recipe.pad),
-        batch_size=recipe.batch_size,
-        seed=seed,
-        dtype=dtype,
-        channels_last=True,
-    )
+    loader = training_loader(train, recipe, seed=seed, plan=plan, dtype=dtype)
     history = []
     for epoch in range(recipe.epochs):
         start = time.perf_counter()
@@ -161,6 +153,7 @@ def predict(model: nn.Module, split: Split, *, dtype: torch.dtype) -> np.ndarray
         batch_size=min(EVALUATION_BATCH, len(split)),
         dtype=dtype,
         channels_last=True,
+        threads=0,
     )
     model.eval()
     with (
@@ -175,6 +168,20 @@ def compute_dtype(recipe: Recipe) -> torch.dtype:
     if recipe.precision == "auto":
         return torch.bfloat16 if has_native_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
+
+
+def training_loader(split: Split, recipe: Recipe, *, seed: int, plan: Plan | None = None, dtype: torch.dtype) -> Loader:
+    """The batches that a recipe trains on."""
+    return Loader(
+        split,
+        plan=plan,
+        augment=Augment(flip=recipe.flip, pad=recipe.pad),
+        batch_size=recipe.batch_size,
+        seed=seed,
+        dtype=dtype,
+        channels_last=True,
+        threads=0,  # the network has work for every core, and making a batch takes a few thousandths of its step
+    )
 
 
 def initial_model(recipe: Recipe, split: Split, *, seed: int) -> nn.Module:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from hbr_fast.report import figures
+from hbr_fast.report import drawing, figures, gallery
 from hbr_fast.report.study_files import read_study
 
 StudyWriter = Callable[..., Path]
@@ -88,7 +88,7 @@ def test_hardness_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
 def test_trap_15_galleries_show_the_right_end(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     study = read_study(study_writer())
     for hardest in (True, False):
-        data = figures.gallery(study, dataset.train.images, hardest=hardest, per_class=4).data
+        data = gallery.gallery(study, dataset.train.images, hardest=hardest, per_class=4).data
         for index in range(10):
             scores = study.samples.filter(pl.col("class_index") == index)["aum"].drop_nans().sort()
             wanted = scores[:4] if hardest else scores.reverse()[:4]
@@ -101,8 +101,8 @@ def test_gallery_pixels_are_those_of_the_sample(
     study_writer: StudyWriter, tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     images = np.random.default_rng(3).integers(0, 256, (500, *shape), dtype=np.uint8)
-    picture = figures.gallery(read_study(study_writer()), images, hardest=True)
-    sizes = figures.save(picture, tmp_path)
+    picture = gallery.gallery(read_study(study_writer()), images, hardest=True)
+    sizes = drawing.save(picture, tmp_path)
     with Image.open(tmp_path / "hardest_images.png") as file:
         assert file.size == sizes["hardest_images.png"]
         pixels = np.asarray(file.convert("RGB"))
@@ -126,14 +126,14 @@ def test_a_class_with_few_scores_gets_a_short_row(study_writer: StudyWriter, dat
     samples = pl.read_csv(path / "samples.csv")
     few = pl.concat([samples.filter(pl.col("class_index") != 6), samples.filter(pl.col("class_index") == 6)[:3]])
     few.write_csv(path / "samples.csv")
-    data = figures.gallery(read_study(path), dataset.train.images, hardest=True).data
+    data = gallery.gallery(read_study(path), dataset.train.images, hardest=True).data
     assert data.filter(pl.col("class_index") == 6).height == 3
     assert data.height == 9 * 8 + 3
 
 
 def test_a_sample_that_the_images_lack_is_named(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"samples.csv has sample 499, the dataset 400 training images"):
-        figures.gallery(read_study(study_writer()), dataset.train.images[:400], hardest=True)
+        gallery.gallery(read_study(study_writer()), dataset.train.images[:400], hardest=True)
 
 
 def test_same_results_give_the_same_bytes(study_writer: StudyWriter, dataset: SimpleNamespace, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_same_results_give_the_same_bytes(study_writer: StudyWriter, dataset: Si
     for folder in folders:
         folder.mkdir()
         for picture in figures.pictures_of(read_study(study_writer()), images=dataset.train.images):
-            figures.save(picture, folder)
+            drawing.save(picture, folder)
     names = sorted(file.name for file in folders[0].iterdir())
     assert len(names) == 6 * 3
     for name in names:
@@ -150,7 +150,7 @@ def test_same_results_give_the_same_bytes(study_writer: StudyWriter, dataset: Si
 
 def test_drawing_changes_nothing_global(study_writer: StudyWriter, tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    figures.save(figures.recall_per_class(read_study(study_writer())), tmp_path)
+    drawing.save(figures.recall_per_class(read_study(study_writer())), tmp_path)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -160,7 +160,7 @@ def test_many_arms_one_member_and_odd_names_are_drawn(study_writer: StudyWriter,
     classes = [r"$\frac$", "$", "_^{", "x" * 80, " ", "\\frac", "$a$ $", "é", "<&>", "100 %"]
     study = read_study(study_writer(recall=recall, classes=classes))
     for picture in figures.pictures_of(study):
-        figures.save(picture, tmp_path)
+        drawing.save(picture, tmp_path)
         assert set(picture.data["arm"]) == set(recall)
     recall_picture = figures.recall_per_class(study)
     assert recall_picture.data["recall_std_percent"].is_nan().all()

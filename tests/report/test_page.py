@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pytest
 
-from hbr_fast.report import figures, tables
+from hbr_fast.report import drawing, figures, tables
 from hbr_fast.report.page import answer, answers, write_report
 from hbr_fast.report.study_files import read_study
 
@@ -219,7 +219,7 @@ def test_a_failing_report_leaves_the_old_one(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(figures, "save", full)
+    monkeypatch.setattr(drawing, "save", full)
     with pytest.raises(OSError, match="No space left"):
         write_report(study)
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before

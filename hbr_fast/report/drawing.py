@@ -1,0 +1,232 @@
+"""How every picture of the report looks: colours, fonts, legends, labels, and the files it is saved as.
+
+The palette is told apart with every common colour blindness; figures are as wide as a column of a page.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from hbr_fast.files import atomic_write
+from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label
+
+DPI = 200
+WIDTH = 5.2  # inches: one column of a page at about 100 %, of a two-column paper at two thirds
+MOST_LABELS = 20  # classes up to which points and bars carry names and numbers
+
+# Okabe & Ito's palette; the baseline is black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("D", "s", "^", "v", "P", "X", "*")
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "#d9d9d9",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "hbr_fast",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the words and the numbers that belong to it.
+
+    Attributes
+    ----------
+    name : stem of its files
+    title, caption : for readers who see it
+    alt : for readers who do not: what it shows, with the main numbers
+    data : exactly what is drawn
+    figure : what `save` writes
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    data: pl.DataFrame
+    figure: Figure
+
+
+def save(picture: Picture, folder: Path) -> dict[str, tuple[int, int]]:
+    """Write `NAME.png`, `NAME.svg` and `NAME.csv` and return the size of the PNG in pixels by its name."""
+    with report_style():
+        for kind in ("png", "svg"):
+            # Neither a date nor a version goes into the file: the same results give the same bytes.
+            metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+            with io.BytesIO() as buffer:
+                picture.figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+                with atomic_write(folder / f"{picture.name}.{kind}") as file:
+                    file.write(buffer.getvalue())
+    with atomic_write(folder / f"{picture.name}.csv") as file:
+        file.write(picture.data.write_csv().encode())
+    width, height = (round(float(side) * DPI) for side in picture.figure.get_size_inches())
+    return {f"{picture.name}.png": (width, height)}
+
+
+def report_style() -> AbstractContextManager[None]:
+    return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
+
+
+def new_figure(study: StudyFiles, title: str, subtitle: str, body: float) -> tuple[Figure, Axes]:
+    """A figure with a heading, room for the legend that `_legend` fills, and axes `body` inches high."""
+    head = 0.56 + 0.19 * -(-len(study.arms) // _legend_columns(study))
+    height = head + body
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(0, 0, 1, 1 - head / height))  # type: ignore[call-arg]
+    figure.text(0.02, 1 - 0.09 / height, title, fontsize=10, fontweight="bold", va="top")
+    figure.text(0.02, 1 - 0.29 / height, subtitle, fontsize=8, va="top")
+    return figure, figure.add_subplot()
+
+
+def rows_of_classes(study: StudyFiles, order: np.ndarray, title: str, subtitle: str) -> tuple[Figure, Axes]:
+    """A figure with a row for every class, as high as it needs to be."""
+    row = max(0.14 * len(study.arms) + 0.06, 0.2)
+    figure, axes = new_figure(study, title, subtitle, 0.6 + row * len(order))
+    axes.set_yticks(range(len(order)), [short(study.classes[i]) for i in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    if len(order) > MOST_LABELS:
+        axes.tick_params(axis="x", top=True, labeltop=True)
+    axes.grid(axis="x", visible=True)
+    return figure, axes
+
+
+def look(study: StudyFiles, arm: str) -> tuple[str, str]:
+    """Colour and marker of an arm; six colours and seven markers repeat together after 42 arms."""
+    if arm == BASELINE:
+        return "#000000", "o"
+    i = study.treatments.index(arm)
+    return _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+
+
+def offsets_of(arms: int, *, height: float = 0.0) -> np.ndarray:
+    """Vertical places of the arms within a row, the baseline on top; bars of a given height touch."""
+    reach = (arms - 1) * height if height else 1 - 1 / arms
+    return np.linspace(-reach / 2, reach / 2, arms)
+
+
+def legend(figure: Figure, axes: Axes, study: StudyFiles) -> None:
+    """The arms, under the heading."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(0.02, 1 - 0.49 / figure.get_size_inches()[1]),
+        ncols=_legend_columns(study),
+        borderpad=0,
+        borderaxespad=0,
+        handletextpad=0.3,
+        columnspacing=1.5,
+        handlelength=1.4,
+    )
+
+
+def _legend_columns(study: StudyFiles) -> int:
+    widest = max(len(legend_label(study, arm)) for arm in study.arms)
+    return min(len(study.arms), max(1, 72 // (widest + 6)))
+
+
+def legend_label(study: StudyFiles, arm: str) -> str:
+    return f"{short(arm_label(arm), 40)} ({count(study, arm)})"
+
+
+def label_points(axes: Axes, x: np.ndarray, y_ac: np.ndarray, classes: Sequence[str]) -> None:
+    """Names beside a column of points a class, each at the place where it covers least of what is drawn."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    # Settle the limits and the layout: from here on the places of points are final.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    places = [(7, 0, "left", "center"), (-7, 0, "right", "center")]
+    places += [(0, 8, "center", "bottom"), (0, -8, "center", "top")]
+    places += [(dx, dy, side, "center") for dy in (9, -9, 18, -18) for dx, side in ((7, "left"), (-7, "right"))]
+    inside = axes.get_window_extent(renderer)
+    pixel = figure.dpi / 72
+    taken = [
+        Bbox.from_bounds(px - 4 * pixel, py - 4 * pixel, 8 * pixel, 8 * pixel)
+        for y_c in y_ac
+        for px, py in axes.transData.transform(np.column_stack([x, y_c]))
+    ]
+    for c, name in enumerate(classes):
+        best: tuple[float, Annotation, Bbox] | None = None
+        for rank, (dx, dy, ha, va) in enumerate(places):
+            label = axes.annotate(
+                short(name),
+                (x[c], y_ac[0, c]),
+                (dx, dy),
+                textcoords="offset points",
+                ha=ha,
+                va=va,
+                fontsize=7.5,
+            )
+            box = label.get_window_extent(renderer)
+            clipped = box.width * box.height - _overlap(box, inside)
+            cost = sum(_overlap(box, other) for other in taken) + clipped + 0.01 * rank
+            if best is None or cost < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = cost, label, box
+            else:
+                label.remove()
+        assert best is not None
+        taken.append(best[2])
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def count(study: StudyFiles, arm: str) -> str:
+    members = study.members(arm)
+    return f"{members} member" + ("s" if members != 1 else "")
+
+
+def counts(study: StudyFiles) -> str:
+    return ", ".join(f"{arm_label(arm)} {study.members(arm)}" for arm in study.arms)
+
+
+def short(name: str, most: int = 22) -> str:
+    """A class name for a picture: shortened, and kept from being read as mathematics."""
+    cut = name if len(name) <= most else name[: most - 1] + "…"
+    return cut.replace("$", r"\$")
+
+
+def wrapped(name: str) -> str:
+    lines = textwrap.wrap(name, 13, max_lines=3, placeholder="…") or [""]
+    return "\n".join(lines).replace("$", r"\$")

@@ -1,0 +1,114 @@
+"""Galleries: the hardest and the easiest training images of each class, with their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+
+from hbr_fast.report.drawing import DPI, MOST_LABELS, Picture, count, report_style, wrapped
+from hbr_fast.report.study_files import BASELINE, StudyFiles
+
+PER_CLASS = 8  # images a row
+_CELL = 112  # pixels: an image's side at most
+
+
+def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = PER_CLASS) -> Picture:
+    """For each class a row of its hardest (lowest mean AUM) or easiest images, with the score under each.
+
+    Parameters
+    ----------
+    images : uint8 `[N, C, H, W]`, indexed by sample id
+    hardest : lowest AUM if true, highest if not
+    per_class : images a row; a class with fewer scored samples gets a shorter row
+
+    Raises
+    ------
+    ValueError
+        If `samples.csv` names a sample that `images` does not have.
+    """
+    total = images.shape[0]
+    top = study.samples["sample_id"].max()
+    if isinstance(top, int) and top >= total:
+        raise ValueError(
+            f"{study.path / 'samples.csv'} has sample {top}, the dataset {total} training images: "
+            "give the dataset that the study used"
+        )
+    chosen = (
+        study.samples.filter(pl.col("aum").is_finite())
+        .sort(["class_index", "aum", "sample_id"], descending=[False, not hardest, False])
+        .group_by("class_index", maintain_order=True)
+        .head(per_class)
+        .with_columns(pl.int_range(pl.len()).over("class_index").alias("rank"))
+    )
+    order = study.hard_to_easy().tolist()
+    step = -(-max(images.shape[2:]) // _CELL)
+    tiles = {i: _tile(images[i], step) for i in chosen["sample_id"].to_list()}
+    height = -(-images.shape[2] // step)
+    width = -(-images.shape[3] // step)
+    scale = max(1, _CELL // max(height, width))
+    height, width = height * scale, width * scale
+
+    margin, gap, strip, head, foot = 200, 10, 32, 96, 8  # pixels
+    cell = max(width, 76) + gap
+    canvas = np.full((head + len(order) * (height + strip) + foot, margin + per_class * cell, 3), 255, np.uint8)
+    kind, end = ("Hardest", "lowest") if hardest else ("Easiest", "highest")
+    with report_style():
+        figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        for row, index in enumerate(order):
+            y = head + row * (height + strip)
+            axes.text(
+                margin - 14,
+                y + height / 2,
+                wrapped(study.classes[index]),
+                ha="right",
+                va="center",
+                fontsize=8,
+                linespacing=1.1,
+            )
+            for entry in chosen.filter(pl.col("class_index") == index).iter_rows(named=True):
+                x = margin + entry["rank"] * cell
+                tile = tiles[entry["sample_id"]].repeat(scale, axis=0).repeat(scale, axis=1)
+                canvas[y : y + height, x : x + width] = tile
+                axes.text(x + width / 2, y + height + 2, f"{entry['aum']:.2f}", ha="center", va="top", fontsize=7.5)
+        title = f"{kind} training images of each class"
+        axes.text(16, 16, title, fontsize=10, fontweight="bold", va="top")
+        members = count(study, BASELINE)
+        axes.text(16, 52, f"{end} AUM first; score: mean over {members} of the baseline", fontsize=8, va="top")
+        # One canvas pixel is one pixel of the PNG, so that no image is resampled.
+        axes.imshow(canvas, interpolation="none", extent=(0, canvas.shape[1], canvas.shape[0], 0), aspect="auto")
+    names = pl.Series([study.classes[i] for i in chosen["class_index"].to_list()], dtype=pl.String)
+    rank_of = {index: row for row, index in enumerate(order)}
+    data = (
+        chosen.with_columns(
+            names.alias("class_name"),
+            pl.Series([rank_of[i] for i in chosen["class_index"].to_list()], dtype=pl.Int64).alias("row"),
+        )
+        .sort("row", "rank")
+        .select("row", "class_index", "class_name", "rank", "sample_id", "aum")
+    )
+    # The hardest and the easiest class stand for many: an alternative text is listened to.
+    first = data.filter(pl.col("rank") == 0)
+    if first.height > MOST_LABELS:
+        first = pl.concat([first.head(1), first.tail(1)])
+    words = "; ".join(f"{name} {score:.2f}" for name, score in first.select("class_name", "aum").rows())
+    return Picture(
+        "hardest_images" if hardest else "easiest_images",
+        title,
+        f"The {per_class} images of {end} AUM (margin of the true class's logit over the best other, "
+        f"mean over an image's visits and over {members} of the baseline), the hardest class first. "
+        "A negative score: mostly taken for another class.",
+        f"Grid of images, a row a class, with the {end} AUM scores. First score of a row: {words}.",
+        data,
+        figure,
+    )
+
+
+def _tile(image_chw: np.ndarray, step: int) -> np.ndarray:
+    """An image as RGB `[H, W, 3]`, every `step`-th pixel; otherwise its first channel as grey."""
+    thin = np.asarray(image_chw)[:, ::step, ::step]
+    return np.moveaxis(thin, 0, -1) if thin.shape[0] == 3 else np.repeat(thin[0][..., None], 3, axis=-1)

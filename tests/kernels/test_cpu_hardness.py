@@ -1,0 +1,297 @@
+import math
+from collections import defaultdict
+
+import numba as nb
+import numpy as np
+import pytest
+import torch
+
+from hbr_fast.hardness import ESTIMATORS, HardnessRecorder
+from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels import reference
+from hbr_fast.kernels.vector import row_exp_sums, row_max
+
+Visit = tuple[int, np.ndarray, int]
+
+# Margins and logits are sums of float32 numbers in float64. Probabilities come from exponentials good to about
+# 1e-7 times the distance from the largest logit, where they are the smaller the farther; variability is the root of
+# a difference, so float64 leaves it 1e-8.
+TOLERANCES: dict[str, tuple[float, float]] = {
+    "aum": (1e-12, 0.0),
+    "confidence_logit": (1e-12, 0.0),
+    "correctness": (1e-15, 0.0),
+    "forgetting": (0.0, 0.0),
+    "first_learned": (0.0, 0.0),
+    "variability": (1e-6, 5e-8),
+    "aum_softmax": (1e-6, 1e-7),
+    "confidence": (1e-6, 0.0),
+    "dataiq": (1e-6, 1e-7),
+    "loss": (1e-6, 1e-15),
+    "el2n": (1e-6, 1e-15),
+}
+
+
+def assert_agrees(recorder: HardnessRecorder, visits: dict[int, list[Visit]]) -> None:
+    scores = recorder.scores()
+    assert set(scores.values) == set(ESTIMATORS) == set(TOLERANCES)
+    for sample in range(len(scores)):
+        expected = reference.hardness(
+            visits[sample], epochs=recorder.epochs, el2n_epochs=recorder.el2n_epochs
+        )  # fmt: skip
+        for name, (rtol, atol) in TOLERANCES.items():
+            got = float(scores.values[name][0, sample])
+            if name == "forgetting" and scores.never_learnt[0, sample]:
+                continue  # a policy over all samples, tested with the recorder
+            assert got == pytest.approx(expected[name], rel=rtol, abs=atol, nan_ok=True), f"{name} of {sample}"
+
+
+def record_all(
+    recorder: HardnessRecorder, batches: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+) -> dict[int, list[Visit]]:
+    """Record batches (epoch, logits, labels, ids); returns the visits of each sample in order."""
+    visits: dict[int, list[Visit]] = defaultdict(list)
+    for epoch, logits, labels, ids in batches:
+        recorder.record(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(ids), epoch=epoch)
+        for z, y, i in zip(logits, labels, ids, strict=True):
+            visits[int(i)].append((epoch, z, int(y)))
+    return visits
+
+
+def record_one(logits: list[float] | np.ndarray, label: int) -> dict[str, float]:
+    recorder = HardnessRecorder(1, len(logits))
+    recorder.record(torch.tensor(np.array([logits], np.float32)), torch.tensor([label]), torch.tensor([0]), epoch=0)
+    return {name: float(values[0, 0]) for name, values in recorder.scores().values.items()}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 128])
+@pytest.mark.parametrize("classes", [2, 3, 7, 10, 15, 16, 17, 128, 1000, 4097])
+def test_agrees_with_the_reference(classes: int, batch: int) -> None:
+    rng = np.random.default_rng((classes, batch))
+    samples = max(2 * batch // 3, 2)  # so that batches hold samples twice, and some samples are never seen
+    recorder = HardnessRecorder(samples + 1, classes, el2n_epochs=2)
+    labels_n = rng.integers(0, classes, samples + 1)
+    batches = []
+    for epoch in range(4):
+        for _ in range(2):
+            ids = rng.integers(0, samples, batch)
+            logits = rng.normal(0, 3, (batch, classes)).astype(np.float32)
+            right = rng.random(batch) < 0.5  # else hardly any is right among many classes
+            logits[right, labels_n[ids[right]]] += 12
+            batches.append((epoch, logits, labels_n[ids], ids))
+    visits = record_all(recorder, batches)
+    assert_agrees(recorder, visits)
+    assert recorder.scores().observations[0, samples] == 0
+
+
+@pytest.mark.parametrize("classes", [2, 5, 16, 17, 33])
+def test_ties_are_right_only_for_the_lowest_index(classes: int) -> None:
+    # Logits of 0 and 1 alone: most rows are tied. One sample a row, its own class each in turn.
+    rng = np.random.default_rng(classes)
+    logits = rng.integers(0, 2, (200, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 200)
+    recorder = HardnessRecorder(200, classes)
+    record_all(recorder, [(0, logits, labels, np.arange(200))])
+    expected = logits.argmax(axis=1) == labels
+    tied = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    assert (expected & tied).any()
+    assert (~expected & tied & (logits[np.arange(200), labels] == 1)).any()
+    np.testing.assert_array_equal(recorder.scores().values["correctness"][0], expected)
+
+
+def test_a_tie_of_two_in_both_orders() -> None:
+    assert record_one([1.0, 1.0], 0)["correctness"] == 1
+    assert record_one([1.0, 1.0], 1)["correctness"] == 0
+    assert record_one([1.0, 1.0], 1)["aum"] == 0
+    assert record_one([-0.0, 0.0], 1)["correctness"] == 0  # zeros of either sign are equal
+
+
+@pytest.mark.parametrize("own", [0, 1, 16])
+@pytest.mark.parametrize("size", [1e4, 1e30, 1.5e38])
+def test_extreme_logits(size: float, own: int) -> None:
+    classes = 17
+    z = np.full(classes, -size, np.float32)
+    z[own] = size
+    sure = record_one(z, own)
+    assert sure["aum"] == pytest.approx(2 * float(z[own]), rel=1e-7)
+    assert (sure["confidence"], sure["loss"], sure["dataiq"], sure["correctness"]) == (1, 0, 0, 1)
+    assert sure["el2n"] < 1e-35
+    wrong = record_one(-z, own)  # all the others tie far above
+    assert wrong["confidence"] == 0
+    assert wrong["loss"] == pytest.approx(2 * float(z[own]), rel=1e-6)
+    assert wrong["aum"] == pytest.approx(-2 * float(z[own]), rel=1e-7)
+    assert wrong["el2n"] == pytest.approx(math.sqrt(1 + 1 / 16), rel=1e-6)
+    level = record_one(np.full(classes, size), own)
+    assert level["confidence"] == pytest.approx(1 / 17, rel=1e-6)
+    assert level["loss"] == pytest.approx(math.log(17), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [3.0e38, 3.4e38])
+def test_the_largest_finite_logits_are_finite_rows(size: float) -> None:
+    # A sum of them is not finite: the check must not depend on one.
+    recorder = HardnessRecorder(1, 32)
+    recorder.record(torch.full((1, 32), size), torch.tensor([3]), torch.tensor([0]), epoch=0)
+    scores = recorder.scores()
+    assert scores.provenance["rows_not_finite"] == 0
+    assert scores.per_sample("confidence")[0] == pytest.approx(1 / 32, rel=1e-6)
+
+
+def test_classes_masked_by_the_lowest_float_do_not_count() -> None:
+    z = np.full(20, np.finfo(np.float32).min)
+    z[[3, 7]] = [1.0, 2.5]
+    got, expected = record_one(z, 3), reference.observation(z, 3)
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-6, abs=1e-30), name
+
+
+@pytest.mark.xfail(strict=True, reason="vector.LOWEST is -3e38, above the lowest float32: it wins over such rivals")
+def test_rivals_may_all_be_the_lowest_float() -> None:
+    lowest = float(np.finfo(np.float32).min)
+    assert record_one([1.0, lowest], 0)["aum"] == pytest.approx(-lowest, rel=1e-6)
+    assert record_one([lowest, lowest], 0)["correctness"] == 1
+
+
+@pytest.mark.parametrize("margin", [5.0, 20.0, 40.0, 80.0])
+def test_el2n_keeps_its_digits_when_the_model_is_sure(margin: float) -> None:
+    # 1 - p of p near 1 has none left in float64 from a margin of 37 on. Worked: with q = e^-margin the rest is 9 q
+    # and the norm is sqrt((9 q)^2 + 9 q^2) / (1 + 9 q).
+    q = math.exp(-margin)
+    got = record_one([margin, *[0.0] * 9], 0)
+    assert got["el2n"] == pytest.approx(math.sqrt(90) * q / (1 + 9 * q), rel=2e-6)
+
+
+def test_samples_never_seen_are_nan() -> None:
+    recorder = HardnessRecorder(3, 4)
+    record_all(recorder, [(0, np.eye(4, dtype=np.float32)[:1], np.array([0]), np.array([1]))])
+    scores = recorder.scores()
+    assert scores.observations[0].tolist() == [0, 1, 0]
+    for name, values in scores.values.items():
+        assert np.isnan(values[0, [0, 2]]).all(), name
+        assert np.isfinite(values[0, 1]), name
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", [0, 2, 16])
+def test_rows_that_are_not_finite_are_left_out_and_counted(bad: float, column: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 17)).astype(np.float32)
+    logits[[1, 4], column] = bad
+    labels = np.array([2, 2, 0, 16, 2, 0])
+    recorder = HardnessRecorder(6, 17)
+    visits = record_all(recorder, [(0, logits, labels, np.array([0, 5, 1, 0, 2, 5]))])
+    assert_agrees(recorder, visits)
+    scores = recorder.scores()
+    assert scores.observations[0].tolist() == [2, 1, 0, 0, 0, 1]
+    assert scores.provenance["rows_not_finite"] == 2
+    assert scores.provenance["first_id_not_finite"] == 5
+
+
+def test_the_first_id_not_finite_is_kept_over_batches() -> None:
+    recorder = HardnessRecorder(9, 2)
+    nan = np.full((1, 2), np.nan, np.float32)
+    for sample in (7, 3):
+        record_all(recorder, [(0, nan, np.array([0]), np.array([sample]))])
+    assert recorder.scores().provenance["rows_not_finite"] == 2
+    assert recorder.scores().provenance["first_id_not_finite"] == 7
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "answer"),
+    [
+        ([0, 1, 3], [0, 1, 2], (k.BAD_LABEL, 2)),
+        ([0, -1, 0], [0, 1, 2], (k.BAD_LABEL, 1)),
+        ([0, 1, 2], [0, 5, 2], (k.BAD_ID, 1)),
+        ([0, 1, 2], [-1, 0, 2], (k.BAD_ID, 0)),
+    ],
+)
+def test_nothing_is_recorded_of_a_batch_with_a_bad_label_or_id(
+    labels: list[int], ids: list[int], answer: tuple[int, int]
+) -> None:
+    sums, counters = np.zeros((5, k.SUM_COLUMNS)), np.zeros((5, k.COUNTER_COLUMNS), np.int32)
+    nonfinite = np.array([0, -1])
+    logits = np.ones((3, 3), np.float32)
+    logits[0, 0] = np.nan
+    assert k.record(logits, np.array(labels), np.array(ids), 0, 20, sums, counters, nonfinite) == answer
+    assert not sums.any()
+    assert not counters.any()
+    assert nonfinite.tolist() == [0, -1]
+
+
+def test_el2n_is_of_the_first_epochs_only() -> None:
+    rng = np.random.default_rng(1)
+    recorder = HardnessRecorder(2, 3, el2n_epochs=3)
+    batches = [
+        (epoch, rng.normal(size=(1, 3)).astype(np.float32), np.array([0]), np.array([0])) for epoch in range(5)
+    ]
+    # Sample 1 is first seen when the window is over: every other estimator knows it, EL2N does not.
+    batches += [(3, rng.normal(size=(1, 3)).astype(np.float32), np.array([1]), np.array([1]))]
+    visits = record_all(recorder, batches)
+    assert_agrees(recorder, visits)
+    window = [reference.observation(z, 0)["el2n"] for _, z, _, _ in batches[:3]]
+    scores = recorder.scores()
+    assert scores.per_sample("el2n")[0] == pytest.approx(np.mean(window), rel=1e-6)
+    assert math.isnan(scores.per_sample("el2n")[1])
+    assert not math.isnan(scores.per_sample("aum")[1])
+
+
+def test_a_sample_twice_in_a_batch_counts_twice_in_order() -> None:
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    for order, forgotten in (((right, wrong, right, wrong), 2), ((wrong, wrong, right, right), 0)):
+        recorder = HardnessRecorder(1, 2)
+        logits = np.array(order, np.float32)
+        record_all(recorder, [(0, logits, np.zeros(4, np.int64), np.zeros(4, np.int64))])
+        assert recorder.scores().observations[0, 0] == 4
+        assert recorder.scores().per_sample("correctness")[0] == 0.5
+        assert recorder.scores().per_sample("forgetting")[0] == forgotten
+
+
+def test_logits_need_not_be_contiguous_and_stay_as_they_are() -> None:
+    whole = np.random.default_rng(2).normal(size=(40, 24)).astype(np.float32)
+    logits = torch.from_numpy(whole)[::2, 1::3]
+    before = logits.clone()
+    labels = np.arange(20) % 8
+    strided, plain = HardnessRecorder(20, 8), HardnessRecorder(20, 8)
+    strided.record(logits, torch.from_numpy(labels), torch.arange(20), epoch=0)
+    plain.record(logits.contiguous(), torch.from_numpy(labels), torch.arange(20), epoch=0)
+    assert torch.equal(logits, before)
+    assert torch.equal(strided.sums, plain.sums)
+    assert torch.equal(strided.counters, plain.counters)
+
+
+@nb.njit
+def _exp_sums(row, top):  # type: ignore[no-untyped-def]
+    return row_exp_sums(np.uint64(row.ctypes.data), row.shape[0] // 16, np.float32(top), 16)
+
+
+@nb.njit
+def _max(row):  # type: ignore[no-untyped-def]
+    return row_max(np.uint64(row.ctypes.data), row.shape[0] // 16, 16)
+
+
+def test_exponentials_over_their_whole_range() -> None:
+    grid = np.linspace(-90, 0, 60_001).astype(np.float32)
+    got = np.array([_exp_sums(np.full(16, x, np.float32), 0.0) for x in grid]) / 16
+    expected = np.exp(grid.astype(np.float64))
+    error = abs(got[:, 0] / expected - 1)
+    # The exponent x / ln 2 is rounded to float32 once: that is 2**-24 of |x| and more cannot be had for less work.
+    assert (error[grid > -87] < 2e-7 + 1.2e-7 * abs(grid[grid > -87])).all()
+    assert error[grid > -2].max() < 3e-7
+    below = grid <= -87.5
+    assert (got[below, 0] < 1.3e-38).all()
+    assert (got[below, 0] > 0).all()
+    squared = grid > -40
+    assert (abs(got[squared, 1] / expected[squared] ** 2 - 1) < 2.1 * error[squared] + 3e-7).all()
+
+
+def test_exponentials_are_relative_to_the_top() -> None:
+    row = np.array([100.0, 99.0, 98.5] + [-3.0e38] * 13, np.float32)
+    first, second = _exp_sums(row, 100.0)
+    e = np.exp([0.0, -1.0, -1.5])
+    assert first == pytest.approx(e.sum(), rel=3e-7)
+    assert second == pytest.approx((e**2).sum(), rel=3e-7)
+
+
+@pytest.mark.parametrize("place", range(32))
+def test_the_maximum_is_found_in_every_lane(place: int) -> None:
+    row = np.full(32, -5.0, np.float32)
+    row[place] = -4.0
+    assert _max(row) == -4.0

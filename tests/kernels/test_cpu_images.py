@@ -1,0 +1,236 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from hbr_fast.kernels import cpu_images, reference
+from hbr_fast.seeding import Stream, stream_key
+
+WIDTHS = [1, 3, 7, 8, 9, 15, 16, 17, 28, 31, 32, 33, 64, 70]
+GUARD = 77  # odd, so that the output also starts at odd addresses
+
+
+def make_batch(
+    images_nchw: np.ndarray,
+    index_b: Sequence[int] | np.ndarray,
+    *,
+    partner_b: Sequence[int] | None = None,
+    weight_b: Sequence[float] | None = None,
+    first_position: int = 0,
+    epoch: int = 0,
+    seed: int = 0,
+    flip: float = 0.0,
+    pad: int = 0,
+    scale_c: Sequence[float] | None = None,
+    bias_c: Sequence[float] | None = None,
+    channels_last: bool = False,
+    bf16: bool = False,
+) -> np.ndarray:
+    """The kernel's batch [B, C, H, W] (float32, or uint16 bits), from an output with guards on both sides."""
+    count, (_, channels, height, width) = len(index_b), images_nchw.shape
+    # Types as loaders have them: the split read-only, the rest not.
+    images = np.ascontiguousarray(images_nchw)
+    labels = np.arange(len(images), dtype=np.int64) % 10
+    images.flags.writeable = labels.flags.writeable = False
+    size = count * channels * height * width
+    memory = np.zeros(GUARD + size + GUARD, np.uint16 if bf16 else np.float32)
+    memory.view(np.uint8)[:] = 0xA5
+    untouched = memory[0]
+    labels_out, ids_out = np.full(count, -9), np.full(count, -9)
+    # The plan in reverse, so that the row of the plan, the row of the batch and the sample are three things.
+    cpu_images.make_batch(
+        images,
+        labels,
+        np.array(index_b, np.int64)[::-1].copy(),
+        np.array(partner_b if partner_b is not None else [-1] * count, np.int64)[::-1].copy(),
+        np.array(weight_b if weight_b is not None else [1.0] * count, np.float32)[::-1].copy(),
+        np.arange(count)[::-1].copy(),
+        first_position,
+        epoch,
+        np.array(stream_key(seed, Stream.AUGMENTATION), np.uint64),
+        round(flip * 2**32),
+        pad,
+        np.array(scale_c if scale_c is not None else [1.0] * channels, np.float32),
+        np.array(bias_c if bias_c is not None else [0.0] * channels, np.float32),
+        channels_last,
+        memory[GUARD : GUARD + size],
+        labels_out,
+        ids_out,
+    )
+    assert (memory[:GUARD] == untouched).all(), "written before the output"
+    assert (memory[GUARD + size :] == untouched).all(), "written behind the output"
+    np.testing.assert_array_equal(ids_out, index_b)
+    np.testing.assert_array_equal(labels_out, labels[np.array(index_b, np.int64)])
+    out = memory[GUARD : GUARD + size]
+    if channels_last:
+        return out.reshape(count, height, width, channels).transpose(0, 3, 1, 2)
+    return out.reshape(count, channels, height, width)
+
+
+def expected_bytes(images: np.ndarray, index_b: Sequence[int] | np.ndarray, **options: int | float) -> np.ndarray:
+    """The reference's batch of plain rows, as the bytes picked: float64 [B, C, H, W], whole numbers."""
+    channels = images.shape[1]
+    result = reference.make_batch(
+        images,
+        np.asarray(index_b),
+        np.full(len(index_b), -1),
+        np.ones(len(index_b), np.float32),
+        first_position=int(options.get("first_position", 0)),
+        epoch=int(options.get("epoch", 0)),
+        seed=int(options.get("seed", 0)),
+        flip=float(options.get("flip", 0.0)),
+        pad=int(options.get("pad", 0)),
+        mean_c=np.zeros(channels),
+        std_c=np.full(channels, 1 / 255),
+    )
+    assert abs(result - np.rint(result)).max(initial=0) < 1e-9
+    return np.rint(result)
+
+
+def float_of_bf16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def bf16_of_float(values: np.ndarray) -> np.ndarray:
+    rounded = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
+    return rounded.view(torch.uint16).numpy()
+
+
+def random_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_picks_exactly_the_pixels_of_the_reference(width: int, channels: int) -> None:
+    # Scale 1 and bias 0: values are the bytes themselves, in float32 and in bfloat16 (8 significant bits).
+    for height, pad, flip in [(h, p, f) for h in (1, 6) for p in (0, 1, 2, 4) for f in (0.0, 0.5, 1.0)]:
+        images = random_images(7, channels, height, width)
+        index = [6, 0, 3, 3, 5]
+        expected = expected_bytes(images, index, pad=pad, flip=flip, epoch=3, seed=11, first_position=40)
+        for channels_last in (False, True):
+            for bf16 in (False, True):
+                batch = make_batch(
+                    images, index, pad=pad, flip=flip, epoch=3, seed=11, first_position=40,
+                    channels_last=channels_last, bf16=bf16,
+                )  # fmt: skip
+                picked = float_of_bf16(batch) if bf16 else batch
+                np.testing.assert_array_equal(picked, expected, err_msg=f"{height=} {pad=} {flip=} {channels_last=}")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_arithmetic_agrees_with_the_reference_to_rounding(width: int, channels: int) -> None:
+    mean, std = np.array([0.49, 0.0, 0.7])[:channels], np.array([0.247, 1.0, 0.1])[:channels]
+    scale, bias = 1 / (255 * std), -mean / std
+    index, partner, weight = [4, 4, 1, 0, 2, 3, 2], [-1, 2, 3, 1, -1, 3, 0], [1.0, 0.3, 0.0, 1.0, 1.0, 0.3, 0.5]
+    for height, pad, flip in ((1, 0, 0.5), (5, 0, 1.0), (5, 2, 0.0), (1, 4, 0.5), (4, 4, 1.0)):
+        images = random_images(5, channels, height, width)
+        expected = reference.make_batch(
+            images, np.array(index), np.array(partner), np.array(weight, np.float32), first_position=9, epoch=1,
+            seed=5, flip=flip, pad=pad, mean_c=mean, std_c=std,
+        )  # fmt: skip
+        # A value is at most (1 + mean) / std in size on the way; a few roundings of 2**-24 of that.
+        bound = 4 * 2.0**-24 * ((1 + mean) / std)[:, None, None]
+        for channels_last in (False, True):
+            single, half = (
+                make_batch(
+                    images, index, partner_b=partner, weight_b=weight, first_position=9, epoch=1, seed=5, flip=flip,
+                    pad=pad, scale_c=scale, bias_c=bias, channels_last=channels_last, bf16=bf16,
+                )
+                for bf16 in (False, True)
+            )  # fmt: skip
+            assert (abs(single - expected) <= bound).all(), f"{height=} {pad=} {flip=} {channels_last=}"
+            np.testing.assert_array_equal(half, bf16_of_float(single))
+
+
+@pytest.mark.parametrize("width", [5, 8, 40])
+def test_weights_0_and_1_are_the_partner_and_the_sample_exactly(width: int) -> None:
+    images = random_images(3, 1, 4, width)
+    batch = make_batch(images, [0, 1], partner_b=[2, 2], weight_b=[0.0, 1.0], flip=0.5, pad=2, epoch=2)
+    np.testing.assert_array_equal(batch, expected_bytes(images, [2, 1], flip=0.5, pad=2, epoch=2))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_an_interpolated_pixel_is_not_rounded_to_a_byte(weight: float) -> None:
+    images = np.array([0, 1], np.uint8).repeat(16).reshape(2, 1, 1, 16)
+    batch = make_batch(images, [1], partner_b=[0], weight_b=[weight])
+    np.testing.assert_array_equal(batch, np.full((1, 1, 1, 16), np.float32(weight)))
+
+
+@pytest.mark.parametrize("width", [1, 7, 9, 17, 33])
+def test_bfloat16_rounds_to_nearest_even(width: int) -> None:
+    # 256 bytes times 1/2 and an odd bias meet every kind of tie: bfloat16 keeps 8 of the bits.
+    images = np.arange(256, dtype=np.uint8).repeat(width).reshape(256, 1, 1, width)
+    for scale, bias in ((0.5, 128.0), (-0.5, -128.0), (0.01, 0.3), (2.0, 257.0)):
+        single, half = (
+            make_batch(images, range(256), scale_c=[scale], bias_c=[bias], bf16=bf16) for bf16 in (False, True)
+        )
+        np.testing.assert_array_equal(half, bf16_of_float(single))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 129])
+def test_batches_of_any_size(count: int) -> None:
+    images = random_images(150, 3, 8, 8)
+    index = np.random.default_rng(0).integers(0, 150, count)
+    batch = make_batch(images, index, flip=0.5, pad=1)
+    np.testing.assert_array_equal(batch, expected_bytes(images, index, flip=0.5, pad=1).reshape(batch.shape))
+
+
+@pytest.mark.parametrize("first_position", [0, 2**32 - 2, 2**32, 2**40 + 12_345, 2**48 - 5])
+@pytest.mark.parametrize("epoch", [0, 1, 2**32 - 1])
+def test_numbers_are_keyed_by_position_and_epoch(first_position: int, epoch: int) -> None:
+    images = random_images(1, 1, 9, 9)
+    batch = make_batch(images, [0] * 5, first_position=first_position, epoch=epoch, pad=4, flip=0.5, seed=3)
+    expected = expected_bytes(
+        images, [0] * 5, first_position=first_position, epoch=epoch, pad=4, flip=0.5, seed=3
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch, expected)
+
+
+def test_position_is_not_cut_to_32_bits() -> None:
+    images = random_images(1, 1, 9, 9)
+    low, high = (make_batch(images, [0] * 20, first_position=p, pad=4, flip=0.5) for p in (0, 2**32))
+    assert (low != high).any(axis=(1, 2, 3)).sum() > 10
+
+
+def test_crops_and_flips_are_uniform() -> None:
+    # One bright pixel in the middle of 9 x 9 shows where the crop began; its neighbour shows the flip.
+    image = np.zeros((1, 1, 11, 11), np.uint8)
+    image[0, 0, 5, 5], image[0, 0, 5, 6] = 255, 100
+    batch = make_batch(image, [0] * 20_000, pad=4, flip=0.25, seed=1)[:, 0]
+    places = batch.reshape(len(batch), -1).argmax(axis=1)
+    top, left = np.divmod(places, 11)
+    assert chisquare(np.bincount((top - 1) * 9 + left - 1, minlength=81)).pvalue > 1e-4
+    flipped = batch[np.arange(len(batch)), top, left - 1] == 100
+    assert chisquare([flipped.sum(), (~flipped).sum()], [5_000, 15_000]).pvalue > 1e-4
+    # Crop and flip are drawn apart from each other.
+    table = np.array([np.bincount(top[where] - 1, minlength=9) for where in (flipped, ~flipped)])
+    expected = table.sum(axis=0) * table.sum(axis=1, keepdims=True) / table.sum()
+    assert chisquare(table, expected, axis=None, ddof=8).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_outside_the_image_is_read(width: int) -> None:
+    images = np.full((3, 2, 5, width), 255, np.uint8)
+    images[1] = 0
+    for pad in (0, 1, 4):
+        for channels_last in (False, True):
+            for flip in (0.0, 1.0):
+                batch = make_batch(images, [1] * 9, pad=pad, flip=flip, channels_last=channels_last)
+                assert not batch.any()
+                mixed = make_batch(
+                    images, [1] * 9, partner_b=[1] * 9, weight_b=[0.3] * 9, pad=pad, flip=flip,
+                    channels_last=channels_last,
+                )  # fmt: skip
+                assert not mixed.any()
+
+
+@pytest.mark.parametrize("width", [3, 8, 33])
+def test_the_border_is_zero_again_for_every_image(width: int) -> None:
+    # Images of 255 with a border: any pixel left over from the crop before would fill the border.
+    images = np.full((2, 1, 5, width), 255, np.uint8)
+    batch = make_batch(images, [0, 1] * 50, pad=4, flip=0.5)
+    np.testing.assert_array_equal(batch, expected_bytes(images, [0, 1] * 50, pad=4, flip=0.5))

@@ -1,0 +1,130 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from hbr_fast.kernels import cpu_orders, reference
+from hbr_fast.sampler import uniform_order
+
+
+def keys_for(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**32, cpu_orders.rounds(length))
+
+
+def elements(length: int, start: int, count: int, *, stride: int = 1, keys: np.ndarray | None = None) -> np.ndarray:
+    out = np.full(count, -1)
+    if keys is None:
+        keys = keys_for(length)
+    cpu_orders.bijection(start, stride, length, *cpu_orders.grid(length), keys, out)
+    return out
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 17, 100, 255, 256, 1000, 65_537, 10**9, 2**32 + 1, 2**48])
+def test_agrees_with_the_reference(length: int) -> None:
+    positions = np.unique(np.linspace(0, length - 1, 300).astype(np.int64))
+    keys = keys_for(length, seed=length)
+    a, b = cpu_orders.grid(length)
+    got = [int(elements(length, int(x), 1, keys=keys)[0]) for x in positions]
+    assert got == [reference.bijection(int(x), length, a, b, keys.tolist()) for x in positions]
+
+
+def test_every_element_once_for_every_small_length() -> None:
+    for length in range(1, 601):
+        got = elements(length, 0, length)
+        np.testing.assert_array_equal(np.sort(got), np.arange(length), err_msg=f"{length=}")
+
+
+@pytest.mark.parametrize("length", [1023, 1024, 1025, 50_000, 99_991, 250_001, 1_048_576, 1_999_993])
+def test_every_element_once_for_large_lengths(length: int) -> None:
+    seen = np.bincount(elements(length, 0, length), minlength=length)
+    assert len(seen) == length
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("length", [10**9, 2**31 + 1, 2**40 + 3, 2**48 - 1, 2**48])
+def test_stretches_of_huge_orders_are_distinct_and_in_range(length: int) -> None:
+    starts = (0, length // 3, length - 20_000)
+    got = np.concatenate([elements(length, start, 20_000) for start in starts])
+    assert got.min() >= 0
+    assert got.max() < length
+    assert len(np.unique(got)) == 60_000
+    # Not merely distinct: 60,000 uniform draws have a mean within 0.006 of the middle, five standard errors.
+    assert abs(got.mean() / length - 0.5) < 0.006
+
+
+@given(
+    length=st.one_of(st.integers(1, 3000), st.integers(1, 2**48)),
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+def test_random_access_is_sequential_access(length: int, seed: int, data: st.DataObject) -> None:
+    keys = keys_for(length, seed)
+    count = data.draw(st.integers(1, min(length, 1200)))
+    stride = data.draw(st.integers(1, max((length - 1) // max(count - 1, 1), 1)))
+    start = data.draw(st.integers(0, length - 1 - (count - 1) * stride))
+    got = elements(length, start, count, stride=stride, keys=keys)
+    assert got.min() >= 0
+    assert got.max() < length
+    for i in {0, count // 2, count - 1}:
+        assert got[i] == elements(length, start + i * stride, 1, keys=keys)[0]
+
+
+@given(length=st.integers(1, 2**48))
+def test_the_grid_just_covers_the_length(length: int) -> None:
+    a, b = cpu_orders.grid(length)
+    assert 0 <= a * b - length < length**0.5 + 1
+    assert max(a, b) < 2**32  # digits are hashed as 32-bit words
+    assert cpu_orders.rounds(length) % 4 == 0  # keys come four a Philox block, rounds in pairs
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 6, 7, 11, 16, 30])
+def test_ends_are_uniform_over_seeds(length: int) -> None:
+    # Random round keys of 40,000 orders: first element, (first, second) and (first, last) pairs.
+    keys = np.random.default_rng(length).integers(0, 2**32, (40_000, cpu_orders.rounds(length)))
+    a, b = cpu_orders.grid(length)
+    out = np.empty((40_000, length), np.int64)
+    for key, row in zip(keys, out, strict=True):
+        cpu_orders.bijection(0, 1, length, a, b, key, row)
+    assert chisquare(np.bincount(out[:, 0], minlength=length)).pvalue > 1e-4
+    for other in (1, length - 1):
+        pairs = np.bincount(out[:, 0] * length + out[:, other], minlength=length**2).reshape(length, length)
+        assert not pairs.diagonal().any()
+        assert chisquare(pairs[~np.eye(length, dtype=bool)]).pvalue > 1e-4
+
+
+def test_all_orders_of_four_are_equally_frequent() -> None:
+    keys = np.random.default_rng(4).integers(0, 2**32, (24_000, cpu_orders.rounds(4)))
+    counts = dict.fromkeys(permutations(range(4)), 0)
+    for key in keys:
+        counts[tuple(elements(4, 0, 4, keys=key).tolist())] += 1
+    assert chisquare(list(counts.values())).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("length", [3, 5, 12])
+def test_orders_of_seeds_and_epochs_are_uniform(length: int) -> None:
+    # The whole way, keys included: consecutive seeds and consecutive epochs.
+    drawn = [
+        uniform_order(length, seed=seed).rows(0, length, epoch=epoch) for seed in range(400) for epoch in range(15)
+    ]
+    out = np.array(drawn)
+    assert chisquare(np.bincount(out[:, 0], minlength=length)).pvalue > 1e-4
+    pairs = np.bincount(out[:, 0] * length + out[:, -1], minlength=length**2).reshape(length, length)
+    assert chisquare(pairs[~np.eye(length, dtype=bool)]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("length", [256, 1000, 5000])
+def test_where_an_element_goes_is_uniform_at_larger_lengths(length: int) -> None:
+    # 16 bins of the place of the first, a middle and the last element, over 20,000 orders.
+    keys = np.random.default_rng(length).integers(0, 2**32, (20_000, cpu_orders.rounds(length)))
+    a, b = cpu_orders.grid(length)
+    out = np.empty((20_000, 2), np.int64)
+    for key, row in zip(keys, out, strict=True):
+        cpu_orders.bijection(0, length - 1, length, a, b, key, row)
+    expected = np.diff(-(-np.arange(17) * length // 16)) * 20_000 / length
+    for column in out.T:
+        assert chisquare(np.bincount(column * 16 // length, minlength=16), expected).pvalue > 1e-4
+    cells = np.bincount((out[:, 0] * 4 // length) * 4 + out[:, 1] * 4 // length, minlength=16)
+    assert chisquare(cells).pvalue > 1e-4

@@ -1,0 +1,147 @@
+"""Imports point down only, pickle stays in its cage and every module says what it is for."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hbr_fast"
+# The design's layers; a name is a module or a sub-package of hbr_fast. The package itself is L0: it may be imported
+# by anyone and imports the rest only when a name is used.
+LEVELS = {
+    0: {"", "seeding", "files", "progress", "machine"},
+    1: {"kernels"},
+    2: {"data", "sampler", "allocation", "plan"},
+    3: {"loaders", "evaluation", "hardness", "resampling"},
+    4: {"training"},
+    5: {"studies"},
+    6: {"report"},
+    7: {"cli"},
+}
+LEVEL_OF = {part: level for level, parts in LEVELS.items() for part in parts}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    """Module name below hbr_fast: "" for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Absolute names of all that a source imports, inside functions and `if TYPE_CHECKING` too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def upward_imports(module: str, source: str) -> list[str]:
+    """Own modules that `module` imports from a higher layer, or from another part of its own layer in a cycle."""
+    package = f"hbr_fast.{module}".rsplit(".", 1)[0]
+    own = LEVEL_OF[part_of(module)]
+    found = []
+    for name in imported(source, package):
+        if not name.startswith("hbr_fast."):
+            continue
+        part = part_of(name.removeprefix("hbr_fast."))
+        if part in LEVEL_OF and LEVEL_OF[part] > own:
+            found.append(name)
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    assert len(MODULES) > 30
+    assert {part_of(dotted(path)) for path in MODULES} == set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: dotted(path) or "hbr_fast")
+def test_imports_point_down(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        pytest.skip("the public names are loaded on demand; test_public_names.py checks them")
+    assert upward_imports(dotted(path), path.read_text()) == []
+
+
+def test_no_two_parts_import_each_other() -> None:
+    """Within a layer a part may use another one, but not both ways round."""
+    edges = set()
+    for path in MODULES:
+        own = part_of(dotted(path))
+        for name in imported(path.read_text(), f"hbr_fast.{dotted(path)}".rsplit(".", 1)[0]):
+            part = part_of(name.removeprefix("hbr_fast.")) if name.startswith("hbr_fast.") else ""
+            if own and part in LEVEL_OF and part not in ("", own):
+                edges.add((own, part))
+    assert ("training", "loaders") in edges
+    assert {edge for edge in edges if edge[::-1] in edges} == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("plan", "from hbr_fast.hardness import estimator", True),
+        ("plan", "import hbr_fast.training.trainer", True),
+        ("plan", "def f():\n    from hbr_fast import cli", True),
+        ("plan", "if TYPE_CHECKING:\n    from hbr_fast.report import page", True),
+        ("data.dataset", "from ..training import recipe", True),
+        ("data.dataset", "from .. import cli", True),
+        ("training.store", "from hbr_fast.data.dataset import Dataset\nfrom . import recipe", False),
+    ],
+)
+def test_the_check_itself_sees_upward_imports(module: str, source: str, found: bool) -> None:
+    assert bool(upward_imports(module, source)) == found
+
+
+def test_pickle_is_only_in_the_restricted_unpickler() -> None:
+    serialisers = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    users = {
+        dotted(path)
+        for path in MODULES
+        if serialisers & {name.split(".")[0] for name in imported(path.read_text(), "hbr_fast")}
+    }
+    assert users == {"data.sources.cifar"}
+    cifar = ast.parse((PACKAGE / "data/sources/cifar.py").read_text())
+    uses = {
+        node.attr
+        for node in ast.walk(cifar)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle"
+    }
+    assert uses <= {"Unpickler", "UnpicklingError", "PickleError"}, "only the restricted unpickler reads a pickle"
+    assert "Unpickler" in uses
+
+
+def calls(path: Path, dotted_name: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == dotted_name
+    ]
+
+
+def test_numpy_and_torch_never_read_or_write_pickles() -> None:
+    loads = [(dotted(path), call) for path in MODULES for name in ("np.load", "np.save") for call in calls(path, name)]
+    assert len(loads) >= 4
+    for module, call in loads:
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert options.get("allow_pickle") == "False", f"{module}, line {call.lineno}"
+    for path in MODULES:
+        assert calls(path, "torch.load") == calls(path, "torch.save") == [], dotted(path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: dotted(path) or "hbr_fast")
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    source = path.read_text()
+    if not source:
+        assert path.name == "__init__.py", f"{path} is empty"
+        return
+    docstring = ast.get_docstring(ast.parse(source))
+    assert docstring is not None
+    assert docstring.splitlines()[0].endswith((".", ":", "`", ")")) or len(docstring.splitlines()) > 1

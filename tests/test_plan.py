@@ -1,0 +1,118 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from hbr_fast.plan import Plan
+
+
+def mixed_plan(**changes: Any) -> Plan:
+    columns: dict[str, Any] = {
+        "store": np.array([0, 0, 1], np.int16),
+        "index": np.array([7, 2**40, 0], np.int64),
+        "partner": np.array([-1, 3, -1], np.int64),
+        "weight": np.array([1.0, 0.25, 1.0], np.float32),
+        "provenance": {"strategy": "smote", "counts": [1, 2], "seed": 3},
+    }
+    return Plan(**{**columns, **changes})
+
+
+def test_a_row_takes_22_bytes_and_no_pixels() -> None:
+    plan = Plan.of_rows(np.arange(1000))
+    assert sum(column.nbytes for column in (plan.store, plan.index, plan.partner, plan.weight)) == 22 * 1000
+
+
+def test_of_rows_takes_samples_as_they_are() -> None:
+    plan = Plan.of_rows(np.array([3, 1, 3], np.int32), provenance={"strategy": "random"})
+    assert len(plan) == 3
+    assert plan.index.tolist() == [3, 1, 3]
+    assert plan.index.dtype == np.int64
+    assert plan.store.tolist() == [0, 0, 0]
+    assert plan.partner.tolist() == [-1, -1, -1]
+    assert plan.weight.tolist() == [1, 1, 1]
+    assert plan.provenance == {"strategy": "random"}
+
+
+def test_save_and_load_give_the_same_plan(tmp_path: Path) -> None:
+    plan = mixed_plan()
+    plan.save(tmp_path / "plan")
+    loaded = Plan.load(tmp_path / "plan")
+    for name in ("store", "index", "partner", "weight"):
+        saved, read = getattr(plan, name), getattr(loaded, name)
+        assert read.dtype == saved.dtype
+        np.testing.assert_array_equal(read, saved)
+    assert loaded.provenance == plan.provenance
+    assert loaded.content_hash() == plan.content_hash()
+    assert [file.name for file in tmp_path.iterdir()] == ["plan"]
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    mixed_plan().save(tmp_path / "plan")
+    assert {name: str(a.dtype) for name, a in load_file(tmp_path / "plan").items()} == {
+        "store": "int16",
+        "index": "int64",
+        "partner": "int64",
+        "weight": "float32",
+    }
+
+
+def test_content_hash_is_of_the_rows_alone() -> None:
+    plan = mixed_plan()
+    assert plan.content_hash() == mixed_plan(provenance={}).content_hash()
+    changed = [
+        mixed_plan(store=np.array([0, 0, 0], np.int16)),
+        mixed_plan(index=plan.index[::-1].copy()),
+        mixed_plan(partner=np.array([-1, 4, -1])),
+        mixed_plan(weight=np.array([1.0, 0.5, 1.0], np.float32)),
+    ]
+    assert len({p.content_hash() for p in (plan, *changed)}) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"not a plan", b"\x80\x04K\x01.", b"\xff" * 100])
+def test_load_refuses_a_file_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "plan").write_bytes(content)
+    with pytest.raises(ValueError, match=r"plan is not a plan file .*make the plan again"):
+        Plan.load(tmp_path / "plan")
+
+
+def test_load_refuses_a_truncated_file(tmp_path: Path) -> None:
+    mixed_plan().save(tmp_path / "plan")
+    (tmp_path / "plan").write_bytes((tmp_path / "plan").read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is not a plan file"):
+        Plan.load(tmp_path / "plan")
+
+
+def test_load_refuses_another_schema_and_other_columns(tmp_path: Path) -> None:
+    plan = mixed_plan()
+    columns = {"store": plan.store, "index": plan.index, "partner": plan.partner, "weight": plan.weight}
+    for name, arrays, metadata in (
+        ("newer", columns, {"schema": "2", "provenance": "{}"}),
+        ("bare", columns, None),
+        ("fewer", {"index": plan.index}, {"schema": "1", "provenance": "{}"}),
+        ("more", {**columns, "extra": plan.index}, {"schema": "1", "provenance": "{}"}),
+    ):
+        save_file(arrays, tmp_path / name, metadata=metadata)
+        with pytest.raises(ValueError, match=f"{name} is not a plan of schema 1"):
+            Plan.load(tmp_path / name)
+
+
+def test_load_of_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Plan.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("column", "array"),
+    [
+        ("store", np.zeros(3, np.int64)),
+        ("index", np.zeros(3, np.int32)),
+        ("partner", np.zeros(2, np.int64)),
+        ("weight", np.zeros(3, np.float64)),
+        ("weight", np.zeros((3, 1), np.float32)),
+    ],
+)
+def test_a_wrong_column_is_named(column: str, array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=rf"plan column '{column}' must be .* got {array.dtype}"):
+        mixed_plan(**{column: array})

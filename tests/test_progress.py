@@ -1,0 +1,97 @@
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from hbr_fast import progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock.monotonic))
+    return clock
+
+
+def test_plain_lines_say_rate_and_remaining_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 2.0)
+    with progress.task("convert train", total=60_000, unit="images") as advance:
+        clock.now += 1
+        advance(5_000)
+        assert capsys.readouterr().err == ""  # too early for a line
+        clock.now += 4
+        advance(5_000)
+        # 10,000 in 5 s: 2,000 a second, and 50,000 to go.
+        line = "convert train: 10,000/60,000 images, 2,000 images/s, 25 s left\n"
+        assert capsys.readouterr().err == line
+        clock.now += 1
+        advance(1_000)
+        assert capsys.readouterr().err == ""  # the interval counts from the last line
+        clock.now += 4
+        advance(49_000)
+        assert capsys.readouterr().err == ""  # the summary comes anyway
+    captured = capsys.readouterr()
+    assert captured.err == "convert train: 60,000 images in 10.0 s (6,000 images/s)\n"
+    assert captured.out == ""
+
+
+def test_short_work_gives_one_line(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with progress.task("check", total=10, unit="files") as advance:
+        for _ in range(10):
+            clock.now += 0.05
+            advance(1)
+    captured = capsys.readouterr()
+    assert captured.err == "check: 10 files in 0.5 s (20 files/s)\n"
+    assert captured.out == ""
+
+
+def test_a_failure_is_not_summed_up_as_work_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(RuntimeError, match="disk full"),
+        progress.task("convert", total=10, unit="images") as advance,
+    ):
+        advance(5)
+        raise RuntimeError("disk full")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="a line before anything is done divides by a zero rate")
+def test_advancing_by_nothing_is_harmless(clock: Clock) -> None:
+    with progress.task("convert", total=10, unit="images") as advance:
+        clock.now += progress.PLAIN_INTERVAL_S
+        advance(0)
+
+
+def test_a_terminal_gets_a_bar_on_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.task("training member 1", total=4, unit="epochs") as advance:
+        for _ in range(4):
+            advance(1)
+    assert "training member 1" in terminal.getvalue()
+    assert "\x1b[" in terminal.getvalue()  # drawn in place
+    assert capsys.readouterr().out == ""
+
+
+def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.say("opening cifar10.hbr")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "opening cifar10.hbr\n")

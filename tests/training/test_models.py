@@ -1,0 +1,142 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from hbr_fast.training.models import build_model, resnet18_features
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def model(name: str, *, channels: int = 3, size: int = 32, classes: int = 10) -> nn.Module:
+    return build_model(name, channels=channels, image_size=(size, size), classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "classes"),
+    [
+        ("cnn-4-8", 1, (8, 8), 3),
+        ("cnn-4", 3, (2, 2), 2),
+        ("cnn-4-8-16", 1, (28, 28), 10),
+        ("vgg-4-8", 1, (28, 28), 10),
+        ("vgg-4", 3, (4, 6), 5),
+        ("vgg-4-8", 2, (10, 14), 3),
+        ("resnet18", 3, (16, 16), 7),
+    ],
+)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_images_in_logits_out(name: str, channels: int, size: tuple[int, int], classes: int, batch: int) -> None:
+    net = build_model(name, channels=channels, image_size=size, classes=classes)
+    logits = net(torch.zeros(batch, channels, *size))
+    assert logits.shape == (batch, classes)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="vgg needs even sides but does not say so")
+def test_vgg_takes_odd_sides_or_refuses_them_in_one_line() -> None:
+    try:
+        net = build_model("vgg-4-8", channels=2, image_size=(9, 11), classes=3)
+    except ValueError as error:
+        assert "9x11" in str(error)  # noqa: PT017
+    else:
+        assert net(torch.zeros(2, 2, 9, 11)).shape == (2, 3)
+
+
+def test_resnet18_has_as_many_parameters_as_torchvisions_with_a_small_stem() -> None:
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    # By hand: 11,689,512 with 1000 classes and a 7x7 stem, less 513 * 990 and 64 * 3 * (49 - 9).
+    assert parameters(theirs) == 11_689_512 - 513 * 990 - 64 * 3 * 40 == 11_173_962
+    assert parameters(model("resnet18")) == 11_173_962
+    assert parameters(model("resnet18", classes=100)) == 11_173_962 + 90 * 513
+    assert parameters(model("resnet18", channels=1)) == 11_173_962 - 2 * 9 * 64
+
+
+def test_resnet18_computes_what_torchvisions_does_with_a_small_stem() -> None:
+    """Same weights in the same order of layers, same logits: stem 3x3 stride 1, no max-pool."""
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    theirs.maxpool = nn.Identity()
+    ours = model("resnet18")
+    pairs = zip(sorted_shapes(theirs), sorted_shapes(ours), strict=True)
+    assert all(a == b for a, b in pairs)
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def sorted_shapes(net: nn.Module) -> list[tuple[int, ...]]:
+    return sorted(tuple(tensor.shape) for tensor in net.state_dict().values())
+
+
+def test_resnet18_keeps_the_full_resolution_in_its_first_stage() -> None:
+    features = resnet18_features(3)
+    sizes = []
+    images = torch.zeros(2, 3, 32, 32)
+    for layer in features:
+        images = layer(images)
+        sizes.append(tuple(images.shape[1:]))
+    assert sizes[:9] == [
+        (64, 32, 32),  # the stem: stride 1 and no pool
+        (64, 32, 32),
+        (64, 32, 32),
+        (128, 16, 16),
+        (128, 16, 16),
+        (256, 8, 8),
+        (256, 8, 8),
+        (512, 4, 4),
+        (512, 4, 4),
+    ]
+    stem = next(layer for layer in features.modules() if isinstance(layer, nn.Conv2d))
+    assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
+    assert not any(isinstance(layer, nn.MaxPool2d) for layer in features.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # Convolutions without bias, two numbers a channel of batch norm, a linear layer with bias.
+        ("cnn-4-8", 9 * 1 * 4 + 8 + 9 * 4 * 8 + 16 + (8 + 1) * 10),
+        # 4 channels of blocks; two convolutions a width; 28 -> 14 -> 7 -> 3 pixels.
+        ("vgg-4-8", 9 * 4 * 4 + 8 + 9 * 4 * 4 + 8 + 9 * 4 * 8 + 16 + 9 * 8 * 8 + 16 + (8 * 3 * 3 + 1) * 10),
+    ],
+)
+def test_parameter_counts_by_hand(name: str, count: int) -> None:
+    assert parameters(model(name, channels=1, size=28)) == count
+
+
+@pytest.mark.parametrize("name", ["cnn-4-8", "vgg-4-8", "resnet18"])
+def test_logits_are_float32_under_bfloat16_autocast_though_features_are_not(name: str) -> None:
+    net = model(name, channels=1, size=16)
+    seen = []
+    net.features.register_forward_hook(  # type: ignore[operator]
+        lambda module, arguments, features: seen.append(features.dtype)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = net(torch.randn(4, 1, 16, 16, dtype=torch.bfloat16))
+    assert seen == [torch.bfloat16]
+    assert logits.dtype == torch.float32
+    # Rounded to bfloat16 they would not change by another rounding.
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("cnn-4-8", (3, 8), "halves the image 2 times: images of 3x8 are too small, it needs at least 4 pixels"),
+        ("cnn-4", (1, 1), "needs at least 2 pixels"),
+        ("vgg-4-8", (28, 7), "halves the image 3 times: images of 28x7 are too small, it needs at least 8 pixels"),
+    ],
+)
+def test_too_small_images_are_refused(name: str, size: tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(name, channels=1, image_size=size, classes=2)
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet18-4", "cnn", "vgg", "cnn-", "cnn-4-x", "cnn-0", "cnn--4", "mlp-8", ""])
+def test_an_unknown_model_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown model '.*': there are resnet18, cnn-W-W-\.\.\. and vgg-W-W"):
+        model(name)

@@ -1,0 +1,294 @@
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional
+
+from hbr_fast.data.convert import convert
+from hbr_fast.data.dataset import Dataset
+from hbr_fast.hardness import HardnessRecorder
+from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.loader import Loader
+from hbr_fast.plan import Plan
+from hbr_fast.training import trainer
+from hbr_fast.training.models import build_model
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.trainer import Member, compute_dtype, initial_model, train_member
+
+
+def assert_identical(a: Member, b: Member) -> None:
+    assert a.weights.keys() == b.weights.keys()
+    for name in a.weights:
+        assert torch.equal(a.weights[name], b.weights[name]), name
+    np.testing.assert_array_equal(a.test_logits, b.test_logits)
+    np.testing.assert_array_equal(a.scores.observations, b.scores.observations)
+    for name in a.scores.values:
+        np.testing.assert_array_equal(a.scores.values[name], b.scores.values[name], err_msg=name)
+
+
+def first_weights(member: Member) -> torch.Tensor:
+    return member.weights["features.0.0.weight"]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+    """Spy: (logits, labels, ids, epoch) of every record call that a training makes."""
+    calls: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+
+    class Spy(HardnessRecorder):
+        def record(self, logits_bc: Any, labels_b: Any, ids_b: Any, *, epoch: int) -> None:
+            arrays = [tensor.detach().numpy().copy() for tensor in (logits_bc, labels_b, ids_b)]
+            calls.append((arrays[0], arrays[1], arrays[2], epoch))
+            super().record(logits_bc, labels_b, ids_b, epoch=epoch)
+
+    monkeypatch.setattr(trainer, "HardnessRecorder", Spy)
+    return calls
+
+
+def test_the_same_seed_gives_the_same_bits(tiny: Dataset, recipe: Recipe) -> None:
+    assert_identical(train_member(tiny, recipe, seed=5), train_member(tiny, recipe, seed=5))
+
+
+def test_another_seed_gives_other_weights_order_and_scores(tiny: Dataset, recipe: Recipe) -> None:
+    a, b = train_member(tiny, recipe, seed=5), train_member(tiny, recipe, seed=6)
+    assert not torch.equal(first_weights(a), first_weights(b))
+    assert not np.array_equal(a.test_logits, b.test_logits)
+    assert not np.array_equal(a.scores.per_sample("aum"), b.scores.per_sample("aum"))
+
+
+def test_the_callers_random_state_neither_matters_nor_changes(tiny: Dataset, recipe: Recipe) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a = train_member(tiny, recipe, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert_identical(a, train_member(tiny, recipe, seed=5))
+
+
+def test_baseline_and_treatment_of_one_seed_start_from_the_same_weights(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+    real = trainer.make_optimiser
+
+    def spy(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+        starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return real(model, recipe)
+
+    monkeypatch.setattr(trainer, "make_optimiser", spy)
+    baseline = train_member(tiny, recipe, seed=5)
+    treatment = train_member(tiny, recipe, seed=5, plan=Plan.of_rows(np.arange(60)))
+    train_member(tiny, recipe, seed=6)
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    assert not torch.equal(starts[0]["features.0.0.weight"], starts[2]["features.0.0.weight"])
+    assert not torch.equal(first_weights(baseline), first_weights(treatment)), "they trained on different rows"
+
+
+def test_every_sample_is_observed_once_an_epoch_also_those_of_the_last_partial_batch(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    member = train_member(tiny, recipe, seed=1)
+    assert [len(ids) for _, _, ids, _ in calls] == [50, 50, 20] * 2
+    assert [epoch for *_, epoch in calls] == [0] * 3 + [1] * 3
+    np.testing.assert_array_equal(member.scores.observations, np.full((1, 120), recipe.epochs))
+    assert not np.isnan(member.scores.per_sample("aum")).any()
+
+
+def test_a_sample_drawn_k_times_an_epoch_gives_k_observations_and_one_never_drawn_none(
+    tiny: Dataset, recipe: Recipe
+) -> None:
+    rows = np.concatenate([np.repeat(7, 3), np.repeat(8, 2), np.arange(20, 80)])
+    member = train_member(tiny, recipe, seed=1, plan=Plan.of_rows(rows))
+    expected = recipe.epochs * np.bincount(rows, minlength=120)
+    np.testing.assert_array_equal(member.scores.observations[0], expected)
+    np.testing.assert_array_equal(np.isnan(member.scores.per_sample("aum")), expected == 0)
+
+
+def test_recorded_are_the_logits_of_the_step_itself(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the augmented batch, in train mode, before the update: computed again from the seed alone."""
+    calls = recorded(monkeypatch)
+    train_member(tiny, recipe, seed=3)
+    loader = Loader(
+        tiny.train, augment=Augment(flip=recipe.flip, pad=recipe.pad), batch_size=50, seed=3, channels_last=True
+    )
+    batch = next(iter(loader.epoch(0)))
+    model = initial_model(recipe, tiny.train, seed=3)
+    logits, labels, ids, _ = calls[0]
+    np.testing.assert_array_equal(ids, batch.ids.numpy())
+    np.testing.assert_array_equal(labels, tiny.train.labels[ids])
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model.train()(batch.images).numpy(), rtol=1e-5, atol=1e-6)
+        other_mode = model.eval()(batch.images).numpy()
+    assert not np.allclose(logits, other_mode, rtol=1e-3)
+
+
+def test_scores_are_the_means_over_the_recorded_logits(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    scores = train_member(tiny, recipe, seed=3).scores
+    margins: dict[int, list[float]] = {}
+    losses: dict[int, list[float]] = {}
+    for logits, labels, ids, _ in calls:
+        for row, label, sample in zip(logits.astype(np.float64), labels, ids, strict=True):
+            margins.setdefault(int(sample), []).append(row[label] - np.delete(row, label).max())
+            losses.setdefault(int(sample), []).append(np.log(np.exp(row - row[label]).sum()))
+    for name, observed in (("aum", margins), ("loss", losses)):
+        expected = [np.mean(observed[sample]) for sample in range(120)]
+        np.testing.assert_allclose(scores.per_sample(name), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_label_smoothing_changes_the_training_and_not_what_a_logit_scores(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    plain = train_member(tiny, dataclasses.replace(recipe, epochs=1), seed=3)
+    smooth = train_member(tiny, dataclasses.replace(recipe, epochs=1, label_smoothing=0.3), seed=3)
+    np.testing.assert_array_equal(calls[0][0], calls[3][0])
+    np.testing.assert_array_equal(calls[0][1], calls[3][1])
+    first = calls[0][2]
+    for name in plain.scores.values:
+        np.testing.assert_array_equal(
+            plain.scores.per_sample(name)[first], smooth.scores.per_sample(name)[first], err_msg=name
+        )
+    assert not np.array_equal(plain.test_logits, smooth.test_logits)
+    assert smooth.history[0].train_loss != plain.history[0].train_loss
+
+
+def test_history_tells_the_mean_loss_and_accuracy_of_the_rows_and_the_rate(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    advanced: list[int] = []
+    member = train_member(tiny, recipe, seed=3, advance=advanced.append)
+    assert advanced == [50, 50, 20] * 2
+    assert [record.epoch for record in member.history] == [0, 1]
+    for epoch, record in enumerate(member.history):
+        mine = [call for call in calls if call[3] == epoch]
+        logits, labels = (np.concatenate([call[i] for call in mine]) for i in (0, 1))
+        expected = functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item()
+        assert record.train_loss == pytest.approx(expected, rel=1e-5)
+        assert record.train_accuracy == pytest.approx((logits.argmax(1) == labels).mean())
+        assert record.learning_rate == recipe.learning_rate(3 * epoch + 2, 3)
+        assert record.images_per_second == pytest.approx(120 / record.seconds)
+
+
+def test_test_logits_are_those_of_the_final_weights_in_eval_mode(tiny: Dataset, recipe: Recipe) -> None:
+    member = train_member(tiny, recipe, seed=3)
+    model = build_model(recipe.model, channels=1, image_size=(8, 8), classes=3)
+    model.load_state_dict(dict(member.weights))
+    images = torch.tensor(tiny.test.images.astype(np.float32) / 255)
+    normalised = (images - torch.tensor(tiny.test.mean)[:, None, None]) / torch.tensor(tiny.test.std)[:, None, None]
+    with torch.inference_mode():
+        expected = model.eval()(normalised).numpy()
+    assert member.test_logits.dtype == np.float32
+    np.testing.assert_allclose(member.test_logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_it_learns(tmp_path: Any, recipe: Recipe) -> None:
+    data = convert("synthetic", tmp_path / "d.hbr", classes=3, train_per_class=200, test_per_class=50, shape=(1, 8, 8))
+    longer = dataclasses.replace(recipe, model="cnn-8-16", epochs=8, batch_size=32, flip=0.0, pad=0)
+    member = train_member(data, longer, seed=1)
+    losses = [record.train_loss for record in member.history]
+    assert losses[-1] < 0.7 * losses[0]
+    assert member.history[-1].train_accuracy > member.history[0].train_accuracy + 0.1
+    assert (member.test_logits.argmax(1) == data.test.labels).mean() > 0.6
+
+
+def test_a_diverging_training_is_an_error_that_names_the_epoch_and_the_rate(tiny: Dataset, recipe: Recipe) -> None:
+    steep = dataclasses.replace(recipe, lr=1e25, epochs=3)
+    with pytest.raises(FloatingPointError, match=r"loss of epoch 0 is nan; lower the learning rate \(1e\+25\)"):
+        train_member(tiny, steep, seed=1)
+
+
+@pytest.mark.xfail(strict=True, reason="only losses are looked at, and the last update comes after the last loss")
+def test_a_training_that_diverges_in_its_last_update_is_an_error_too(tiny: Dataset, recipe: Recipe) -> None:
+    steep = dataclasses.replace(recipe, lr=1e30, epochs=1, batch_size=120)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train_member(tiny, steep, seed=1)
+
+
+@pytest.mark.parametrize("batch_size", [121, 100_000])
+def test_a_batch_larger_than_the_split_is_refused(tiny: Dataset, recipe: Recipe, batch_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"batch_size must be in \[1, 120\].*'train', got {batch_size}"):
+        train_member(tiny, dataclasses.replace(recipe, batch_size=batch_size), seed=1)
+
+
+def test_a_model_that_does_not_fit_the_images_is_refused(tiny: Dataset, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="images of 8x8 are too small"):
+        train_member(tiny, dataclasses.replace(recipe, model="cnn-4-4-4-4"), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+    ],
+)
+def test_precision_resolves_to_what_the_processor_does_or_to_the_choice(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, precision: Any, native: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(trainer, "has_native_bfloat16", lambda: native)
+    assert compute_dtype(dataclasses.replace(recipe, precision=precision)) == expected
+
+
+def test_bfloat16_computes_features_in_bfloat16_and_keeps_weights_and_logits_in_float32(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded(monkeypatch)
+    exact = train_member(tiny, recipe, seed=3)
+    rounded = train_member(tiny, dataclasses.replace(recipe, precision="bfloat16"), seed=3)
+    assert {tensor.dtype for tensor in rounded.weights.values()} <= {torch.float32, torch.int64}
+    assert calls[6][0].dtype == np.float32
+    assert not np.array_equal(calls[0][0], calls[6][0])
+    np.testing.assert_allclose(calls[0][0], calls[6][0], atol=0.05)
+    assert rounded.test_logits.dtype == np.float32
+    assert not np.array_equal(exact.test_logits, rounded.test_logits)
+
+
+def run_fake_steps(step: Any, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Two steps without any data: whatever would need a value on the host raises."""
+    with FakeTensorMode():
+        model = build_model(recipe.model, channels=1, image_size=(8, 8), classes=3)
+        optimiser = trainer.make_optimiser(model, recipe)
+        recorder = HardnessRecorder(120, 3)
+        numbers = [torch.empty(50, dtype=torch.int64) for _ in range(3)]
+        batch = Batch(torch.empty(50, 1, 8, 8, dtype=dtype), *numbers)
+        totals = torch.zeros(2, dtype=torch.float64)
+        for epoch in range(2):
+            step(model, optimiser, recorder, batch, epoch=epoch, recipe=recipe, dtype=dtype, totals=totals)
+        assert model.head.weight.grad is not None, "the backward pass ran"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_trap_21_the_step_reads_nothing_back(recipe: Recipe, dtype: torch.dtype, smoothing: float) -> None:
+    run_fake_steps(trainer.train_step, dataclasses.replace(recipe, label_smoothing=smoothing), dtype)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda totals: totals[0].item(),
+        lambda totals: totals.tolist(),
+        lambda totals: float(totals[0]),
+        lambda totals: bool(totals[0] > 0),
+        lambda totals: totals.numpy().sum(),
+        lambda totals: totals[totals > 0].sum().item(),
+    ],
+)
+def test_trap_21_the_check_itself_catches_a_read(recipe: Recipe, read: Any) -> None:
+    def step(*args: Any, totals: torch.Tensor, **options: Any) -> None:
+        trainer.train_step(*args, totals=totals, **options)
+        read(totals)
+
+    with pytest.raises(RuntimeError):  # DataDependentOutputException is one
+        run_fake_steps(step, recipe, torch.float32)
