@@ -172,6 +172,7 @@ def hardness(
     *,
     estimator: str = "aum",
     csv: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Print how hard the classes are by a trained ensemble.
 
@@ -179,12 +180,15 @@ def hardness(
         run: A run directory that train wrote.
         estimator: aum, confidence, loss, el2n, forgetting, ... (an unknown name lists them all).
         csv: Write every sample's scores by every estimator to this file.
+        force: Replace the file.
     """
     from hbr_fast.files import atomic_write
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.studies.results import sample_table
     from hbr_fast.training.ensemble import open_ensemble
 
+    if csv is not None:
+        _refuse_to_overwrite(csv, force)
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = _dataset_of(run, about)
@@ -232,8 +236,7 @@ def resample(
     from hbr_fast.resampling import resample as resample_labels
     from hbr_fast.training.ensemble import open_ensemble
 
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
+    _refuse_to_overwrite(out, force)
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = _dataset_of(run, about)
@@ -368,6 +371,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
 
 
+def _refuse_to_overwrite(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
+
+
 def _at_once(choice: AtOnce, members: int) -> int:
     from hbr_fast.training.parallel import default_members_at_once
 
@@ -378,7 +386,7 @@ def _dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
     """The dataset that a run was trained on, where it was then, unchanged since."""
     from hbr_fast.data.dataset import open_dataset
 
-    opened = open_dataset(about["dataset"]["path"])
+    opened = open_dataset(run.resolve() / about["dataset"]["path"])
     if opened.fingerprint != about["dataset"]["fingerprint"]:
         raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it was changed since")
     return opened

@@ -51,6 +51,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     On any error the temporary file is removed and what stood at `path` before still stands.
     """
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {target.parent} to write {target.name} into: make it first")
     descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -90,18 +92,39 @@ def atomic_directory(path: str | os.PathLike[str], *, force: bool = False) -> It
         for file in temporary.rglob("*"):
             _sync_directory(file) if file.is_dir() else _sync_file(file)
         _sync_directory(temporary)
-        if target.exists():
-            # A directory cannot be renamed over a full one: move the old one aside, then drop it.
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old / "replaced")
+        if not target.exists():
             os.replace(temporary, target)
-            shutil.rmtree(old)
+        elif force:
+            _swap(temporary, target)
         else:
-            os.replace(temporary, target)
+            raise FileExistsError(
+                f"{target} was made by something else meanwhile: choose another name or replace it with --force"
+            )
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_directory(target.parent)
+
+
+def relative_path(target: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:
+    """The way from directory `start` to `target`, for files that name each other and may be moved together.
+
+    Links are followed first: `start` may be one, and ".." means the parent of where it leads.
+    """
+    return os.path.relpath(Path(target).resolve(), Path(start).resolve())
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Put a directory in the place of another, which is moved aside first: no rename goes over a full directory."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.replace(target, aside / "replaced")
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.replace(aside / "replaced", target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync_file(path: Path) -> None:

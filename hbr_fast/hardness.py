@@ -119,6 +119,10 @@ class HardnessScores:
         """
         if len(labels_n) != len(self):
             raise ValueError(f"{len(labels_n)} labels for scores of {len(self)} samples: another dataset's scores?")
+        if not 0 <= labels_n.min() <= labels_n.max() < num_classes:
+            raise ValueError(
+                f"labels must be classes in [0, {num_classes}), got some from {labels_n.min()} to {labels_n.max()}"
+            )
         scores = self.per_sample(name)
         seen = ~np.isnan(scores)
         counts = np.bincount(labels_n[seen], minlength=num_classes)
@@ -145,7 +149,8 @@ class HardnessScores:
         from safetensors.numpy import save
 
         arrays = {**self.values, "observations": self.observations, "never_learnt": self.never_learnt}
-        metadata = {"schema": str(SCHEMA), "provenance": canonical_json(self.provenance)}
+        # One key: the order of several would differ from write to write, and equal scores are equal bytes.
+        metadata = {"hbr_fast": canonical_json({"schema": SCHEMA, "provenance": self.provenance})}
         with atomic_write(path) as file:
             file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata=metadata))
 
@@ -162,17 +167,17 @@ class HardnessScores:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
+                metadata = json.loads((file.metadata() or {}).get("hbr_fast", "{}"))
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is not a file of hardness scores ({error}): record them again") from None
-        if metadata.get("schema") != str(SCHEMA) or not {"observations", "never_learnt"} <= set(arrays):
+        if metadata.get("schema") != SCHEMA or not {"observations", "never_learnt"} <= set(arrays):
             raise ValueError(f"{path} does not hold hardness scores of schema {SCHEMA}: record them again")
         return cls(
             observations=arrays.pop("observations"),
             never_learnt=arrays.pop("never_learnt"),
-            values=arrays,
-            provenance=json.loads(metadata["provenance"]),
+            values={name: arrays[name] for name in ESTIMATORS if name in arrays},
+            provenance=metadata["provenance"],
         )
 
     def _values(self, name: str) -> np.ndarray:
@@ -288,7 +293,8 @@ class HardnessRecorder:
             raise ValueError(
                 f"labels and ids must be [{logits_bc.shape[0]}], got {list(labels_b.shape)} and {list(ids_b.shape)}"
             )
-        self.epochs = max(self.epochs, epoch + 1)
+        if epoch < 0:
+            raise ValueError(f"epochs count from 0, got {epoch}")
         self._record(
             logits_bc.detach().float(),
             labels_b.long(),
@@ -299,6 +305,7 @@ class HardnessRecorder:
             self.counters,
             self.nonfinite,
         )
+        self.epochs = max(self.epochs, epoch + 1)
 
     def scores(self, *, never_learnt: NeverLearnt = "max+1") -> HardnessScores:
         """What was recorded so far, as the scores of one member.

@@ -89,7 +89,8 @@ class Plan:
         from safetensors.numpy import save
 
         columns = {name: getattr(self, name) for name in ("store", "index", "partner", "weight")}
-        metadata = {"schema": str(SCHEMA), "provenance": canonical_json(self.provenance)}
+        # One key: the order of several would differ from write to write, and equal plans are equal bytes.
+        metadata = {"hbr_fast": canonical_json({"schema": SCHEMA, "provenance": self.provenance})}
         with atomic_write(path) as file:
             file.write(save(columns, metadata=metadata))
 
@@ -106,10 +107,10 @@ class Plan:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
+                metadata = json.loads((file.metadata() or {}).get("hbr_fast", "{}"))
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is not a plan file ({error}): make the plan again") from None
-        if metadata.get("schema") != str(SCHEMA) or set(columns) != {"store", "index", "partner", "weight"}:
+        if metadata.get("schema") != SCHEMA or set(columns) != {"store", "index", "partner", "weight"}:
             raise ValueError(f"{path} is not a plan of schema {SCHEMA}: make the plan again with this version")
-        return cls(**columns, provenance=json.loads(metadata["provenance"]))
+        return cls(**columns, provenance=metadata["provenance"])

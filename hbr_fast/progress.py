@@ -63,7 +63,7 @@ def _lines(description: str, *, total: int, unit: str) -> Iterator[Advance]:
         nonlocal done, last
         done += units
         now = time.monotonic()
-        if now - last >= PLAIN_INTERVAL_S and done < total:
+        if now - last >= PLAIN_INTERVAL_S and 0 < done < total:
             last = now
             rate = done / (now - start)
             say(f"{description}: {done:,}/{total:,} {unit}, {rate:,.0f} {unit}/s, {(total - done) / rate:,.0f} s left")

@@ -77,12 +77,14 @@ def record(logits_bc, labels_b, ids_b, epoch, el2n_epochs, sums, counters, nonfi
         others[label] = LOWEST
         rival = row_max(address, chunks, _LANES)
         top = max(own, rival)
-        rest, rest_squared = row_exp_sums(address, chunks, top, _LANES)
-        # Probabilities of the others are summed apart from the own one: 1 - p keeps its digits when p is nearly 1.
+        # Sums over the others, relative to their largest: no square underflows however sure the model is. They are
+        # kept apart from the own exponential, so that 1 - p keeps its digits when p is nearly 1.
+        scaled, scaled_squares = row_exp_sums(address, chunks, rival, _LANES)
+        rival_exp = math.exp(np.float64(rival) - top)
         own_exp = math.exp(np.float64(own) - top)
-        total = own_exp + rest
+        total = own_exp + scaled * rival_exp
         confidence = own_exp / total
-        loss = math.log(total) + (np.float64(top) - own)
+        loss = math.log1p(scaled * rival_exp) if own >= rival else math.log(total) + (np.float64(rival) - own)
         correct = own > rival
         if own == rival:  # a tie counts as right only where the own class comes first, as in argmax
             correct = True
@@ -91,13 +93,13 @@ def record(logits_bc, labels_b, ids_b, epoch, el2n_epochs, sums, counters, nonfi
 
         state, count = sums[sample], counters[sample]
         state[AUM] += np.float64(own) - rival
-        state[AUM_SOFTMAX] += confidence - math.exp(np.float64(rival) - top) / total
+        state[AUM_SOFTMAX] += confidence - rival_exp / total
         state[CONFIDENCE] += confidence
         state[CONFIDENCE_SQUARED] += confidence * confidence
         state[CONFIDENCE_LOGIT] += own
         state[LOSS] += loss
         if epoch < el2n_epochs:
-            state[EL2N] += math.sqrt(np.float64(rest) * rest + rest_squared) / total
+            state[EL2N] += rival_exp * math.sqrt(np.float64(scaled) * scaled + scaled_squares) / total
             count[EL2N_OBSERVATIONS] += 1
         count[OBSERVATIONS] += 1
         if correct:

@@ -24,6 +24,7 @@ def make_batch(
     weight_r,
     rows_b,
     first_position,
+    step,
     epoch,
     key,
     flip_below,
@@ -37,7 +38,7 @@ def make_batch(
 ):
     """Fill one batch; `hbr_fast.kernels.reference.make_batch` is the definition.
 
-    Every index must have been checked by the caller: memory is walked by address here.
+    The plan's indices must have been checked by the caller: memory is walked by address here.
 
     Parameters
     ----------
@@ -47,8 +48,9 @@ def make_batch(
         The plan; partner -1 is none.
     rows_b : int64 [B]
         Plan rows of this batch.
-    first_position, epoch : int
-        Place of the batch's first row in the epoch's order, and the epoch: they key the random numbers.
+    first_position, step, epoch : int
+        Place of the batch's first row in the epoch's order, from one row to the next, and the epoch: they key the
+        random numbers.
     key : uint64 [2]
         Philox key of the augmentation stream.
     flip_below : int
@@ -63,6 +65,11 @@ def make_batch(
         The batch, written in full.
     labels_out, ids_out : int64 [B]
         Written in full.
+
+    Returns
+    -------
+    int
+        Place in the batch of the first row that the plan does not have, where it stopped; or -1.
     """
     channels, height, width = images_nchw.shape[1:]
     image_size = channels * height * width
@@ -77,10 +84,12 @@ def make_batch(
     channel_step = 1 if channels_last else height * width
     for b in range(rows_b.shape[0]):
         row = rows_b[b]
+        if not 0 <= row < index_r.shape[0]:
+            return b
         sample, partner = index_r[row], partner_r[row]
         labels_out[b] = labels_n[sample]
         ids_out[b] = sample
-        position = np.uint64(first_position + b)
+        position = np.uint64(first_position + b * step)
         draw = philox4x32(position & _LOW, position >> _32, np.uint64(epoch), _0, key[0], key[1])
         flip = draw[0] < np.uint64(flip_below)
         offsets = np.uint64(2 * pad + 1)
@@ -105,6 +114,7 @@ def make_batch(
                     target + first, own + skipped, mate + skipped, weight_r[row], height, width, wide, pixel_step,
                     flip, scale_c[c], bias_c[c], out.itemsize == 2,
                 )  # fmt: skip
+    return -1
 
 
 @nb.njit(nogil=True, cache=True)

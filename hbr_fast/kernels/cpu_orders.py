@@ -15,7 +15,6 @@ import numpy as np
 
 MAX_LENGTH = 2**48
 
-
 _BLOCK = 512  # positions worked on at once: two arrays of them stay in the first-level cache
 _LOW = np.int64(0xFFFFFFFF)
 
@@ -51,11 +50,25 @@ def _add(digit, shift, size):
 
 
 @nb.njit(inline="always")
-def _permute(left, right, a, b, keys):
-    for j in range(0, keys.shape[0], 2):
-        left = _add(left, (_hash(right, keys[j]) * a) >> 32, a)
-        right = _add(right, (_hash(left, keys[j + 1]) * b) >> 32, b)
-    return left, right
+def _split(x, b, inverse):
+    """The digits of x on a grid with b values a column; `inverse` is 1 / b. Exact for x < 2**48."""
+    left = np.int64(np.float64(x) * inverse)  # right, or one too few: x < 2**48 leaves no room for more
+    right = x - left * b
+    left += np.int64(right >= b)
+    return left, x - left * b
+
+
+@nb.njit(inline="always")
+def _walk(x, length, a, b, keys, salt):
+    """Permute x, which lies outside of `length`, until it is inside."""
+    while x >= length:
+        left = x // b
+        right = x - left * b
+        for j in range(0, keys.shape[0], 2):
+            left = _add(left, (_hash(right, keys[j] ^ salt) * a) >> 32, a)
+            right = _add(right, (_hash(left, keys[j + 1] ^ salt) * b) >> 32, b)
+        x = left * b + right
+    return x
 
 
 @nb.njit(nogil=True, cache=True)
@@ -80,12 +93,8 @@ def bijection(start, stride, length, a, b, keys, out):
     for first in range(0, out.shape[0], _BLOCK):
         size = min(_BLOCK, out.shape[0] - first)
         for i in range(size):
-            x = start + (first + i) * stride
-            left = np.int64(np.float64(x) * inverse)  # exact to one: x < 2**48
-            right = x - left * b
-            left += np.int64(right >= b) - np.int64(right < 0)
-            lefts[i], rights[i] = left, x - left * b
-        # The rounds, spelled per block so that each is a plain loop over lanes.
+            lefts[i], rights[i] = _split(start + (first + i) * stride, b, inverse)
+        # Round after round over the block, so that each is a plain loop over vector lanes.
         for j in range(0, keys.shape[0], 2):
             key, next_key = keys[j], keys[j + 1]
             for i in range(size):
@@ -95,7 +104,68 @@ def bijection(start, stride, length, a, b, keys, out):
         for i in range(size):
             out[first + i] = lefts[i] * b + rights[i]
         for i in range(size):
-            while out[first + i] >= length:
-                left = out[first + i] // b
-                left, right = _permute(left, out[first + i] - left * b, a, b, keys)
-                out[first + i] = left * b + right
+            if out[first + i] >= length:
+                out[first + i] = _walk(out[first + i], length, a, b, keys, 0)
+
+
+@nb.njit(nogil=True, cache=True)
+def quota_rows(
+    start, stride, length, a, b, keys, guide, starts_c, sizes_c, a_c, b_c, salts_c, member_keys, first_c, members, out
+):
+    """`out[i]` = the sample at position `start + i * stride` of an epoch with a quota a class.
+
+    A position becomes a slot by one bijection; class c owns the slots from `starts_c[c]` to `starts_c[c + 1] - 1`. Its
+    k-th slot takes the member that a second bijection, of the class, puts at k modulo the class's size: every run of
+    `sizes_c[c]` slots visits each member once, and which members a last, shorter run visits is as good as random.
+
+    Parameters
+    ----------
+    start, stride, length, a, b, keys
+        As in `bijection`, of the slots.
+    guide : int64 [G]
+        Class of the slot at each G-th of the length: where to look first.
+    starts_c : int64 [C + 1]
+        Cumulative quotas.
+    sizes_c : int64 [C]
+        Members of each class; at least 1 where the quota is not 0.
+    a_c, b_c, salts_c : int64 [C]
+        `grid` of each size, and a 32-bit number of its own for each class.
+    member_keys : int64 [even number]
+        Round keys of the second bijections; empty takes the members in the order they are listed in.
+    first_c : int64 [C], members : int64 [N]
+        Samples listed class after class, and where each class starts.
+    out : int64 [count]
+        Written in full.
+    """
+    lefts, rights = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    tops, bottoms = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    classes, salts = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    bijection(start, stride, length, a, b, keys, out)
+    per_slot = guide.shape[0] / length
+    for first in range(0, out.shape[0], _BLOCK):
+        size = min(_BLOCK, out.shape[0] - first)
+        for i in range(size):
+            slot = out[first + i]
+            c = guide[np.int64(slot * per_slot)]
+            while slot >= starts_c[c + 1]:
+                c += 1
+            while slot < starts_c[c]:
+                c -= 1
+            classes[i] = c
+            k = slot - starts_c[c]
+            turn = np.int64(k / sizes_c[c])
+            k -= turn * sizes_c[c]
+            tops[i], bottoms[i], salts[i] = a_c[c], b_c[c], salts_c[c]
+            lefts[i], rights[i] = _split(k, b_c[c], 1.0 / b_c[c])
+        for j in range(0, member_keys.shape[0], 2):
+            key, next_key = member_keys[j], member_keys[j + 1]
+            for i in range(size):
+                left = _add(lefts[i], (_hash(rights[i], key ^ salts[i]) * tops[i]) >> 32, tops[i])
+                lefts[i] = left
+                rights[i] = _add(rights[i], (_hash(left, next_key ^ salts[i]) * bottoms[i]) >> 32, bottoms[i])
+        for i in range(size):
+            c = classes[i]
+            k = lefts[i] * bottoms[i] + rights[i]
+            if k >= sizes_c[c]:
+                k = _walk(k, sizes_c[c], tops[i], bottoms[i], member_keys, salts[i])
+            out[first + i] = members[first_c[c] + k]

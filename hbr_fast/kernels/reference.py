@@ -22,6 +22,7 @@ def make_batch(
     weight_b: np.ndarray,
     *,
     first_position: int,
+    step: int = 1,
     epoch: int,
     seed: int,
     flip: float,
@@ -36,8 +37,8 @@ def make_batch(
     images_nchw : uint8 [N, C, H, W]
     index_b, partner_b : int64 [B], weight_b : float32 [B]
         Sample, interpolation partner (-1: none) and share of the sample of each row.
-    first_position, epoch, seed : int
-        Row b of the batch stands at position `first_position + b` of the epoch.
+    first_position, step, epoch, seed : int
+        Row b of the batch stands at position `first_position + b * step` of the epoch.
     flip : float
         Probability of a horizontal flip.
     pad : int
@@ -53,7 +54,7 @@ def make_batch(
         if partner_b[b] >= 0:
             share = float(weight_b[b])
             image = share * image + (1 - share) * images_nchw[partner_b[b]]
-        position = first_position + b
+        position = first_position + b * step
         words = philox((position & 0xFFFFFFFF, position >> 32, epoch, 0), key)
         flipped = words[0] < round(flip * 2**32)
         top, left = (word * (2 * pad + 1) >> 32 for word in words[1:3])

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 F32 = ir.FloatType()
 
-LOWEST = -3.0e38  # stands for "no class here": finite, so that the arithmetic around it may assume finite numbers
+LOWEST = -3.4028234663852886e38  # the lowest float32 stands for "no class here": no finite logit is below it
 
 # 2**f for f in [-0.5, 0.5]: interpolation at the 7 Chebyshev nodes, relative error 2.6e-9 before rounding.
 EXP2_COEFFICIENTS = (

@@ -75,13 +75,18 @@ class Loader:
         prefetch: int | None = None,
         backend: str = "native",
     ) -> None:
+        if split.images.dtype != np.uint8 or split.images.ndim != 4 or not split.images.flags.c_contiguous:
+            raise ValueError(
+                f"images of split {split.name!r} must be uint8 [N, C, H, W] in one piece, got {split.images.dtype} "
+                f"{split.images.shape}{'' if split.images.flags.c_contiguous else ' with gaps'}: make a copy"
+            )
         if plan is None:
             plan = Plan.of_rows(np.arange(len(split)))
         _check_plan(plan, split)
         if order is None:
             order = uniform_order(len(plan), seed=seed)
-        if len(order) > len(plan):
-            raise ValueError(f"the order has {len(order)} positions but the plan only {len(plan)} rows")
+        if order.num_rows > len(plan):
+            raise ValueError(f"the order draws from {order.num_rows} rows but the plan has only {len(plan)}")
         if not 1 <= batch_size <= len(order):
             raise ValueError(
                 f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, "

@@ -70,16 +70,18 @@ class NativeBackend:
         position = first * job.batch_size
         count = min(stop * job.batch_size, len(job.order)) - position
         rows = job.order.rows(position, count, epoch=epoch)
+        if rows.shape != (count,):
+            raise ValueError(f"the order gave {rows.shape} rows at position {position} of epoch {epoch}, not {count}")
         labels, ids = np.empty(count, np.int64), np.empty(count, np.int64)
         buffer = self._buffers.take()
-        make_batch(
+        bad = make_batch(
             job.split.images,
             job.split.labels,
             plan.index,
             plan.partner,
             plan.weight,
             rows,
-            position,
+            *job.order.global_positions(position),
             epoch,
             self._key,
             self._flip_below,
@@ -91,6 +93,11 @@ class NativeBackend:
             labels,
             ids,
         )
+        if bad >= 0:
+            raise ValueError(
+                f"the order gave row {rows[bad]} at position {position + bad} of epoch {epoch}, outside the plan's "
+                f"{len(plan)} rows"
+            )
         block = Batch(
             self._as_images(torch.from_numpy(buffer), count),
             torch.from_numpy(labels),

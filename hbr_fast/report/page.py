@@ -172,7 +172,7 @@ def _images(study: StudyFiles, dataset: Any) -> tuple[Any, str]:
             )
         return dataset.train.images, ""
     try:
-        opened = open_dataset(study.path / study.meta["dataset"].get("path", ""))
+        opened = open_dataset(study.path.resolve() / study.meta["dataset"].get("path", ""))
     except (FileNotFoundError, ValueError) as error:
         return None, f"the dataset could not be opened ({error})"
     if opened.fingerprint != wanted:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import polars as pl
 from hbr_fast.allocation import Allocation
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
-from hbr_fast.files import atomic_write, read_json, write_json
+from hbr_fast.files import atomic_write, read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
 from hbr_fast.studies.study import BASELINE, Arm, Study
@@ -90,7 +89,7 @@ def write_results(
             "schema": SCHEMA,
             "study": study.name,
             "dataset": {
-                "path": os.path.relpath(dataset.path, directory),
+                "path": relative_path(dataset.path, directory),
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
                 "classes": list(dataset.classes),
@@ -183,7 +182,7 @@ def _arm_entry(arm: ArmResult, directory: Path) -> dict[str, Any]:
             "member": cell.member,
             "seed": cell.stored.seed,
             "key": cell.stored.key,
-            "path": os.path.relpath(cell.stored.path, directory),
+            "path": relative_path(cell.stored.path, directory),
         }
         for cell in arm.cells
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from hbr_fast.hardness import estimator
+from hbr_fast.resampling import OVERSAMPLE, UNDERSAMPLE
 from hbr_fast.seeding import Stream, member_seed, spread_seed
 from hbr_fast.training.recipe import Recipe
 
@@ -27,6 +30,16 @@ class Arm:
     alpha: float
     undersample: str = "easy"
     oversample: str = "random"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"arm {self.name!r}: alpha must be a finite number above 0, got {self.alpha}")
+        for word, value, known in (
+            ("undersample", self.undersample, UNDERSAMPLE),
+            ("oversample", self.oversample, OVERSAMPLE),
+        ):
+            if value not in known:
+                raise ValueError(f"arm {self.name!r}: {word} must be one of {', '.join(known)}; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        estimator(self.estimator)  # an unknown one is refused before hours of training
         if self.variants < 1 or self.members < 1:
             raise ValueError(f"a study needs variants >= 1 and members >= 1, got {self.variants} and {self.members}")
         names = [BASELINE, *(arm.name for arm in self.arms)]

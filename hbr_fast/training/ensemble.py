@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.files import read_json, write_json
+from hbr_fast.files import read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.plan import Plan
 from hbr_fast.seeding import member_seed
 from hbr_fast.training.parallel import Training, obtain_members
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember, open_member
+from hbr_fast.training.trainer import check_fit
 
 SCHEMA = 1
 
@@ -67,16 +68,22 @@ def train_ensemble(
     if members < 1:
         raise ValueError(f"an ensemble has at least 1 member, got {members}")
     run = Path(out)
-    _claim_run(run, recipe, dataset)
+    check_fit(dataset, recipe, plan)
+    plan_hash = plan.content_hash() if plan is not None else None
+    _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash)
     trainings = [Training(member_seed(seed, number), plan) for number in range(members)]
     stored = obtain_members(dataset, recipe, trainings, store=run, members_at_once=members_at_once, label="train")
     write_json(
         run / "ensemble.json",
         {
             "schema": SCHEMA,
-            "dataset": {"path": str(dataset.path), "name": dataset.name, "fingerprint": dataset.fingerprint},
+            "dataset": {
+                "path": relative_path(dataset.path, run),
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+            },
             "seed": seed,
-            "plan": plan.content_hash() if plan is not None else None,
+            "plan": plan_hash,
             "members": [{"key": member.key, "seed": member.seed} for member in stored],
         },
     )
@@ -95,15 +102,21 @@ def open_ensemble(run: str | os.PathLike[str]) -> tuple[Ensemble, dict[str, Any]
     if not (path / "ensemble.json").is_file():
         raise FileNotFoundError(f"{path} holds no finished ensemble (no ensemble.json): train one into it")
     info = read_json(path / "ensemble.json")
+    complete = isinstance(info, dict) and {"dataset", "seed", "plan", "members"} <= set(info) and info["members"]
+    if not complete or info.get("schema") != SCHEMA:
+        raise ValueError(f"{path / 'ensemble.json'} is not an ensemble of schema {SCHEMA}: train into {path} again")
     return Ensemble(tuple(open_member(path, entry["key"]) for entry in info["members"])), info
 
 
-def _claim_run(run: Path, recipe: Recipe, dataset: Dataset) -> None:
-    """Make the run directory, or check that it is this recipe's and this dataset's."""
+def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_hash: str | None) -> None:
+    """Make the run directory, or check that it is this training's."""
     run.mkdir(parents=True, exist_ok=True)
     marker = run / "recipe.json"
     if marker.exists():
-        old = Recipe.from_json(read_json(marker))
+        try:
+            old = Recipe.from_json(read_json(marker))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{marker} is damaged ({error}): remove it, or choose another run directory") from None
         differing = [
             f"{name} {there!r}, not {here!r}"
             for (name, there), here in zip(old.to_json().items(), recipe.to_json().values(), strict=True)
@@ -112,10 +125,12 @@ def _claim_run(run: Path, recipe: Recipe, dataset: Dataset) -> None:
         if differing:
             raise ValueError(f"{run} is the run directory of another recipe ({differing[0]}): choose another one")
     if (run / "ensemble.json").exists():
-        there = read_json(run / "ensemble.json")["dataset"]["fingerprint"]
-        if there != dataset.fingerprint:
-            raise ValueError(
-                f"{run} is the run directory of another dataset ({there[:12]}, not {dataset.fingerprint[:12]}): "
-                "choose another one"
-            )
+        _, info = open_ensemble(run)
+        for what, there, here in (
+            ("dataset", info["dataset"]["fingerprint"], dataset.fingerprint),
+            ("seed", info["seed"], seed),
+            ("plan", info["plan"], plan_hash),
+        ):
+            if there != here:
+                raise ValueError(f"{run} is the run directory of another {what} ({there}, not {here}): choose another")
     write_json(marker, recipe.to_json())

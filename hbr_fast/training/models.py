@@ -42,6 +42,10 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
                 f"model {name!r} halves the image {halvings} times: images of {image_size[0]}x{image_size[1]} are "
                 f"too small, it needs at least {2**halvings} pixels a side"
             )
+        if kind == "vgg" and (image_size[0] % 2 or image_size[1] % 2):
+            raise ValueError(
+                f"model {name!r} takes 2x2 blocks of pixels: it needs even sides, not {image_size[0]}x{image_size[1]}"
+            )
         numbers = [int(width) for width in widths]
         if kind == "cnn":
             return Classifier(cnn_features(channels, numbers), numbers[-1], classes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember, find_member, train_and_store
+from hbr_fast.training.trainer import check_fit
 
 REPORT_INTERVAL_S = 0.2  # how often a worker says what it did
 
@@ -80,6 +82,8 @@ def obtain_members(
         progress.say(f"{label}: {len(trainings) - len(missing)} of {len(trainings)} members are there already")
     if not missing:
         return [member for member in found if member is not None]
+    for number in missing:
+        check_fit(dataset, recipe, trainings[number].plan)
     rows = sum(
         recipe.epochs * (len(plan) if (plan := trainings[number].plan) is not None else len(dataset.train))
         for number in missing
@@ -122,7 +126,8 @@ def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecu
         while (rows := reports.get()) is not None:
             advance(rows)
 
-    listener = threading.Thread(target=pass_on, name="hbr-progress")
+    # A daemon, joined with patience: a worker that is ended in the middle of a report may leave the queue unreadable.
+    listener = threading.Thread(target=pass_on, name="hbr-progress", daemon=True)
     listener.start()
     try:
         yield pool
@@ -134,7 +139,7 @@ def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecu
         raise
     finally:
         reports.put(None)
-        listener.join()
+        listener.join(timeout=5)
 
 
 _reports: Any = None  # in a worker: where it says what it did
@@ -146,6 +151,7 @@ def _start_worker(reports: Any) -> None:
     global _reports
     _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ... and ends a worker so that it cleans up
     torch.set_num_threads(1)
 
 

@@ -6,6 +6,7 @@ member's directory appears whole, by one rename, when everything in it is writte
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def train_and_store(
     provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
     member = train_member(dataset, recipe, seed=seed, plan=plan, provenance=provenance, advance=advance)
     info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
-    _write_member(member_path(store, key), member, recipe=recipe, plan=plan, info=info)
+    with contextlib.suppress(FileExistsError):  # another process had the same training to do and was faster
+        _write_member(member_path(store, key), member, recipe=recipe, plan=plan, info=info)
     return open_member(store, key)
 
 
@@ -122,8 +124,11 @@ def open_member(store: Path, key: str) -> StoredMember:
     if not (path / "member.json").is_file():
         raise FileNotFoundError(f"{path} holds no finished member: remove the directory and train it again")
     info = read_json(path / "member.json")
-    if info.get("schema") != SCHEMA or info.get("key") != key:
-        raise ValueError(f"{path / 'member.json'} is not of schema {SCHEMA} and key {key}: train into another place")
+    known = isinstance(info, dict) and info.get("schema") == SCHEMA and info.get("key") == key
+    if not known or not isinstance(info.get("files"), dict) or "seed" not in info:
+        raise ValueError(
+            f"{path / 'member.json'} is not of member {key} and schema {SCHEMA}: remove {path} and train it again"
+        )
     for name, checksum in info["files"].items():
         file = path / name
         if not file.is_file() or sha256_of_file(file) != checksum:

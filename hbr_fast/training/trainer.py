@@ -114,12 +114,12 @@ def train_member(
                 f"training diverged: the loss of epoch {epoch} is {loss}; lower the learning rate ({recipe.lr})"
             )
         history.append(EpochRecord(epoch, rate, loss, right, seconds, loader.samples / seconds))
-    return Member(
-        weights=model.state_dict(),
-        scores=recorder.scores(),
-        test_logits=predict(model, dataset.test, dtype=dtype),
-        history=tuple(history),
-    )
+    logits = predict(model, dataset.test, dtype=dtype)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError(
+            f"training diverged in its last updates: test logits are not finite; lower the learning rate ({recipe.lr})"
+        )
+    return Member(weights=model.state_dict(), scores=recorder.scores(), test_logits=logits, history=tuple(history))
 
 
 def train_step(
@@ -168,6 +168,23 @@ def compute_dtype(recipe: Recipe) -> torch.dtype:
     if recipe.precision == "auto":
         return torch.bfloat16 if has_native_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
+
+
+def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None) -> None:
+    """Raise what a training would raise before its first step, without starting one.
+
+    Raises
+    ------
+    ValueError
+        If the plan was made for another dataset, or the model or the batch does not fit this one.
+    """
+    if plan is not None and plan.provenance.get("dataset", dataset.fingerprint) != dataset.fingerprint:
+        raise ValueError(
+            f"this plan was made for dataset {plan.provenance['dataset'][:12]}, not for {dataset.fingerprint[:12]}: "
+            "resample again"
+        )
+    initial_model(recipe, dataset.train, seed=0)
+    training_loader(dataset.train, recipe, seed=0, plan=plan, dtype=compute_dtype(recipe))
 
 
 def training_loader(split: Split, recipe: Recipe, *, seed: int, plan: Plan | None = None, dtype: torch.dtype) -> Loader:

@@ -19,12 +19,13 @@ def make_batch(
     partner_b: Sequence[int] | None = None,
     weight_b: Sequence[float] | None = None,
     first_position: int = 0,
+    step: int = 1,
     epoch: int = 0,
     seed: int = 0,
     flip: float = 0.0,
     pad: int = 0,
-    scale_c: Sequence[float] | None = None,
-    bias_c: Sequence[float] | None = None,
+    scale_c: Sequence[float] | np.ndarray | None = None,
+    bias_c: Sequence[float] | np.ndarray | None = None,
     channels_last: bool = False,
     bf16: bool = False,
 ) -> np.ndarray:
@@ -48,6 +49,7 @@ def make_batch(
         np.array(weight_b if weight_b is not None else [1.0] * count, np.float32)[::-1].copy(),
         np.arange(count)[::-1].copy(),
         first_position,
+        step,
         epoch,
         np.array(stream_key(seed, Stream.AUGMENTATION), np.uint64),
         round(flip * 2**32),
@@ -78,6 +80,7 @@ def expected_bytes(images: np.ndarray, index_b: Sequence[int] | np.ndarray, **op
         np.full(len(index_b), -1),
         np.ones(len(index_b), np.float32),
         first_position=int(options.get("first_position", 0)),
+        step=int(options.get("step", 1)),
         epoch=int(options.get("epoch", 0)),
         seed=int(options.get("seed", 0)),
         flip=float(options.get("flip", 0.0)),
@@ -234,3 +237,12 @@ def test_the_border_is_zero_again_for_every_image(width: int) -> None:
     images = np.full((2, 1, 5, width), 255, np.uint8)
     batch = make_batch(images, [0, 1] * 50, pad=4, flip=0.5)
     np.testing.assert_array_equal(batch, expected_bytes(images, [0, 1] * 50, pad=4, flip=0.5))
+
+
+def test_a_step_between_positions_is_that_of_the_numbers() -> None:
+    images = random_images(6, 1, 9, 12)
+    index = [0, 3, 5, 1]
+    np.testing.assert_array_equal(
+        make_batch(images, index, first_position=5, step=3, epoch=2, pad=2, flip=0.5, seed=8),
+        expected_bytes(images, index, first_position=5, step=3, epoch=2, pad=2, flip=0.5, seed=8),
+    )

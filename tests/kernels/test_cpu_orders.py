@@ -31,6 +31,17 @@ def test_agrees_with_the_reference(length: int) -> None:
     assert got == [reference.bijection(int(x), length, a, b, keys.tolist()) for x in positions]
 
 
+@pytest.mark.parametrize("b", [49, 98, 103, 107, 161, 187, 2**24 - 1, 16_777_103])
+def test_digits_are_exact_where_the_rounded_inverse_falls_short(b: int) -> None:
+    # 49 * (1 / 49) is less than 1 in float64: multiples of such b are where a quotient may come out one too small.
+    length, keys = b * b, keys_for(b * b)
+    assert cpu_orders.grid(length) == (b, b)
+    for k in np.unique(np.linspace(0, b - 1, 200).astype(np.int64)):
+        positions = [x for x in (int(k) * b - 1, int(k) * b) if x >= 0]
+        got = [int(elements(length, x, 1, keys=keys)[0]) for x in positions]
+        assert got == [reference.bijection(x, length, b, b, keys.tolist()) for x in positions]
+
+
 def test_every_element_once_for_every_small_length() -> None:
     for length in range(1, 601):
         got = elements(length, 0, length)

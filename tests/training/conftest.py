@@ -1,18 +1,28 @@
 """A dataset and a recipe that train in hundredths of a second."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from hbr_fast.data.convert import convert
-from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.training.recipe import Recipe
 
 TINY = Recipe(
     name="tiny", model="cnn-4-8", epochs=2, batch_size=50, lr=0.05, schedule="triangular", pad=1, precision="float32"
 )
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    """One thread as in worker processes; networks this small wait for a second one rather than gain by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +35,6 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path) -> Dataset:
     """120 train and 60 test images of 1x8x8 in 3 classes."""
-    from hbr_fast.data.dataset import open_dataset
-
     return open_dataset(tiny_path)
 
 
@@ -40,12 +48,3 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture
 def recipe() -> Recipe:
     return dataclasses.replace(TINY)
-
-
-@pytest.fixture
-def _one_thread() -> object:
-    """Sums in one order, as in the workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -25,7 +25,6 @@ def no_children_within(seconds: float) -> bool:
     return multiprocessing.active_children() == []
 
 
-@pytest.mark.usefixtures("_one_thread")
 def test_two_at_once_are_the_same_members_as_one_after_another(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

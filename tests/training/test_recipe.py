@@ -80,7 +80,7 @@ def test_every_field_can_be_overridden_alone(override: str, field: str, value: A
 
 
 def test_every_field_is_in_the_test_above() -> None:
-    marks = test_every_field_can_be_overridden_alone.pytestmark  # type: ignore[attr-defined]
+    marks = test_every_field_can_be_overridden_alone.pytestmark
     assert {field for _, field, _ in marks[0].args[1]} == {field.name for field in dataclasses.fields(Recipe)}
 
 

@@ -1,0 +1,444 @@
+"""What every loader backend owes its callers: plain check functions over `make_loader(**arguments of Loader)`.
+
+A backend's test file runs each of `CHECKS` with a factory that fills in the backend.
+"""
+
+import gc
+import itertools
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hbr_fast.data.dataset import Split
+from hbr_fast.kernels import reference
+from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.loader import Loader
+from hbr_fast.plan import Plan
+from hbr_fast.sampler import Sampler, sequential_order, uniform_order
+
+MakeLoader = Callable[..., Loader]
+
+STRONG = Augment(flip=0.5, pad=2)
+
+
+def make_split(images_nchw: np.ndarray, *, mean: float = 0.0, std: float = 1 / 255) -> Split:
+    """A split in memory, read-only as one on disk is."""
+    channels = images_nchw.shape[1]
+    labels = np.arange(len(images_nchw), dtype=np.int64) * 7 % 5
+    for array in (images_nchw, labels):
+        array.flags.writeable = False
+    return Split(
+        name="train",
+        images=images_nchw,
+        labels=labels,
+        classes=("a", "b", "c", "d", "e"),
+        mean=np.full(channels, mean, np.float32),
+        std=np.full(channels, std, np.float32),
+    )
+
+
+def coded_split(samples: int) -> Split:
+    """A split whose pixels are the sample's id, in two bytes: one a channel."""
+    ids = np.arange(samples)
+    codes = np.stack([ids % 256, ids // 256], axis=1).astype(np.uint8)
+    return make_split(np.tile(codes[:, :, None, None], (1, 1, 6, 9)))
+
+
+def textured_split(samples: int, *, size: int = 9) -> Split:
+    """A split of random pixels, which shows every crop and flip."""
+    images = np.random.default_rng(samples).integers(0, 256, (samples, 3, size, size), dtype=np.uint8)
+    return make_split(images, mean=0.4, std=0.25)
+
+
+def decoded(batch: Batch) -> torch.Tensor:
+    """The ids that the pixels of a `coded_split` hold; every pixel must agree."""
+    pixels = batch.images.float().round().long()
+    ids = pixels[:, 0] + 256 * pixels[:, 1]
+    assert (ids == ids[:, :1, :1]).all()
+    return ids[:, 0, 0]
+
+
+def copies(batches: Iterable[Batch]) -> list[Batch]:
+    return [Batch(*(column.clone() for column in batch)) for batch in batches]
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    return Batch(*(torch.cat(column) for column in zip(*copies(batches), strict=True)))
+
+
+def assert_same(got: Iterable[Batch], expected: Iterable[Batch]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        for column, other_column in zip(one, other, strict=True):
+            assert torch.equal(column, other_column)
+
+
+def assert_is_reference(
+    batch: Batch, plan: Plan, split: Split, *, first_position: int, epoch: int, seed: int, augment: Augment
+) -> None:
+    rows = batch.rows.numpy()
+    expected = reference.make_batch(
+        split.images,
+        plan.index[rows],
+        plan.partner[rows],
+        plan.weight[rows],
+        first_position=first_position,
+        epoch=epoch,
+        seed=seed,
+        flip=augment.flip,
+        pad=augment.pad,
+        mean_c=split.mean.astype(np.float64),
+        std_c=split.std.astype(np.float64),
+    )
+    np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-6, atol=2e-6)
+    np.testing.assert_array_equal(batch.ids.numpy(), plan.index[rows])
+    np.testing.assert_array_equal(batch.labels.numpy(), split.labels[plan.index[rows]])
+
+
+# --- what a batch holds ---
+
+
+def check_shapes_and_types(make_loader: MakeLoader) -> None:
+    split = textured_split(10)
+    for dtype, channels_last in itertools.product((torch.float32, torch.bfloat16), (False, True)):
+        loader = make_loader(split=split, batch_size=4, dtype=dtype, channels_last=channels_last)
+        for batch, count in zip(loader.epoch(0), (4, 4, 2), strict=True):
+            assert batch.images.shape == (count, 3, 9, 9)
+            assert batch.images.dtype == dtype
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            assert batch.images.is_contiguous(memory_format=layout)
+            for column in (batch.labels, batch.ids, batch.rows):
+                assert column.shape == (count,)
+                assert column.dtype == torch.int64
+
+
+def check_pixels_labels_and_ids_belong_together(make_loader: MakeLoader) -> None:
+    split = coded_split(300)
+    plan = Plan.of_rows(np.random.default_rng(0).integers(0, 300, 450))
+    for epoch in range(2):
+        for batch in make_loader(split=split, plan=plan, batch_size=64, augment=Augment(flip=0.5)).epoch(epoch):
+            assert torch.equal(decoded(batch), batch.ids)
+            np.testing.assert_array_equal(batch.ids.numpy(), plan.index[batch.rows.numpy()])
+            np.testing.assert_array_equal(batch.labels.numpy(), split.labels[batch.ids.numpy()])
+
+
+def check_every_row_once(make_loader: MakeLoader) -> None:
+    split = coded_split(130)
+    for batch_size in (1, 7, 13, 64, 130):
+        loader = make_loader(split=split, batch_size=batch_size)
+        batches = copies(loader.epoch(0))
+        sizes = [len(batch.rows) for batch in batches]
+        full, rest = divmod(130, batch_size)
+        assert sizes == [batch_size] * full + [rest] * (rest > 0)
+        assert (len(loader), loader.samples) == (len(sizes), 130)
+        assert torch.equal(joined(batches).rows.sort().values, torch.arange(130))
+
+
+def check_drop_last(make_loader: MakeLoader) -> None:
+    split = coded_split(130)
+    whole = copies(make_loader(split=split, batch_size=64, augment=STRONG).epoch(3))
+    loader = make_loader(split=split, batch_size=64, augment=STRONG, drop_last=True)
+    assert (len(loader), loader.samples) == (2, 128)
+    assert_same(loader.epoch(3), whole[:2])
+    even = make_loader(split=split, batch_size=65, drop_last=True)
+    assert (len(even), even.samples) == (2, 130)
+
+
+def check_augmentation_is_the_reference(make_loader: MakeLoader) -> None:
+    split = textured_split(40)
+    plan = Plan.of_rows(np.arange(40))
+    for augment in (Augment(), Augment(flip=1.0), Augment(flip=0.5), Augment(pad=4), STRONG):
+        loader = make_loader(split=split, batch_size=16, augment=augment, seed=5)
+        for number, batch in enumerate(loader.epoch(2)):
+            assert_is_reference(
+                batch, plan, split, first_position=16 * number, epoch=2, seed=5, augment=augment
+            )  # fmt: skip
+
+
+def check_bfloat16_and_channels_last_are_the_same_pixels(make_loader: MakeLoader) -> None:
+    split = textured_split(40)
+    plain = joined(make_loader(split=split, batch_size=16, augment=STRONG).epoch(1))
+    last = joined(make_loader(split=split, batch_size=16, augment=STRONG, channels_last=True).epoch(1))
+    assert_same([last], [plain])
+    for channels_last in (False, True):
+        half = joined(
+            make_loader(
+                split=split, batch_size=16, augment=STRONG, dtype=torch.bfloat16, channels_last=channels_last
+            ).epoch(1)
+        )
+        torch.testing.assert_close(half.images.float(), plain.images, rtol=2**-8, atol=0)
+        assert torch.equal(half.rows, plain.rows)
+
+
+# --- plans ---
+
+
+def check_repeated_rows_are_augmented_apart(make_loader: MakeLoader) -> None:
+    split = textured_split(8)
+    plan = Plan.of_rows(np.full(50, 5))
+    batch = joined(make_loader(split=split, plan=plan, batch_size=20, augment=STRONG).epoch(0))
+    assert (batch.ids == 5).all()
+    # 25 crops, flipped or not: 50 draws of 50 kinds are 32 different ones on average.
+    assert len(batch.images.flatten(1).unique(dim=0)) > 20
+    still = joined(make_loader(split=split, plan=plan, batch_size=20).epoch(0))
+    assert len(still.images.flatten(1).unique(dim=0)) == 1
+
+
+def check_interpolated_rows(make_loader: MakeLoader) -> None:
+    split = textured_split(20)
+    rng = np.random.default_rng(1)
+    plan = Plan(
+        store=np.zeros(50, np.int16),
+        index=rng.integers(0, 20, 50),
+        partner=rng.integers(-1, 20, 50),
+        weight=rng.choice(np.array([0, 0.3, 0.5, 1], np.float32), 50),
+    )
+    loader = make_loader(split=split, plan=plan, batch_size=16, augment=STRONG, seed=2)
+    for number, batch in enumerate(loader.epoch(1)):
+        assert_is_reference(batch, plan, split, first_position=16 * number, epoch=1, seed=2, augment=STRONG)
+
+
+def check_trap_14_augmentation_comes_after_resampling(make_loader: MakeLoader) -> None:
+    # Interpolation of raw pixels: the zeros put round the image stay the zeros of a plain image, and each of the
+    # repeats is cropped anew. Were pixels augmented or normalised first, borders would overlap partly.
+    images = np.full((2, 1, 8, 8), 200, np.uint8)
+    images[1] = 100
+    split = make_split(images, mean=0.5, std=0.5)
+    plan = Plan(
+        store=np.zeros(60, np.int16),
+        index=np.zeros(60, np.int64),
+        partner=np.ones(60, np.int64),
+        weight=np.full(60, 0.25, np.float32),
+    )
+    batch = joined(make_loader(split=split, plan=plan, batch_size=60, augment=Augment(pad=3)).epoch(0))
+    border, inside = (0 - 0.5) / 0.5, (125 / 255 - 0.5) / 0.5
+    distances = torch.stack([(batch.images - border).abs(), (batch.images - inside).abs()])
+    assert distances.min(dim=0).values.max() < 1e-6
+    assert len(batch.images.flatten(1).unique(dim=0)) > 20
+
+
+def check_an_order_shorter_than_the_plan(make_loader: MakeLoader) -> None:
+    split = coded_split(30)
+    loader = make_loader(split=split, order=sequential_order(12), batch_size=5)
+    assert (len(loader), loader.samples) == (3, 12)
+    assert torch.equal(joined(loader.epoch(7)).ids, torch.arange(12))
+
+
+# --- a pure function of seed, epoch and position ---
+
+
+def check_an_epoch_repeats_and_epochs_differ(make_loader: MakeLoader) -> None:
+    split = textured_split(60)
+    loader = make_loader(split=split, batch_size=16, augment=STRONG)
+    first, second = copies(loader.epoch(0)), copies(loader.epoch(1))
+    assert_same(loader.epoch(0), first)
+    assert_same(make_loader(split=split, batch_size=16, augment=STRONG).epoch(1), second)
+    assert not torch.equal(joined(first).rows, joined(second).rows)
+    still = make_loader(split=split, order=sequential_order(60), batch_size=60, augment=STRONG)
+    images = [joined(still.epoch(epoch)).images for epoch in (0, 1)]
+    assert not torch.equal(*images), "augmentation must change with the epoch, not only the order"
+
+
+def check_seeds_differ(make_loader: MakeLoader) -> None:
+    split, order = textured_split(60), sequential_order(60)
+    one, two = (joined(make_loader(split=split, batch_size=16, seed=seed).epoch(0)) for seed in (0, 1))
+    assert not torch.equal(one.rows, two.rows)
+    one, two = (
+        joined(make_loader(split=split, order=order, batch_size=16, seed=seed, augment=STRONG).epoch(0))
+        for seed in (0, 1)
+    )
+    assert torch.equal(one.rows, two.rows)
+    assert not torch.equal(one.images, two.images)
+
+
+def check_batch_size_does_not_change_pixels(make_loader: MakeLoader) -> None:
+    split = textured_split(50)
+    whole = joined(make_loader(split=split, batch_size=50, augment=STRONG).epoch(4))
+    for batch_size in (1, 3, 16, 49):
+        assert_same([joined(make_loader(split=split, batch_size=batch_size, augment=STRONG).epoch(4))], [whole])
+
+
+def check_threads_and_prefetch_do_not_change_batches(make_loader: MakeLoader) -> None:
+    split = textured_split(100)
+    expected = copies(make_loader(split=split, batch_size=8, augment=STRONG, threads=0).epoch(0))
+    for threads, prefetch in ((0, 0), (0, 5), (1, 1), (1, None), (1, 100), (2, 2), (2, None), (3, 7)):
+        loader = make_loader(split=split, batch_size=8, augment=STRONG, threads=threads, prefetch=prefetch)
+        assert_same(loader.epoch(0), expected)
+
+
+def check_an_epoch_resumes_anywhere(make_loader: MakeLoader) -> None:
+    split = textured_split(50)
+    loader = make_loader(split=split, batch_size=8, augment=STRONG)
+    whole = copies(loader.epoch(2))
+    assert len(whole) == 7
+    for start in range(8):
+        assert_same(loader.epoch(2, start=start), whole[start:])
+    for start in (-1, 8):
+        with pytest.raises(ValueError, match=rf"start must be in \[0, 7\], the batches of an epoch, got {start}"):
+            loader.epoch(2, start=start)
+
+
+# --- iterators and memory ---
+
+
+def check_leaving_early_frees_the_threads(make_loader: MakeLoader) -> None:
+    split = textured_split(400)
+    loader = make_loader(split=split, batch_size=4, augment=STRONG, threads=2)
+    expected = copies(loader.epoch(0))
+    gc.collect()
+    before = threading.active_count()
+    for round_ in range(50):
+        for _, _batch in zip(range(round_ % 3 + 1), loader.epoch(round_), strict=False):
+            assert threading.active_count() <= before + 2
+    assert threading.active_count() == before
+    assert_same(loader.epoch(0), expected)
+    assert threading.active_count() == before
+
+
+def check_iterators_do_not_disturb_each_other(make_loader: MakeLoader) -> None:
+    split = textured_split(70)
+    loader = make_loader(split=split, batch_size=8, augment=STRONG)
+    one, two = copies(loader.epoch(0)), copies(loader.epoch(1))
+    both = [copies(pair) for pair in zip(loader.epoch(0), loader.epoch(1), strict=True)]
+    assert_same([pair[0] for pair in both], one)
+    assert_same([pair[1] for pair in both], two)
+    first, second = loader.epoch(0), loader.epoch(0)
+    next(first)
+    assert_same(second, one)
+    assert_same(first, one[1:])
+
+
+def check_batches_stay_valid_while_kept(make_loader: MakeLoader) -> None:
+    split = textured_split(200)
+    for batch_size in (1, 16, 70):
+        loader = make_loader(split=split, batch_size=batch_size, augment=STRONG)
+        one_by_one = copies(loader.epoch(0))
+        assert_same(list(loader.epoch(0)), one_by_one)
+
+
+def check_what_is_derived_from_a_batch_stays_valid(make_loader: MakeLoader) -> None:
+    # Views, numpy arrays and tensors saved for backward keep the memory, though the batch itself is gone.
+    split = textured_split(64, size=16)
+    loader = make_loader(split=split, batch_size=8, augment=STRONG)
+    weight = torch.ones(8, 3, 16, 16, requires_grad=True)
+    kept = []
+    for epoch in range(3):
+        for number, batch in enumerate(loader.epoch(epoch)):
+            expected = batch.images.clone()
+            if number % 4 == 0:
+                kept.append((batch.images[3:5, 1], expected[3:5, 1]))
+            elif number % 4 == 1:
+                kept.append((torch.from_numpy(batch.images.numpy()), expected))
+            elif number % 4 == 2:
+                product = (weight * batch.images).sum()
+                kept.append((product, expected))
+            del batch  # number % 4 == 3 is dropped: its memory is used again
+    for derived, expected in kept:
+        if derived.requires_grad:
+            (gradient,) = torch.autograd.grad(derived, weight)
+            assert torch.equal(gradient, expected)
+        else:
+            assert torch.equal(derived, expected)
+
+
+def check_memory_is_not_used_again_while_referenced(make_loader: MakeLoader) -> None:
+    split = textured_split(256, size=32)
+    loader = make_loader(split=split, batch_size=32)
+    kept = []
+    for epoch in range(6):
+        for number, batch in enumerate(loader.epoch(epoch)):
+            if number % 3 == 0:
+                kept.append((batch, Batch(*(column.clone() for column in batch))))
+            else:
+                assert batch.images.data_ptr() not in {held.images.data_ptr() for held, _ in kept}
+    assert len({held.images.data_ptr() for held, _ in kept}) == len(kept) == 18
+    for held, copy in kept:
+        assert_same([held], [copy])
+
+
+def check_writing_into_a_batch_harms_nothing(make_loader: MakeLoader) -> None:
+    split = textured_split(40)
+    loader = make_loader(split=split, batch_size=8)
+    expected = copies(loader.epoch(0))
+    for batch in loader.epoch(0):
+        for column in batch:
+            column.fill_(-1)
+    assert_same(loader.epoch(0), expected)
+
+
+class _BrokenOrder(Sampler):
+    """Fails at the third batch of ten rows."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        if start + count > 20:
+            raise RuntimeError("order is broken")
+        return np.arange(start, start + count)
+
+
+def check_an_error_while_a_batch_is_made_reaches_the_caller(make_loader: MakeLoader) -> None:
+    before = threading.active_count()
+    order: Sampler = _BrokenOrder()
+    for threads in (0, 1, 2):
+        loader = make_loader(split=coded_split(100), order=order, batch_size=10, threads=threads)
+        with pytest.raises(RuntimeError, match="order is broken"):
+            list(loader.epoch(0))
+    assert threading.active_count() == before
+
+
+# --- arguments ---
+
+
+def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
+    split = coded_split(10)
+
+    def plan(**changes: np.ndarray) -> Plan:
+        columns: dict[str, Any] = {
+            "store": np.zeros(4, np.int16),
+            "index": np.arange(4),
+            "partner": np.full(4, -1),
+            "weight": np.ones(4, np.float32),
+        }
+        return Plan(**{**columns, **changes})
+
+    outside = r"outside split 'train' of 10 samples: was the plan made for another dataset\?"
+    for arguments, message in (
+        ({"batch_size": 11}, r"batch_size must be in \[1, 10\], the rows of an epoch of split 'train', got 11"),
+        ({"batch_size": 0}, r"batch_size must be in \[1, 10\]"),
+        ({"batch_size": 5, "plan": plan()}, r"batch_size must be in \[1, 4\]"),
+        ({"plan": plan(index=np.array([0, 1, 10, 3]))}, "plan row 2 has index 10, " + outside),
+        ({"plan": plan(index=np.array([0, -1, 2, 3]))}, "plan row 1 has index -1, " + outside),
+        ({"plan": plan(partner=np.array([-1, 3, -1, 10]))}, "plan row 3 has partner 10, " + outside),
+        ({"plan": plan(partner=np.array([-2, 3, -1, 1]))}, "plan row 0 has partner -2, " + outside),
+        ({"plan": plan(store=np.array([0, 2, 0, 0], np.int16))}, "plan row 1 takes its image from store 2"),
+        ({"plan": plan(weight=np.array([0, 1, 1.5, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
+        ({"plan": plan(weight=np.array([0, 1, -0.1, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
+        ({"plan": plan(weight=np.array([0, 1, np.nan, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
+        ({"plan": Plan.of_rows(np.array([], np.int64))}, "the plan has no rows"),
+        ({"order": uniform_order(11, seed=0)}, "the order draws from 11 rows but the plan has only 10"),
+        ({"dtype": torch.float16}, "dtype must be one of torch.float32, torch.bfloat16, got torch.float16"),
+        ({"threads": -1}, "threads must be >= 0 and prefetch >= threads, got -1"),
+        ({"threads": 2, "prefetch": 1}, "threads must be >= 0 and prefetch >= threads, got 2 and 1"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
+        ({"seed": 2**63, "order": sequential_order(10)}, r"seed must be in \[0, 2\*\*63\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_loader(**{"split": split, "batch_size": 2, **arguments})
+
+
+def check_epochs_out_of_range_are_refused(make_loader: MakeLoader) -> None:
+    loader = make_loader(split=coded_split(10), batch_size=2)
+    for epoch in (-1, 2**32):
+        with pytest.raises(ValueError, match=r"epoch must be in \[0, 2\*\*32\)"):
+            list(loader.epoch(epoch))
+    assert len(list(loader.epoch(2**32 - 1))) == 5
+
+
+CHECKS: list[Callable[[MakeLoader], None]] = [
+    check for name, check in sorted(globals().items()) if name.startswith("check_")
+]

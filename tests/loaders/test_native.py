@@ -1,0 +1,130 @@
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from hbr_fast.loaders import native
+from hbr_fast.loaders.batch import Augment
+from hbr_fast.loaders.loader import Loader
+from hbr_fast.plan import Plan
+from hbr_fast.sampler import Sampler
+from loaders.contracts import CHECKS, MakeLoader, coded_split, make_split, textured_split
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("block_bytes", [1, 100_000, native.BLOCK_BYTES])
+def test_contract(check: Callable[[MakeLoader], None], block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One batch a block, a few of them (not a divisor of the epoch), and the whole of a small epoch at once.
+    monkeypatch.setattr(native, "BLOCK_BYTES", block_bytes)
+    check(partial(Loader, backend="native"))
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'dali': available are native"):
+        Loader(coded_split(10), batch_size=2, backend="dali")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flip": 1.1}, r"flip is a probability in \[0, 1\], got 1\.1"),
+        ({"flip": -0.1}, r"flip is a probability in \[0, 1\], got -0\.1"),
+        ({"flip": float("nan")}, r"flip is a probability in \[0, 1\], got nan"),
+        ({"pad": -1}, r"pad is a number of pixels >= 0, got -1"),
+    ],
+)
+def test_augmentation_out_of_range(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augment(**arguments)  # type: ignore[arg-type]
+
+
+def test_batches_start_on_cache_lines_where_blocks_do() -> None:
+    loader = Loader(textured_split(64, size=32), batch_size=16)
+    assert all(batch.images.data_ptr() % 64 == 0 for batch in loader.epoch(0))
+
+
+def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Addresses alone prove nothing: the system's allocator gives the same ones out again too.
+    allocations = []
+    allocate = native._aligned
+
+    def counted(size: int, dtype: type) -> np.ndarray:
+        allocations.append(size)
+        return allocate(size, dtype)
+
+    monkeypatch.setattr(native, "_aligned", counted)
+    monkeypatch.setattr(native, "BLOCK_BYTES", 1)
+    for threads in (0, 1):
+        allocations.clear()
+        loader = Loader(textured_split(256), batch_size=8, threads=threads)
+        for epoch in range(4):
+            for batch in loader.epoch(epoch):
+                assert batch.images.shape[0] == 8
+        assert 0 < len(allocations) <= 6  # of 128 batches
+
+
+def test_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With threads, asking for the first batch starts `prefetch` more; without, nothing is made before it is asked for.
+    monkeypatch.setattr(native, "BLOCK_BYTES", 1)
+    asked: list[int] = []
+
+    class Order(Sampler):
+        def __len__(self) -> int:
+            return 64
+
+        def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+            asked.append(start)
+            return np.arange(start, start + count)
+
+    split = textured_split(64, size=32)
+    for threads, prefetch, batches_made in ((0, None, 1), (1, 3, 4)):
+        asked.clear()
+        loader = Loader(split, order=Order(), batch_size=1, threads=threads, prefetch=prefetch)
+        batches = loader.epoch(0)
+        next(batches)
+        for _ in range(200):
+            if len(asked) >= batches_made:
+                break
+            torch.zeros(100_000).exp()  # gives the threads time
+        assert sorted(asked) == list(range(batches_made))
+
+
+def test_a_split_whose_images_are_not_contiguous_is_refused_or_right() -> None:
+    images = np.arange(20, dtype=np.uint8).repeat(54).reshape(20, 1, 6, 9)[::2]
+    split = make_split(images)
+    try:
+        loader = Loader(split, batch_size=10)
+    except ValueError:
+        return
+    for batch in loader.epoch(0):
+        assert torch.equal(batch.images[:, 0, 0, 0].round().long(), 2 * batch.ids)
+
+
+class _Order(Sampler):
+    """An order that is not ours: what it gives is another person's code."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return 10
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        return self._rows[start : start + count]
+
+
+def test_rows_outside_the_plan_are_refused() -> None:
+    # The columns are the front of longer arrays, so that this test reads nothing it may not.
+    whole = Plan.of_rows(np.arange(20) % 10)
+    plan = Plan(whole.store[:10], whole.index[:10], whole.partner[:10], whole.weight[:10])
+    loader = Loader(coded_split(10), plan=plan, order=_Order(np.arange(10) + 3), batch_size=10)
+    with pytest.raises(ValueError, match="row"):
+        list(loader.epoch(0))
+
+
+def test_an_order_that_gives_too_few_rows_is_refused() -> None:
+    loader = Loader(coded_split(10), order=_Order(np.arange(7)), batch_size=10)
+    with pytest.raises(ValueError, match="row"):
+        list(loader.epoch(0))

@@ -1,0 +1,569 @@
+"""The command line, as its user meets it: a whole session, and one line for every mistake."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import hbr_fast
+from hbr_fast import cli
+from hbr_fast.data.convert import convert
+from hbr_fast.data.dataset import open_dataset
+from hbr_fast.plan import Plan
+from hbr_fast.studies import recipes
+from hbr_fast.studies.study import Study
+from hbr_fast.training.recipe import Recipe
+
+SMALL = ["--set", "model=cnn-8-16", "epochs=5", "batch_size=50", "lr=0.05", "flip=0", "pad=0", "precision=float32"]
+ONE = ["--members-at-once", "1"]
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and on a busy machine they wait for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 train and 60 test images of 1x8x8 in 3 classes."""
+    path = tmp_path_factory.mktemp("data") / "small.hbr"
+    convert("synthetic", path, classes=3, train_per_class=80, test_per_class=20, shape=(1, 8, 8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished ensemble of two members; tests read it and do not write to it."""
+    path = tmp_path_factory.mktemp("run") / "run"
+    cli.main(["train", str(data), str(path), "--members", "2", *ONE, *SMALL])
+    return path
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail as a user's mistake does; returns its one line."""
+
+    def command(*words: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(word) for word in words])
+        assert caught.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        lines = [line for line in printed.err.splitlines() if line.startswith("hbr-fast: ")]
+        assert len(lines) == 1
+        assert printed.err.endswith(lines[0] + "\n"), "the error is the last line"
+        assert "Traceback" not in printed.err
+        return lines[0].removeprefix("hbr-fast: ")
+
+    return command
+
+
+def files_under(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def entry_point(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(hbr_fast.__path__[0]).parent)
+    script = shutil.which("hbr-fast", path=str(Path(sys.executable).parent))
+    assert script is not None, "hbr-fast is not installed beside this Python"
+    return subprocess.run(
+        [script, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- the program itself
+
+
+def test_help_lists_the_commands_and_answers_at_once(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    done = entry_point("--help", cwd=tmp_path)
+    assert time.perf_counter() - start < 10, "generous: a busy machine; the benchmark of a second is the README's"
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("convert", "verify", "info", "train", "hardness", "resample", "study", "report"):
+        assert command in done.stdout
+        assert command in cli.COMMANDS
+    assert len(cli.COMMANDS) == 8
+    assert "--debug" in done.stdout
+
+
+def test_the_program_converts_and_tells_mistakes_in_one_line_without_traceback(tmp_path: Path) -> None:
+    words = ["convert", "synthetic", "toy.hbr", "--classes", 3, "--train-per-class", 4, "--test-per-class", 2]
+    done = entry_point(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "toy.hbr: 12 train and 6 test images of synthetic\n")
+    before = files_under(tmp_path)
+    again = entry_point(*words, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == ("hbr-fast: toy.hbr exists already: choose another name or replace it with --force\n")
+    debug = entry_point("--debug", *words, cwd=tmp_path)
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
+    assert "FileExistsError: toy.hbr exists already" in debug.stderr
+    assert files_under(tmp_path) == before
+
+
+def test_the_module_can_be_run_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hbr_fast.cli", "verify", "nothing.hbr"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(hbr_fast.__path__[0]).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("hbr-fast: there is no dataset at nothing.hbr: make one with")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["frobnicate"], [], ["train", "a.hbr", "b", "--frob"], ["convert", "synthetic"]])
+def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hbr_fast.data.dataset.verify_dataset", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["verify", "x.hbr"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "hbr-fast: interrupted; run the same command again to go on\n"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands() -> None:
+    for words in (["--debug", "verify", "x.hbr"], ["verify", "x.hbr", "--debug"]):
+        with pytest.raises(FileNotFoundError, match=r"there is no dataset at x\.hbr"):
+            cli.main(words)
+
+
+# --- a session, command by command
+
+
+def test_convert_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "toy.hbr"
+    words = ["convert", "synthetic", str(out), "--classes", "3", "--train-per-class", "4", "--test-per-class", "2"]
+    cli.main([*words, "--seed", "5"])
+    assert open_dataset(out).meta["source"]["options"]["seed"] == 5
+    first = files_under(out)
+    cli.main([*words, "--force"])
+    assert files_under(out) != first
+    capsys.readouterr()
+    cli.main(["verify", str(out)])
+    dataset = open_dataset(out)
+    assert f"{out}: good (6 files, " in (line := capsys.readouterr().out)
+    assert f"18 samples, fingerprint {dataset.fingerprint[:12]})" in line
+    cli.main(["info", str(out)])
+    about = capsys.readouterr().out
+    assert dataset.fingerprint in about
+    assert "12 images of 3x32x32, hardness known" in about
+    assert "6 images of 3x32x32" in about
+    assert ", ".join(f"{value:.4f}" for value in dataset.mean) in about
+    assert [line.split() for line in about.splitlines()[-3:]] == [[str(c), f"class_{c}", "4", "2"] for c in range(3)]
+
+
+def test_train_prints_a_line_a_member_and_a_second_time_trains_nothing(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    before = files_under(copy)
+    capsys.readouterr()
+    cli.main(["train", str(data), str(copy), "--members", "2", *ONE, *SMALL])
+    printed = capsys.readouterr()
+    assert "train: 2 of 2 members are there already" in printed.err
+    labels = open_dataset(data).test.labels
+    keys = [entry["key"] for entry in json.loads((copy / "ensemble.json").read_text())["members"]]
+    for number, (line, key) in enumerate(zip(printed.out.splitlines(), keys, strict=True)):
+        guess = np.load(copy / "members" / key / "logits.npy").argmax(1)
+        recall = [(guess[labels == c] == c).mean() for c in range(3)]
+        assert line.startswith(
+            f"member {number}: accuracy {(guess == labels).mean():.4f}, recall gap {max(recall) - min(recall):.4f}, "
+        )
+        assert line.endswith(str(copy / "members" / key))
+    assert files_under(copy) == before
+
+
+def test_recipe_json_in_the_run_directory_reloads_to_the_recipe_with_its_overrides(run: Path) -> None:
+    recipe = Recipe.from_json(json.loads((run / "recipe.json").read_text()))
+    assert (recipe.name, recipe.model, recipe.epochs, recipe.lr) == ("small-cnn", "cnn-8-16", 5, 0.05)
+
+
+def test_hardness_prints_the_hardest_class_first_and_writes_the_scores(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for estimator, hardest_first in (("aum", 1), ("loss", -1)):
+        capsys.readouterr()
+        cli.main(["hardness", str(run), "--estimator", estimator, "--csv", str(tmp_path / "scores.csv"), "--force"])
+        lines = capsys.readouterr().out.splitlines()
+        table = pl.read_csv(tmp_path / "scores.csv")
+        labels = open_dataset(data).train.labels
+        means = {f"class_{c}": table[estimator].to_numpy()[labels == c].mean() for c in range(3)}
+        order = sorted(means, key=lambda name: hardest_first * means[name])
+        assert [line.split()[1] for line in lines[1:4]] == order
+        assert [float(line.split()[0]) for line in lines[1:4]] == pytest.approx([means[c] for c in order], abs=1e-4)
+        assert "2 members" in lines[0]
+        assert "240 samples" in lines[4]
+        assert table.height == 240
+
+
+def test_resample_and_train_with_the_plan(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.safetensors"
+    capsys.readouterr()
+    cli.main(["resample", str(run), str(out), "--alpha", "0.2", "--seed", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    plan = Plan.load(out)
+    assert lines[0].startswith(f"{out}: 240 rows; the largest feasible alpha is ")
+    counts = np.bincount(open_dataset(data).train.labels[plan.index], minlength=3)
+    assert [line.split() for line in lines[1:]] == [["80", "->", str(counts[c]), f"class_{c}"] for c in range(3)]
+    assert counts.sum() == 240
+    assert counts.min() < 80 < counts.max()
+    assert (plan.provenance["seed"], plan.provenance["alpha"]) == (3, 0.2)
+    assert plan.provenance["dataset"] == open_dataset(data).fingerprint
+
+    cli.main(["train", str(data), str(tmp_path / "again"), "--plan", str(out), *ONE, *SMALL])
+    about = json.loads((tmp_path / "again" / "ensemble.json").read_text())
+    assert about["plan"] == plan.content_hash()
+    assert about["members"][0]["seed"] == json.loads((run / "ensemble.json").read_text())["members"][0]["seed"]
+
+
+def test_alpha_zero_written_as_a_whole_number_or_a_float_is_the_same_plan(run: Path, tmp_path: Path) -> None:
+    for name, alpha in (("a", "0"), ("b", "0.0")):
+        cli.main(["resample", str(run), str(tmp_path / name), "--alpha", alpha])
+    assert Plan.load(tmp_path / "a").content_hash() == Plan.load(tmp_path / "b").content_hash()
+
+
+# --- the main job
+
+
+@pytest.fixture
+def quick_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickstart with a recipe that needs a tenth of a second a member."""
+    small = Recipe(name="tiny", model="cnn-8-16", epochs=6, batch_size=50, lr=0.05, schedule="triangular", flip=0.0)
+    real = recipes.STUDIES["quickstart"]
+
+    def quickstart(**options: Any) -> Study:
+        return dataclasses.replace(real(**options), recipe=small)
+
+    monkeypatch.setattr(recipes, "STUDIES", {"quickstart": quickstart})
+
+
+@pytest.mark.usefixtures("quick_study")
+def test_the_main_job_ends_with_a_table_the_report_and_one_json_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study", "quickstart", "--dataset", str(data), "--out", str(tmp_path / "study"), "--members", "2", *ONE]
+    cli.main(words)
+    printed = capsys.readouterr()
+    last = json.loads(printed.out.splitlines()[-1])
+    assert set(last) == {
+        "baseline_accuracy",
+        "hbr_accuracy",
+        "recall_gap_baseline",
+        "recall_gap_hbr",
+        "members_per_arm",
+        "seconds",
+        "report",
+    }
+    assert last["members_per_arm"] == 2
+    assert 0 < last["seconds"] < 60
+    page = Path(last["report"])
+    assert page == tmp_path / "study" / "report" / "index.html"
+    assert "class_0" in page.read_text()
+    rows = pl.read_csv(tmp_path / "study" / "per_member.csv").rows(named=True)
+    for key, arm, column in (
+        ("baseline_accuracy", "baseline", "accuracy"),
+        ("hbr_accuracy", "hbr", "accuracy"),
+        ("recall_gap_baseline", "baseline", "recall_max_min"),
+        ("recall_gap_hbr", "hbr", "recall_max_min"),
+    ):
+        assert last[key] == pytest.approx(np.mean([row[column] for row in rows if row["arm"] == arm]))
+    assert "class_2" in printed.out
+    assert f"report: {page}" in printed.out.splitlines()
+    assert "verify: " in printed.err, "the dataset is verified before anything is trained"
+
+    cli.main(words)  # a second run reuses everything
+    again = capsys.readouterr()
+    assert again.err.count("2 of 2 members are there already") == 2
+    assert {**json.loads(again.out.splitlines()[-1]), "seconds": 0} == {**last, "seconds": 0}
+
+    picture = next(page.parent.rglob("*.svg"))
+    picture.unlink()
+    cli.main(["report", str(tmp_path / "study")])
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    assert picture.exists()
+
+
+@pytest.mark.usefixtures("quick_study")
+def test_a_study_on_a_changed_dataset_trains_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
+    flip_a_bit(copy / "train.images.npy")
+    message = fails("study", "quickstart", "--dataset", copy, "--out", tmp_path / "study", *ONE)
+    assert message.startswith(f"{copy / 'train.images.npy'} was changed after conversion")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.usefixtures("quick_study")
+def test_a_study_with_an_infeasible_alpha_names_the_largest(data: Path, tmp_path: Path, fails: Fails) -> None:
+    study = ["study", "quickstart", "--dataset", data, "--out", tmp_path / "study", "--members", 1, *ONE]
+    message = fails(*study, "--alpha", 99)
+    assert "alpha 99.0 would put class 'class_0' below the floor of 1: the largest feasible alpha is" in message
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
+# --- bad input
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("source", ["fashion-mnist", "mnist", "cifar10", "cifar100", "folder", "npz"])
+def test_missing_source_files_are_named_and_nothing_is_left(source: str, tmp_path: Path, fails: Fails) -> None:
+    root = tmp_path / "empty"
+    root.mkdir()
+    size = ["--size", 8, 8] if source == "folder" else []
+    given = root / "missing.npz" if source == "npz" else root
+    message = fails("convert", source, tmp_path / "x.hbr", "--root", given, *size)
+    assert str(root) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convert", "synthetik", "x.hbr"], "unknown source 'synthetik': choose one of fashion-mnist"),
+        (["convert", "synthetic", "x"], "x does not end in .hbr: name the dataset x.hbr"),
+        (["convert", "synthetic", "x.hbr", "--size", "8", "8"], "source synthetic takes no option 'size'"),
+        (["convert", "synthetic", "x.hbr", "--classes", "1"], "synthetic: classes must be in 2..256, got 1"),
+        (["verify", "x.hbr"], "there is no dataset at x.hbr: make one with hbr-fast convert SOURCE x.hbr"),
+        (["info", "x.hbr"], "there is no dataset at x.hbr"),
+        (["train", "x.hbr", "run"], "there is no dataset at x.hbr"),
+        (["train", "x.hbr", "run", "--recipe", "quick"], "unknown recipe 'quick': available are quickstart, "),
+        (["train", "x.hbr", "run", "--set", "epoch=1"], "unknown recipe field 'epoch': the fields are name, model, "),
+        (["train", "x.hbr", "run", "--set", "epochs=x"], "recipe field 'epochs' cannot be 'x'"),
+        (["train", "x.hbr", "run", "--set", "epochs"], "a recipe field is changed by field=value, got 'epochs'"),
+        (["train", "x.hbr", "run", "--set", "lr=-1"], "recipe 'small-cnn': lr cannot be -1.0"),
+        (["hardness", "run"], "run holds no finished ensemble (no ensemble.json): train one into it"),
+        (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
+        (["resample", "run", "plan"], "run holds no finished ensemble"),
+        (["resample", "run", "plan", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
+        (["study", "quickstrat"], "unknown study 'quickstrat': available are quickstart"),
+        (["study", "quickstart", "--dataset", "x.hbr"], "there is no dataset at x.hbr"),
+        (["study", "quickstart", "--members", "0"], "a study needs variants >= 1 and members >= 1, got 0 and 1"),
+        (["report", "study"], "study is not a directory: name one that `hbr-fast study` wrote"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    words: list[str], message: str, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_dataset_is_not_overwritten_without_force(data: Path, fails: Fails) -> None:
+    before = files_under(data)
+    message = fails("convert", "synthetic", data)
+    assert message == f"{data} exists already: choose another name or replace it with --force"
+    assert files_under(data) == before
+
+
+@pytest.mark.parametrize("name", ["train.images.npy", "train.labels.npy", "test.images.npy", "test.labels.npy"])
+def test_verify_names_the_file_that_was_changed_after_conversion(
+    data: Path, tmp_path: Path, fails: Fails, name: str
+) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
+    flip_a_bit(copy / name)
+    message = fails("verify", copy)
+    assert message.startswith(f"{copy / name} was changed after conversion")
+    assert message.endswith("convert it again with --force")
+
+
+@pytest.mark.parametrize("command", ["verify", "info", "train"])
+def test_a_dataset_cut_short_is_named_by_every_command(data: Path, tmp_path: Path, fails: Fails, command: str) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
+    images = copy / "train.images.npy"
+    images.write_bytes(images.read_bytes()[:-1])
+    message = fails(command, copy, *([tmp_path / "run"] if command == "train" else []))
+    size = (data / "train.images.npy").stat().st_size
+    assert message == f"{images} has {size - 1} bytes instead of {size}: convert it again with --force"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_size=100000", "batch_size must be in [1, 240], the rows of an epoch of split 'train', got 100000"),
+        ("model=cnn", "unknown model 'cnn': there are resnet18"),
+        ("model=cnn-4-4-4-4", "images of 8x8 are too small, it needs at least 16 pixels a side"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_dataset_is_one_line(
+    data: Path, tmp_path: Path, fails: Fails, override: str, message: str
+) -> None:
+    assert message in fails("train", data, tmp_path / "run", *ONE, *SMALL, override)
+    assert not list(tmp_path.glob("run/members/*"))
+
+
+def test_a_recipe_that_does_not_fit_the_dataset_leaves_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
+    fails("train", data, tmp_path / "run", *ONE, *SMALL, "batch_size=100000")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverging_training_is_one_line(data: Path, tmp_path: Path, fails: Fails) -> None:
+    message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "lr=1e25")
+    assert message == "training diverged: the loss of epoch 0 is nan; lower the learning rate (1e+25)"
+    assert not list(tmp_path.glob("run/members/*"))
+
+
+def test_zero_members_or_zero_at_once_are_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
+    assert "an ensemble has at least 1 member, got 0" in fails("train", data, tmp_path / "run", "--members", 0)
+    assert not (tmp_path / "run").exists()
+    assert "members_at_once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
+
+
+def test_the_plan_of_a_larger_dataset_is_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
+    Plan.of_rows(np.arange(100, 400)).save(tmp_path / "plan.safetensors")
+    message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "--plan", tmp_path / "plan.safetensors")
+    assert message == (
+        "plan row 140 has index 240, outside split 'train' of 240 samples: was the plan made for another dataset?"
+    )
+
+
+def test_the_plan_of_another_dataset_is_refused(data: Path, run: Path, tmp_path: Path, fails: Fails) -> None:
+    cli.main(["resample", str(run), str(tmp_path / "plan"), "--alpha", "0.1"])
+    convert("synthetic", tmp_path / "o.hbr", classes=3, train_per_class=80, test_per_class=20, shape=(1, 8, 8), seed=9)
+    message = fails("train", tmp_path / "o.hbr", tmp_path / "run", *ONE, *SMALL, "--plan", tmp_path / "plan")
+    assert message.startswith("this plan was made for dataset ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a plan at all"])
+def test_a_plan_file_that_is_none_is_named(data: Path, tmp_path: Path, fails: Fails, content: bytes | None) -> None:
+    plan = tmp_path / "plan.safetensors"
+    if content is not None:
+        plan.write_bytes(content)
+    assert str(plan) in fails("train", data, tmp_path / "run", "--plan", plan)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resample_does_not_overwrite_without_force(run: Path, tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "plan.safetensors"
+    out.write_bytes(b"precious")
+    message = fails("resample", run, out, "--alpha", 0.1)
+    assert message == f"{out} exists already: choose another name or replace it with --force"
+    assert out.read_bytes() == b"precious"
+    cli.main(["resample", str(run), str(out), "--alpha", "0.1", "--force"])
+    assert len(Plan.load(out)) == 240
+
+
+def test_hardness_does_not_overwrite_a_file_without_force(run: Path, tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "scores.csv"
+    out.write_bytes(b"precious")
+    assert str(out) in fails("hardness", run, "--csv", out)
+    assert out.read_bytes() == b"precious"
+    cli.main(["hardness", str(run), "--csv", str(out), "--force"])
+    assert pl.read_csv(out).height == 240
+
+
+def test_an_output_in_a_missing_directory_is_named(run: Path, tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "nowhere" / "plan.safetensors"
+    message = fails("resample", run, out, "--alpha", 0.1)
+    assert ".partial" not in message
+    assert str(out.parent) in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--alpha", 99], "the largest feasible alpha is"),
+        (["--alpha", -1], "alpha must be a finite number >= 0, got -1.0"),
+        (["--alpha", "nan"], "alpha must be a finite number >= 0, got nan"),
+        (["--undersample", "easiest"], "undersample must be one of easy, hard, extreme, random, none; got 'easiest'"),
+        (["--oversample", "smoat"], "oversample must be one of"),
+        (["--seed", -1], "seed must be in [0, 2**63), got -1"),
+    ],
+)
+def test_a_plan_that_cannot_be_had_is_one_line(
+    run: Path, tmp_path: Path, fails: Fails, options: list[object], message: str
+) -> None:
+    assert message in fails("resample", run, tmp_path / "plan", "--alpha", 0.1, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_run_directory_of_another_recipe_or_dataset_is_refused(
+    data: Path, run: Path, tmp_path: Path, fails: Fails
+) -> None:
+    before = files_under(run)
+    message = fails("train", data, run, *ONE, *SMALL, "lr=0.07")
+    assert message == f"{run} is the run directory of another recipe (lr 0.05, not 0.07): choose another one"
+    convert("synthetic", tmp_path / "o.hbr", classes=3, train_per_class=80, test_per_class=20, shape=(1, 8, 8), seed=9)
+    assert f"{run} is the run directory of another dataset" in fails("train", tmp_path / "o.hbr", run, *ONE, *SMALL)
+    assert files_under(run) == before
+
+
+@pytest.mark.parametrize("command", ["hardness", "resample"])
+def test_a_run_whose_dataset_was_replaced_is_refused(tmp_path: Path, fails: Fails, command: str) -> None:
+    path = tmp_path / "d.hbr"
+    options: dict[str, Any] = {"classes": 3, "train_per_class": 80, "test_per_class": 20, "shape": (1, 8, 8)}
+    convert("synthetic", path, **options)
+    cli.main(["train", str(path), str(tmp_path / "run"), *ONE, *SMALL, "epochs=1"])
+    convert("synthetic", path, force=True, seed=9, **options)
+    message = fails(command, tmp_path / "run", *([tmp_path / "plan"] if command == "resample" else []))
+    assert message.endswith(f"d.hbr is not the dataset that {tmp_path / 'run'} was trained on: it was changed since")
+    assert not (tmp_path / "plan").exists()
+
+
+def test_a_run_trained_with_a_relative_path_works_from_another_directory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    cli.main(["train", data.name, str(tmp_path / "run"), *ONE, *SMALL, "epochs=1"])
+    monkeypatch.chdir(tmp_path)
+    cli.main(["hardness", "run"])
+
+
+def test_a_damaged_member_is_named(run: Path, tmp_path: Path, fails: Fails) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    damaged = sorted(copy.rglob("hardness.safetensors"))[0]
+    flip_a_bit(damaged)
+    assert fails("hardness", copy).startswith(f"{damaged} is missing or damaged: remove {damaged.parent} and")
+
+
+def test_a_report_does_not_replace_a_folder_that_is_none(data: Path, tmp_path: Path, fails: Fails) -> None:
+    fails("report", tmp_path, "--out", data)
+    assert (data / "meta.json").exists()

@@ -1,0 +1,413 @@
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores, NeverLearnt, estimator, stack_scores
+from hbr_fast.kernels import cpu_hardness, ops
+
+LN2 = math.log(2)
+RIGHT, WRONG = [2.0, 0.0], [0.0, 2.0]  # logits of two classes for label 0
+
+
+def record_history(*histories: str, num_samples: int | None = None, order: str = "by epoch") -> HardnessRecorder:
+    """A recorder of samples of class 0, each with a history such as "rwr": right, wrong, right in epochs 0, 1, 2."""
+    recorder = HardnessRecorder(num_samples or len(histories), 2)
+    for epoch in range(len(histories[0])):
+        logits = [RIGHT if history[epoch] == "r" else WRONG for history in histories]
+        ids = torch.arange(len(histories))
+        if order == "by epoch":
+            recorder.record(torch.tensor(logits), torch.zeros_like(ids), ids, epoch=epoch)
+        else:  # a batch for each sample
+            for i in range(len(histories)):
+                recorder.record(torch.tensor(logits[i : i + 1]), torch.tensor([0]), ids[i : i + 1], epoch=epoch)
+    return recorder
+
+
+def some_scores(*, dataset: str | None = "abc", samples: int = 3, seed: int = 0) -> HardnessScores:
+    rng = np.random.default_rng(seed)
+    return HardnessScores(
+        values={"aum": rng.normal(size=(1, samples)), "loss": rng.random((1, samples))},
+        observations=np.full((1, samples), 7),
+        never_learnt=np.zeros((1, samples), bool),
+        provenance={"dataset": dataset, "seed": seed},
+    )
+
+
+def test_two_epochs_of_three_samples_by_hand() -> None:
+    # Softmax of ln p + 3 is p, so probabilities can be chosen. Sample i has class i.
+    p = np.array(
+        [
+            [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.5, 0.25, 0.25]],  # epoch 0: right, wrong, wrong
+            [[0.125, 0.5, 0.375], [0.25, 0.5, 0.25], [0.5, 0.375, 0.125]],  # epoch 1: wrong, right, wrong
+        ]
+    )
+    recorder = HardnessRecorder(3, 3)
+    for epoch in range(2):
+        recorder.record(torch.from_numpy(np.log(p[epoch]) + 3), torch.arange(3), torch.arange(3), epoch=epoch)
+    expected = {
+        # ln of the own p over the largest other: (ln 2 - 2 ln 2) / 2, (-ln 2 + ln 2) / 2, (-ln 2 - 2 ln 2) / 2
+        "aum": [-0.5 * LN2, 0.0, -1.5 * LN2],
+        # (0.25 - 0.375) / 2, (-0.25 + 0.25) / 2, (-0.25 - 0.375) / 2
+        "aum_softmax": [-0.0625, 0.0, -0.3125],
+        # (0.5 + 0.125) / 2, (0.25 + 0.5) / 2, (0.25 + 0.125) / 2
+        "confidence": [0.3125, 0.375, 0.1875],
+        # 3 + ln p: p is 2^-1 and 2^-3, 2^-2 and 2^-1, 2^-2 and 2^-3
+        "confidence_logit": [3 - 2 * LN2, 3 - 1.5 * LN2, 3 - 2.5 * LN2],
+        # of two values, half their distance
+        "variability": [0.1875, 0.125, 0.0625],
+        "correctness": [0.5, 0.5, 0.0],
+        # (0.5 * 0.5 + 0.125 * 0.875) / 2, (0.25 * 0.75 + 0.5 * 0.5) / 2, (0.25 * 0.75 + 0.125 * 0.875) / 2
+        "dataiq": [0.1796875, 0.21875, 0.1484375],
+        # -ln p
+        "loss": [2 * LN2, 1.5 * LN2, 2.5 * LN2],
+        # sums of squares of p - onehot: 0.5^2 + 2 * 0.25^2 = 0.375 where p_y is 0.5 and the others equal,
+        # 0.875^2 + 0.5^2 + 0.375^2 = 1.15625 where it is 0.125, 0.75^2 + 0.5^2 + 0.25^2 = 0.875 where it is 0.25
+        "el2n": [
+            (math.sqrt(0.375) + math.sqrt(1.15625)) / 2,
+            (math.sqrt(0.875) + math.sqrt(0.375)) / 2,
+            (math.sqrt(0.875) + math.sqrt(1.15625)) / 2,
+        ],
+        # right then wrong once; never; never right at all: one more than the largest of the others
+        "forgetting": [1.0, 0.0, 2.0],
+        # never: the number of epochs
+        "first_learned": [0.0, 1.0, 2.0],
+    }
+    scores = recorder.scores()
+    assert list(scores.values) == list(expected) == list(ESTIMATORS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores.per_sample(name), values, rtol=1e-6, atol=1e-7, err_msg=name)
+        assert scores.values[name].dtype == np.float64
+    assert scores.observations.tolist() == [[2, 2, 2]]
+    assert scores.never_learnt.tolist() == [[False, False, True]]
+    assert (scores.members, len(scores)) == (1, 3)
+
+
+def test_trap_10_confidence_is_a_probability_and_the_logit_has_another_name() -> None:
+    recorder = HardnessRecorder(1, 2)
+    recorder.record(torch.tensor([[5.0, 2.0]]), torch.tensor([0]), torch.tensor([0]), epoch=0)
+    scores = recorder.scores()
+    assert scores.per_sample("confidence")[0] == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-6)
+    assert scores.per_sample("confidence_logit")[0] == 5.0
+    assert scores.per_sample("aum")[0] == 3.0
+
+
+@pytest.mark.parametrize(("policy", "value"), [("max+1", 3.0), ("zero", 0.0), ("inf", math.inf)])
+def test_trap_11_never_learnt_samples_are_flagged_and_not_the_easiest(policy: NeverLearnt, value: float) -> None:
+    recorder = record_history("rrrrr", "rwrwr", "wwwww", "wwwwr", num_samples=5)
+    scores = recorder.scores(never_learnt=policy)
+    np.testing.assert_array_equal(scores.per_sample("forgetting"), [0, 2, value, 0, math.nan])
+    assert scores.never_learnt.tolist() == [[False, False, True, False, False]]  # the last was never seen
+    assert scores.provenance["never_learnt"] == policy
+    if policy == "max+1":
+        assert recorder.scores().per_sample("forgetting")[2] == value, "it is the default"
+
+
+def test_forgetting_where_nothing_was_learnt_at_all() -> None:
+    scores = record_history("www", "www").scores()
+    np.testing.assert_array_equal(scores.per_sample("forgetting"), [0, 0])
+    assert scores.never_learnt.all()
+
+
+def test_unknown_policy_for_never_learnt() -> None:
+    with pytest.raises(ValueError, match=r"never_learnt must be 'max\+1', 'zero' or 'inf', got 'max'"):
+        record_history("r").scores(never_learnt="max")  # type: ignore[arg-type]
+
+
+def test_trap_13_the_hard_end_of_every_estimator_is_known() -> None:
+    # Sample 0 is learnt at once and kept; sample 1 comes late, is unsure and is forgotten again.
+    recorder = HardnessRecorder(2, 3)
+    for epoch, (easy, hard) in enumerate([(3, -1), (4, -1.2), (5, 0.8), (5, -0.9), (6, 0.7), (6, -0.8)]):
+        logits = torch.tensor([[float(easy), 0.0, 0.0], [hard, 0.0, -0.5]])
+        recorder.record(logits, torch.tensor([0, 0]), torch.tensor([0, 1]), epoch=epoch)
+    scores = recorder.scores()
+    for name in scores.values:
+        easy_score, hard_score = scores.per_sample(name)
+        assert easy_score != hard_score, name
+        assert estimator(name).hard_is == ("low" if hard_score < easy_score else "high"), name
+
+
+def test_estimators_are_looked_up_by_name() -> None:
+    assert estimator("aum").hard_is == "low"
+    assert all(name == entry.name for name, entry in ESTIMATORS.items())
+    with pytest.raises(ValueError, match=r"unknown estimator 'AUM': available are aum, "):
+        estimator("AUM")
+
+
+@pytest.mark.parametrize("order", ["by epoch", "by sample"])
+def test_trap_17_forgetting_goes_on_across_batches_and_epochs(order: str) -> None:
+    # Every visit is a batch of its own or shares one; each transition lies between two epochs.
+    scores = record_history("rwrwrw", "rrrwww", "wrwrrr", "rrrrrr", order=order).scores()
+    np.testing.assert_array_equal(scores.per_sample("forgetting"), [3, 1, 1, 0])
+    np.testing.assert_array_equal(scores.per_sample("first_learned"), [0, 0, 1, 0])
+
+
+def test_forgetting_is_counted_between_the_visits_there_are() -> None:
+    # Drawn in epochs 0 and 5 only: right, then wrong.
+    recorder = HardnessRecorder(1, 2)
+    for epoch, logits in ((0, RIGHT), (5, WRONG)):
+        recorder.record(torch.tensor([logits]), torch.tensor([0]), torch.tensor([0]), epoch=epoch)
+    assert recorder.scores().per_sample("forgetting").tolist() == [1]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 200])
+def test_how_visits_are_split_into_batches_does_not_matter(batch: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 3, (2, 200, 10)).astype(np.float32))
+    ids = torch.from_numpy(np.stack([rng.permutation(50).repeat(4), rng.integers(0, 50, 200)]))
+    whole, split = HardnessRecorder(50, 10), HardnessRecorder(50, 10)
+    for epoch in range(2):
+        whole.record(logits[epoch], ids[epoch] % 10, ids[epoch], epoch=epoch)
+        for first in range(0, 200, batch):
+            part = slice(first, first + batch)
+            split.record(logits[epoch, part], ids[epoch, part] % 10, ids[epoch, part], epoch=epoch)
+    for name, values in whole.scores().values.items():
+        np.testing.assert_array_equal(split.scores().values[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_other_precisions_are_converted(dtype: torch.dtype) -> None:
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels, ids = torch.arange(8) % 5, torch.arange(8)
+    given, converted = HardnessRecorder(8, 5), HardnessRecorder(8, 5)
+    given.record(logits, labels.int(), ids.int(), epoch=0)
+    converted.record(logits.float(), labels, ids, epoch=0)
+    assert torch.equal(given.sums, converted.sums)
+    assert given.sums.any()
+
+
+def test_recording_leaves_the_training_step_alone() -> None:
+    weight = torch.randn(4, 3, requires_grad=True)
+    logits = torch.ones(2, 4) @ weight
+    before = logits.detach().clone()
+    HardnessRecorder(2, 3).record(logits, torch.tensor([0, 1]), torch.tensor([0, 1]), epoch=0)
+    assert torch.equal(logits, before)
+    logits.sum().backward()
+    assert torch.equal(weight.grad, torch.full((4, 3), 2.0))  # type: ignore[arg-type]
+
+
+def test_scores_say_where_they_come_from() -> None:
+    recorder = HardnessRecorder(2, 2, el2n_epochs=5, provenance={"dataset": "abc", "seed": 4})
+    recorder.record(torch.tensor([RIGHT, [math.nan, 0]]), torch.tensor([0, 0]), torch.tensor([0, 1]), epoch=6)
+    assert recorder.scores().provenance == {
+        "dataset": "abc",
+        "seed": 4,
+        "epochs": 7,
+        "el2n_epochs": 5,
+        "never_learnt": "max+1",
+        "rows_not_finite": 1,
+        "first_id_not_finite": 1,
+    }
+
+
+def test_scores_are_of_the_moment_they_are_asked_for() -> None:
+    recorder = HardnessRecorder(1, 2)
+    recorder.record(torch.tensor([RIGHT]), torch.tensor([0]), torch.tensor([0]), epoch=0)
+    early = recorder.scores()
+    recorder.record(torch.tensor([WRONG]), torch.tensor([0]), torch.tensor([0]), epoch=1)
+    assert early.per_sample("aum")[0] == 2
+    assert early.observations[0, 0] == 1
+    assert recorder.scores().per_sample("aum")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "ids", "message"),
+    [
+        ((4,), (4,), (4,), r"logits must be \[B, 3\], got \[4\]"),
+        ((4, 2), (4,), (4,), r"logits must be \[B, 3\], got \[4, 2\]"),
+        ((4, 3), (3,), (4,), r"labels and ids must be \[4\], got \[3\] and \[4\]"),
+        ((4, 3), (4,), (4, 1), r"labels and ids must be \[4\], got \[4\] and \[4, 1\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(
+    logits: tuple[int, ...], labels: tuple[int, ...], ids: tuple[int, ...], message: str
+) -> None:
+    recorder = HardnessRecorder(9, 3)
+    with pytest.raises(ValueError, match=message):
+        recorder.record(torch.zeros(logits), torch.zeros(labels).long(), torch.zeros(ids).long(), epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("label", "sample", "message"),
+    [
+        (3, 0, r"row 1 has label 3, outside \[0, 3\)"),
+        (-1, 0, r"row 1 has label -1, outside \[0, 3\)"),
+        (0, 9, r"row 1 has id 9, outside \[0, 9\): was the recorder made for this dataset\?"),
+        (0, -1, r"row 1 has id -1, outside \[0, 9\)"),
+    ],
+)
+def test_a_bad_label_or_id_is_named_and_nothing_recorded(label: int, sample: int, message: str) -> None:
+    recorder = HardnessRecorder(9, 3)
+    with pytest.raises(ValueError, match=message):
+        recorder.record(torch.zeros(2, 3), torch.tensor([0, label]), torch.tensor([0, sample]), epoch=0)
+    assert not recorder.scores().observations.any()
+
+
+def test_a_refused_batch_does_not_count_as_an_epoch() -> None:
+    recorder = record_history("w")
+    with pytest.raises(ValueError, match="row 0 has label 2"):
+        recorder.record(torch.zeros(1, 2), torch.tensor([2]), torch.tensor([0]), epoch=50)
+    assert recorder.scores().per_sample("first_learned")[0] == 1
+
+
+def test_epochs_count_from_zero() -> None:
+    recorder = HardnessRecorder(1, 2)
+    with pytest.raises(ValueError, match="epoch"):
+        recorder.record(torch.tensor([RIGHT]), torch.tensor([0]), torch.tensor([0]), epoch=-1)
+
+
+@pytest.mark.parametrize("arguments", [(0, 2, 20), (3, 1, 20), (3, 2, 0)])
+def test_recorder_sizes_out_of_range(arguments: tuple[int, int, int]) -> None:
+    samples, classes, window = arguments
+    with pytest.raises(ValueError, match=rf"got {samples}, {classes} and {window}"):
+        HardnessRecorder(samples, classes, el2n_epochs=window)
+
+
+# --- scores of one and of several members ---
+
+
+def test_per_sample_is_the_mean_over_the_members_that_saw_the_sample() -> None:
+    scores = HardnessScores(
+        values={"aum": np.array([[1.0, math.nan, math.nan], [3.0, 5.0, math.nan]])},
+        observations=np.array([[1, 0, 0], [1, 1, 0]]),
+        never_learnt=np.zeros((2, 3), bool),
+    )
+    np.testing.assert_array_equal(scores.per_sample("aum"), [2, 5, math.nan])
+    with pytest.raises(ValueError, match="no scores of estimator 'loss': these hold aum"):
+        scores.per_sample("loss")
+
+
+def test_class_means_are_of_the_samples_observed() -> None:
+    scores = HardnessScores(
+        values={"aum": np.array([[1.0, math.nan, 4.0, 7.0, 6.0]])},
+        observations=np.array([[1, 0, 1, 1, 1]]),
+        never_learnt=np.zeros((1, 5), bool),
+    )
+    labels = np.array([0, 0, 1, 0, 1])
+    np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [4, 5])
+    with pytest.raises(ValueError, match="class 2 has no observed sample, so it has no aum hardness"):
+        scores.class_means("aum", labels, 3)
+    with pytest.raises(ValueError, match="class 0 has no observed sample"):
+        scores.class_means("aum", np.array([1, 0, 1, 1, 1]), 2)
+    with pytest.raises(ValueError, match="4 labels for scores of 5 samples"):
+        scores.class_means("aum", labels[:4], 2)
+
+
+def test_class_means_refuse_labels_past_the_classes() -> None:
+    with pytest.raises(ValueError, match="class"):
+        some_scores().class_means("aum", np.array([0, 1, 2]), 2)
+
+
+def test_require_dataset_refuses_scores_of_another() -> None:
+    some_scores(dataset="f" * 64).require_dataset("f" * 64)
+    with pytest.raises(ValueError, match=r"recorded on dataset ffffffffffff, not on eeeeeeeeeeee: record them again"):
+        some_scores(dataset="f" * 64).require_dataset("e" * 64)
+    with pytest.raises(ValueError, match="recorded on dataset None"):
+        some_scores(dataset=None).require_dataset("e" * 64)
+
+
+def test_stack_scores_keeps_members_in_order() -> None:
+    one, two = some_scores(seed=1), some_scores(seed=2)
+    stacked = stack_scores([two, one, one])
+    assert (stacked.members, len(stacked)) == (3, 3)
+    np.testing.assert_array_equal(
+        stacked.values["loss"], np.concatenate([m.values["loss"] for m in (two, one, one)])
+    )  # fmt: skip
+    assert [member["seed"] for member in stacked.provenance["members"]] == [2, 1, 1]
+    stacked.require_dataset("abc")
+
+
+def test_stack_scores_refuses_what_does_not_belong_together() -> None:
+    with pytest.raises(ValueError, match="no scores to stack"):
+        stack_scores([])
+    with pytest.raises(ValueError, match=r"their samples differ \(3 and 4\)"):
+        stack_scores([some_scores(), some_scores(samples=4)])
+    with pytest.raises(ValueError, match=r"their dataset differ \(abc and xyz\)"):
+        stack_scores([some_scores(), some_scores(dataset="xyz")])
+    fewer = some_scores()
+    fewer = HardnessScores({"aum": fewer.values["aum"]}, fewer.observations, fewer.never_learnt, fewer.provenance)
+    with pytest.raises(ValueError, match="their estimators differ"):
+        stack_scores([some_scores(), fewer])
+
+
+def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
+    recorder = record_history("rwr", "www", num_samples=3)
+    recorder.provenance["dataset"] = "abc"
+    scores = recorder.scores(never_learnt="inf")  # infinity and NaN are among the values
+    scores.save(tmp_path / "scores")
+    loaded = HardnessScores.load(tmp_path / "scores")
+    assert set(loaded.values) == set(scores.values)
+    for name, values in scores.values.items():
+        assert loaded.values[name].dtype == np.float64
+        np.testing.assert_array_equal(loaded.values[name], values)
+    np.testing.assert_array_equal(loaded.observations, scores.observations)
+    np.testing.assert_array_equal(loaded.never_learnt, scores.never_learnt)
+    assert loaded.never_learnt.dtype == bool
+    assert loaded.provenance == scores.provenance
+    assert [file.name for file in tmp_path.iterdir()] == ["scores"]
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    some_scores().save(tmp_path / "scores")
+    content = (tmp_path / "scores").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["hbr_fast"])["provenance"] == {"dataset": "abc", "seed": 0}
+    assert set(load_file(tmp_path / "scores")) == {"aum", "loss", "observations", "never_learnt"}
+
+
+def test_load_refuses_files_that_are_no_scores(tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ValueError, match="garbage is not a file of hardness scores"):
+        HardnessScores.load(tmp_path / "garbage")
+    arrays = {"observations": np.ones((1, 2)), "never_learnt": np.ones((1, 2), bool)}
+    save_file(arrays, tmp_path / "newer", metadata={"schema": "2", "provenance": "{}"})
+    save_file({"aum": np.ones((1, 2))}, tmp_path / "fewer", metadata={"schema": "1", "provenance": "{}"})
+    for name in ("newer", "fewer"):
+        with pytest.raises(ValueError, match=f"{name} does not hold hardness scores of schema 1"):
+            HardnessScores.load(tmp_path / name)
+
+
+# --- the operator under torch's machinery ---
+
+
+def operator_arguments() -> tuple[Any, ...]:
+    recorder = HardnessRecorder(6, 4)
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    state = (recorder.sums, recorder.counters, recorder.nonfinite)
+    return (logits, torch.tensor([0, 3, 1, 2, 0]), torch.tensor([5, 0, 1, 5, 2]), 0, 20, *state)
+
+
+def test_the_operator_passes_opcheck() -> None:
+    torch.library.opcheck(ops.record, operator_arguments())
+
+
+def test_the_operator_compiles_without_a_graph_break() -> None:
+    def step(logits: torch.Tensor, *rest: object) -> torch.Tensor:
+        doubled = logits * 2
+        ops.record(doubled, *rest)
+        return doubled.sum()
+
+    # aot_eager goes through functionalisation, as every backend does, and needs no C++ compiler.
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    eager, traced = operator_arguments(), operator_arguments()
+    for _ in range(2):
+        assert torch.equal(step(*eager), compiled(*traced))
+    for expected, got in zip(eager[5:], traced[5:], strict=True):
+        assert torch.equal(expected, got)
+    assert traced[6][:, cpu_hardness.OBSERVATIONS].tolist() == [2, 2, 2, 0, 0, 4]
+
+
+def test_the_operator_works_on_fake_tensors() -> None:
+    arguments = operator_arguments()
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        assert ops.record(*fake) is None
+    assert not arguments[5].any()
