@@ -48,7 +48,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(images=12_800, batch=128, rounds=7, seconds=3.0),
+    "full": Size(images=12_800, batch=128, rounds=5, seconds=1.0),
     "quick": Size(images=6_400, batch=128, rounds=2, seconds=0.5),
     "tiny": Size(images=64, batch=8, rounds=2, seconds=0.0),
 }

@@ -20,7 +20,7 @@ from hbr_fast.kernels.cpu_images import make_batch
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.seeding import Stream, stream_key
 
-BLOCK_BYTES = 2 * 2**20  # measured: larger blocks leave the cache, smaller ones cost more in handing over
+BLOCK_BYTES = 8 * 2**20  # measured: several small batches, so that handing them over costs little beside making them
 
 _STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # numpy has no bfloat16: its bits stand in
 
