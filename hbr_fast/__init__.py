@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from hbr_fast.plan import Plan
     from hbr_fast.report.page import write_report
     from hbr_fast.resampling import resample
-    from hbr_fast.sampler import Sampler, sequential_order, uniform_order
+    from hbr_fast.sampler import (
+        Sampler,
+        quota_order,
+        ratio_order,
+        sequential_order,
+        uniform_order,
+        weighted_order,
+    )
     from hbr_fast.studies.runner import run_study
     from hbr_fast.studies.study import Arm, Study
+    from hbr_fast.torch_sampler import HardnessSampler, OrderSampler
     from hbr_fast.training.ensemble import Ensemble, open_ensemble, train_ensemble
     from hbr_fast.training.recipe import Recipe, named_recipe
     from hbr_fast.training.trainer import train_member
@@ -38,8 +46,10 @@ _HOME = {
     "Ensemble": "training.ensemble",
     "Evaluation": "evaluation.metrics",
     "HardnessRecorder": "hardness",
+    "HardnessSampler": "torch_sampler",
     "HardnessScores": "hardness",
     "Loader": "loaders.loader",
+    "OrderSampler": "torch_sampler",
     "PairedDifference": "evaluation.statistics",
     "Plan": "plan",
     "Recipe": "training.recipe",
@@ -54,6 +64,8 @@ _HOME = {
     "open_dataset": "data.dataset",
     "open_ensemble": "training.ensemble",
     "paired_difference": "evaluation.statistics",
+    "quota_order": "sampler",
+    "ratio_order": "sampler",
     "resample": "resampling",
     "run_study": "studies.runner",
     "sequential_order": "sampler",
@@ -61,6 +73,7 @@ _HOME = {
     "train_member": "training.trainer",
     "uniform_order": "sampler",
     "verify_dataset": "data.dataset",
+    "weighted_order": "sampler",
     "write_report": "report.page",
 }
 
@@ -75,8 +88,10 @@ __all__ = [
     "Ensemble",
     "Evaluation",
     "HardnessRecorder",
+    "HardnessSampler",
     "HardnessScores",
     "Loader",
+    "OrderSampler",
     "PairedDifference",
     "Plan",
     "Recipe",
@@ -91,6 +106,8 @@ __all__ = [
     "open_dataset",
     "open_ensemble",
     "paired_difference",
+    "quota_order",
+    "ratio_order",
     "resample",
     "run_study",
     "sequential_order",
@@ -98,6 +115,7 @@ __all__ = [
     "train_member",
     "uniform_order",
     "verify_dataset",
+    "weighted_order",
     "write_report",
 ]
 

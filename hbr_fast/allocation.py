@@ -183,6 +183,64 @@ def allocate(
     )
 
 
+def reallocate(
+    counts_c: np.ndarray | Sequence[int],
+    class_hardness_c: np.ndarray | Sequence[float],
+    *,
+    hard_is: Hard,
+    alpha: float = 1.0,
+    max_change: float,
+) -> np.ndarray:
+    """Counts moved towards what newer class hardness asks for, by a bounded step: resampling while training goes on.
+
+    Hardness early in a training is noisy, so a class gains or loses at most a share of what it has. Where the hardness
+    gives no ratio yet it is shifted, and classes are held at one sample where alpha is too large (see `allocate`).
+
+    Parameters
+    ----------
+    counts_c : integer [C]
+        Samples per class so far, each at least 1; their sum is kept.
+    class_hardness_c : float [C]
+        Mean score of each class so far.
+    hard_is : "low" or "high"
+    alpha : float
+        Degree of resampling to move towards, >= 0.
+    max_change : float
+        Largest change of a class as a share of its count, in [0, 1]; no class moves by more, rounded down.
+
+    Returns
+    -------
+    int64 [C]
+        New counts.
+
+    Raises
+    ------
+    ValueError
+        If counts, hardness or `max_change` are out of range.
+    """
+    counts = np.asarray(counts_c)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=1) < 1:
+        raise ValueError(f"counts must be whole numbers of at least 1, one a class, got {counts}")
+    if len(counts) != len(class_hardness_c):
+        raise ValueError(f"{len(counts)} counts but {len(class_hardness_c)} class hardness values")
+    if not 0 <= max_change <= 1:
+        raise ValueError(f"max_change is a share in [0, 1], got {max_change}")
+    total = int(counts.sum())
+    wanted = allocate(
+        class_hardness_c, hard_is=hard_is, alpha=alpha, total=total, nonpositive="shift", clip=True
+    ).counts
+    step = np.floor(counts * max_change).astype(np.int64)
+    lowest, highest = np.maximum(counts - step, 1), counts + step
+    moved = np.clip(wanted, lowest, highest)
+    missing = total - int(moved.sum())
+    # What clipping left over goes to, or comes from, classes that may still move that way, in proportion to how far.
+    room = highest - moved if missing > 0 else moved - lowest
+    if missing:
+        shared = _largest_remainder(room.tolist(), abs(missing), ties=[0] * len(room))
+        moved += np.sign(missing) * np.array(shared)
+    return moved
+
+
 def _shift(hardness: list[Fraction], policy: Nonpositive) -> list[Fraction]:
     lowest = min(hardness)
     if policy == "authors":

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hbr_fast.allocation import Hard, Nonpositive, allocate
+from hbr_fast.allocation import Hard, Nonpositive, allocate, reallocate
 
 HARDNESS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
 HARD_IS = st.sampled_from(["low", "high"])
@@ -257,3 +257,46 @@ def test_bad_input(changed: dict[str, object], message: str) -> None:
 def test_many_bad_classes_are_counted() -> None:
     with pytest.raises(ValueError, match=r"class 4 \(-1\) and 95 more gives no ratio"):
         allocate([-1.0] * 100, hard_is="low", total=1000)
+
+
+@given(
+    counts=st.lists(st.integers(1, 5000), min_size=2, max_size=12),
+    data=st.data(),
+    alpha=st.floats(0, 3),
+    max_change=st.floats(0, 1),
+)
+def test_reallocate_keeps_the_total_and_the_bound(
+    counts: list[int], data: st.DataObject, alpha: float, max_change: float
+) -> None:
+    hardness = data.draw(st.lists(st.floats(-5, 5), min_size=len(counts), max_size=len(counts)))
+    moved = reallocate(counts, hardness, hard_is="low", alpha=alpha, max_change=max_change)
+    assert moved.sum() == sum(counts)
+    assert moved.min() >= 1
+    for before, after in zip(counts, moved.tolist(), strict=True):
+        assert abs(after - before) <= before * max_change
+
+
+def test_reallocate_moves_towards_the_hard_classes_and_arrives() -> None:
+    hardness = [1.0, 2.0, 4.0]
+    wanted = allocate(hardness, hard_is="low", total=300).counts
+    counts = np.array([100, 100, 100])
+    first = reallocate(counts, hardness, hard_is="low", max_change=0.2)
+    # Wanted are 171, 86 and 43. A step is 20 at most: 120, 86 and 80, which leaves 14 for the classes that may have
+    # more, in proportion to 34 (86 to 120) and 40 (80 to 120): 6.4 and 7.6, so 6 and 8.
+    assert first.tolist() == [120, 92, 88]
+    for _ in range(10):
+        counts = reallocate(counts, hardness, hard_is="low", max_change=0.2)
+    assert counts.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("counts", "hardness", "max_change", "message"),
+    [
+        ([0, 5], [1.0, 1.0], 0.1, "at least 1"),
+        ([5, 5], [1.0], 0.1, "2 counts but 1 class hardness"),
+        ([5, 5], [1.0, 1.0], 1.5, r"max_change is a share in \[0, 1\], got 1.5"),
+    ],
+)
+def test_reallocate_refuses(counts: list[int], hardness: list[float], max_change: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reallocate(counts, hardness, hard_is="low", max_change=max_change)

@@ -89,6 +89,70 @@ def bijection(position: int, length: int, a: int, b: int, keys: Sequence[int]) -
             return x
 
 
+def quota_row(
+    position: int,
+    labels_n: np.ndarray,
+    counts_c: Sequence[int],
+    *,
+    keys: Sequence[int],
+    member_keys: Sequence[int],
+    salts_c: Sequence[int],
+    preference_n: np.ndarray | None = None,
+) -> int:
+    """The sample at one position of an epoch that takes `counts_c[c]` samples of class c.
+
+    The slots 0, 1, ... belong to class 0, then to class 1, and so on; a bijection says which slot stands at the
+    position. Slot k of a class takes one member after the other, round and round: in the order of a second bijection,
+    or with a preference the most preferred first.
+
+    Parameters
+    ----------
+    position : int
+        Below the sum of the counts.
+    labels_n : int64 [N]
+    counts_c : sequence of int [C]
+    keys, member_keys : sequence of int
+        Round keys of the two bijections; a class's own are `member_keys` XOR its number of `salts_c`.
+    preference_n : float [N], optional
+        Ties go to the smaller id. `member_keys` are not used.
+    """
+
+    def grid(length: int) -> tuple[int, int]:
+        a = math.ceil(math.sqrt(length))
+        return a, math.ceil(length / a)
+
+    total = sum(counts_c)
+    slot = bijection(position, total, *grid(total), keys)
+    c = 0
+    while slot >= counts_c[c]:
+        slot -= counts_c[c]
+        c += 1
+    members = [i for i, label in enumerate(labels_n.tolist()) if label == c]
+    turn = slot % len(members)
+    if preference_n is not None:
+        return sorted(members, key=lambda i: -preference_n[i])[turn]
+    return members[bijection(turn, len(members), *grid(len(members)), [key ^ salts_c[c] for key in member_keys])]
+
+
+def alias_draw(
+    position: int, epoch: int, key: tuple[int, int], thresholds_n: Sequence[int], aliases_n: Sequence[int]
+) -> int:
+    """The draw at one position of an epoch by an alias table (Walker, ACM TOMS 1977).
+
+    Column i gives i with probability `thresholds_n[i]` / 2**64, else `aliases_n[i]`.
+    """
+    words = philox((position & 0xFFFFFFFF, position >> 32, epoch, 0), key)
+    column = (words[0] << 32 | words[1]) * len(thresholds_n) >> 64
+    return column if words[2] << 32 | words[3] < thresholds_n[column] else aliases_n[column]
+
+
+def exponential_key(row: int, weight: float, epoch: int, key: tuple[int, int]) -> float:
+    """An exponential variate over the weight: rows in the order of their keys are drawn without replacement."""
+    words = philox((row & 0xFFFFFFFF, row >> 32, epoch, 1), key)
+    uniform = ((words[0] << 32 | words[1]) // 2**12 + 0.5) / 2**52
+    return -math.log(uniform) / weight if weight > 0 else math.inf
+
+
 def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
     """What one visit says about a sample (method, section 2): one number an estimator.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -114,6 +115,7 @@ class Loader:
             prefetch=prefetch,
         )
         self._backend = BACKENDS[backend](self.job)
+        self._backend_name = backend
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -123,6 +125,17 @@ class Loader:
     def samples(self) -> int:
         """Rows an epoch visits."""
         return min(len(self) * self.job.batch_size, len(self.job.order))
+
+    def with_order(self, order: Sampler) -> Loader:
+        """The same loader with another order, e.g. other weights or counts from the next epoch on.
+
+        Raises
+        ------
+        ValueError
+            If the order draws from more rows than the plan has, or is shorter than a batch.
+        """
+        options = {field.name: getattr(self.job, field.name) for field in dataclasses.fields(self.job)}
+        return Loader(**{**options, "order": order}, backend=self._backend_name)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from batch number `start` on.

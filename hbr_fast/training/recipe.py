@@ -53,6 +53,13 @@ class Recipe:
         Zero padding of the raw image before a random crop of its own size, in pixels.
     el2n_epochs : int
         EL2N is recorded in the first this many epochs.
+    online_every : int
+        Recompute the samples per class from the hardness recorded so far every this many epochs, and draw by them; 0
+        (default) does not. A mode of ours, not the paper's: one training instead of two.
+    online_alpha : float
+        Degree of resampling that the online mode moves towards.
+    online_max_change : float
+        Largest change of a class at a time, as a share of its count.
     precision : "auto", "float32" or "bfloat16"
         "bfloat16" computes convolutions under autocast; "auto" does so where the processor has bfloat16 arithmetic.
     """
@@ -72,6 +79,9 @@ class Recipe:
     flip: float = 0.5
     pad: int = 0
     el2n_epochs: int = 20
+    online_every: int = 0
+    online_alpha: float = 0.25
+    online_max_change: float = 0.2
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -89,6 +99,9 @@ class Recipe:
             "flip": 0 <= self.flip <= 1,
             "pad": self.pad >= 0,
             "el2n_epochs": self.el2n_epochs >= 1,
+            "online_every": self.online_every >= 0,
+            "online_alpha": 0 <= self.online_alpha < math.inf,
+            "online_max_change": 0 <= self.online_max_change <= 1,
             "precision": self.precision in ("auto", "float32", "bfloat16"),
         }
         for field, good in checks.items():

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hbr_fast.allocation import reallocate
 from hbr_fast.data.dataset import Dataset, Split
-from hbr_fast.hardness import HardnessRecorder, HardnessScores
+from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.machine import has_native_bfloat16
 from hbr_fast.plan import Plan
-from hbr_fast.sampler import sequential_order
+from hbr_fast.sampler import QuotaOrder, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
@@ -100,6 +101,8 @@ def train_member(
     history = []
     for epoch in range(recipe.epochs):
         start = time.perf_counter()
+        if recipe.online_every and epoch and epoch % recipe.online_every == 0:
+            loader = loader.with_order(online_order(loader, recorder, train, recipe, seed=seed))
         totals = torch.zeros(2, dtype=torch.float64)  # summed loss, right answers
         for number, batch in enumerate(loader.epoch(epoch)):
             rate = recipe.learning_rate(epoch * len(loader) + number, len(loader))
@@ -183,8 +186,24 @@ def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None) -> None:
             f"this plan was made for dataset {plan.provenance['dataset'][:12]}, not for {dataset.fingerprint[:12]}: "
             "resample again"
         )
+    if plan is not None and recipe.online_every:
+        raise ValueError("online_every resamples the full set while training: it does not go with a plan")
     initial_model(recipe, dataset.train, seed=0)
     training_loader(dataset.train, recipe, seed=0, plan=plan, dtype=compute_dtype(recipe))
+
+
+def online_order(loader: Loader, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:
+    """The order of the coming epochs in the online mode: class counts a step nearer to what AUM so far asks for."""
+    order = loader.job.order
+    counts = order.counts(0) if isinstance(order, QuotaOrder) else split.class_counts()
+    moved = reallocate(
+        counts,
+        recorder.scores().class_means("aum", split.labels, split.num_classes),
+        hard_is=ESTIMATORS["aum"].hard_is,
+        alpha=recipe.online_alpha,
+        max_change=recipe.online_max_change,
+    )
+    return quota_order(split.labels, moved, seed=seed)
 
 
 def training_loader(split: Split, recipe: Recipe, *, seed: int, plan: Plan | None = None, dtype: torch.dtype) -> Loader:

@@ -9,7 +9,7 @@ from hbr_fast.loaders import native
 from hbr_fast.loaders.batch import Augment
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.plan import Plan
-from hbr_fast.sampler import Sampler
+from hbr_fast.sampler import Sampler, quota_order, uniform_order
 from loaders.contracts import CHECKS, MakeLoader, coded_split, make_split, textured_split
 
 
@@ -128,3 +128,30 @@ def test_an_order_that_gives_too_few_rows_is_refused() -> None:
     loader = Loader(coded_split(10), order=_Order(np.arange(7)), batch_size=10)
     with pytest.raises(ValueError, match="row"):
         list(loader.epoch(0))
+
+
+def test_with_order_is_the_same_loader_with_another_order() -> None:
+    labels = np.arange(12) % 3
+    order = quota_order(labels, [4, 4, 4], seed=0)
+    loader = Loader(coded_split(12), order=order, batch_size=5, drop_last=True, channels_last=True)
+    other = loader.with_order(order.with_counts([0, 3, 9]))
+    assert (len(loader), len(other)) == (2, 2)
+    longer = loader.with_order(order.with_counts([10, 3, 9]))
+    assert (len(longer), longer.samples) == (4, 20)
+    ids = torch.cat([batch.ids for batch in other.epoch(0)]).tolist()
+    assert ids == order.with_counts([0, 3, 9]).rows(0, 10, epoch=0).tolist()
+    assert 0 not in labels[ids]
+    with pytest.raises(ValueError, match="draws from 13 rows but the plan has only 12"):
+        loader.with_order(uniform_order(13, seed=0))
+
+
+def test_a_shard_augments_as_the_whole_order_does() -> None:
+    split = textured_split(23)
+    order = uniform_order(23, seed=4)
+    augment = Augment(flip=0.5, pad=2)
+    loader = Loader(split, order=order, augment=augment, batch_size=4, seed=9)
+    whole = torch.cat([batch.images for batch in loader.epoch(1)])
+    for rank in range(3):
+        shard = loader.with_order(order.shard(rank, 3, uneven="drop"))
+        own = torch.cat([batch.images for batch in shard.epoch(1)])
+        assert torch.equal(own, whole[rank:21:3])

@@ -29,6 +29,9 @@ def test_paper_resnet18_is_section_1_of_the_method_in_every_field() -> None:
         "flip": 0.5,
         "pad": 4,
         "el2n_epochs": 20,
+        "online_every": 0,
+        "online_alpha": 0.25,
+        "online_max_change": 0.2,
         "precision": "auto",
     }
 
@@ -67,6 +70,9 @@ def test_json_round_trip_gives_an_equal_recipe(recipe: Recipe) -> None:
         ("flip=0", "flip", 0.0),
         ("pad=2", "pad", 2),
         ("el2n_epochs=5", "el2n_epochs", 5),
+        ("online_every=2", "online_every", 2),
+        ("online_alpha=1", "online_alpha", 1.0),
+        ("online_max_change=0.5", "online_max_change", 0.5),
         ("precision=float32", "precision", "float32"),
     ],
 )
@@ -139,6 +145,9 @@ def test_a_wrong_name_or_override_is_one_line_that_says_which(name: str, overrid
         ("flip", math.nan),
         ("pad", -1),
         ("el2n_epochs", 0),
+        ("online_every", -1),
+        ("online_alpha", -0.1),
+        ("online_max_change", 1.1),
         ("precision", "float16"),
     ],
 )

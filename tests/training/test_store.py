@@ -81,6 +81,9 @@ OTHER: dict[str, Any] = {
     "flip": 0.4,
     "pad": 0,
     "el2n_epochs": 1,
+    "online_every": 1,
+    "online_alpha": 0.5,
+    "online_max_change": 0.1,
     "precision": "bfloat16",
 }
 

@@ -16,7 +16,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.training import trainer
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Member, compute_dtype, initial_model, train_member
+from hbr_fast.training.trainer import Member, check_fit, compute_dtype, initial_model, train_member
 
 
 def assert_identical(a: Member, b: Member) -> None:
@@ -291,3 +291,24 @@ def test_trap_21_the_check_itself_catches_a_read(recipe: Recipe, read: Any) -> N
 
     with pytest.raises(RuntimeError):  # DataDependentOutputException is one
         run_fake_steps(step, recipe, torch.float32)
+
+
+def test_the_online_mode_draws_hard_classes_more_as_training_goes_on(tiny: Dataset, recipe: Recipe) -> None:
+    online = dataclasses.replace(recipe, epochs=4, online_every=2, online_alpha=0.5, online_max_change=0.25)
+    scores = train_member(tiny, online, seed=3).scores
+    plain = train_member(tiny, dataclasses.replace(recipe, epochs=2), seed=3).scores
+    visits = np.bincount(tiny.train.labels, weights=scores.observations[0])
+    sizes = tiny.train.class_counts()
+    assert visits.sum() == 4 * len(tiny.train)
+    # Two epochs of every sample, then two epochs by the hardness of the first two.
+    hardest = int(np.argmin(plain.class_means("aum", tiny.train.labels, tiny.train.num_classes)))
+    late = visits - 2 * sizes
+    assert late[hardest] == late.max() > 2 * sizes[hardest]
+    assert (abs(late / 2 - sizes) <= 0.25 * sizes).all()
+
+
+def test_the_online_mode_is_off_by_default_and_refuses_a_plan(tiny: Dataset, recipe: Recipe) -> None:
+    assert recipe.online_every == 0
+    online = dataclasses.replace(recipe, online_every=1)
+    with pytest.raises(ValueError, match="does not go with a plan"):
+        check_fit(tiny, online, Plan.of_rows(np.arange(len(tiny.train))))
