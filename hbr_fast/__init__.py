@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from hbr_fast.plan import Plan
     from hbr_fast.report.page import write_report
     from hbr_fast.resampling import resample
-    from hbr_fast.sampler import (
-        Sampler,
-        quota_order,
-        ratio_order,
-        sequential_order,
-        uniform_order,
-        weighted_order,
-    )
+    from hbr_fast.sampler.order import Sampler
+    from hbr_fast.sampler.quota import quota_order, ratio_order
+    from hbr_fast.sampler.uniform import sequential_order, uniform_order
+    from hbr_fast.sampler.weighted import weighted_order
     from hbr_fast.studies.runner import run_study
     from hbr_fast.studies.study import Arm, Study
     from hbr_fast.torch_sampler import HardnessSampler, OrderSampler
@@ -53,7 +49,7 @@ _HOME = {
     "PairedDifference": "evaluation.statistics",
     "Plan": "plan",
     "Recipe": "training.recipe",
-    "Sampler": "sampler",
+    "Sampler": "sampler.order",
     "Split": "data.dataset",
     "Study": "studies.study",
     "allocate": "allocation",
@@ -64,16 +60,16 @@ _HOME = {
     "open_dataset": "data.dataset",
     "open_ensemble": "training.ensemble",
     "paired_difference": "evaluation.statistics",
-    "quota_order": "sampler",
-    "ratio_order": "sampler",
+    "quota_order": "sampler.quota",
+    "ratio_order": "sampler.quota",
     "resample": "resampling",
     "run_study": "studies.runner",
-    "sequential_order": "sampler",
+    "sequential_order": "sampler.uniform",
     "train_ensemble": "training.ensemble",
     "train_member": "training.trainer",
-    "uniform_order": "sampler",
+    "uniform_order": "sampler.uniform",
     "verify_dataset": "data.dataset",
-    "weighted_order": "sampler",
+    "weighted_order": "sampler.weighted",
     "write_report": "report.page",
 }
 

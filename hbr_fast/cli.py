@@ -141,13 +141,14 @@ def train(
         plan: A resampled set that the resample command wrote; by default every sample once an epoch.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
     """
-    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.data.dataset import open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import evaluate, gaps
     from hbr_fast.plan import Plan
     from hbr_fast.training.ensemble import train_ensemble
     from hbr_fast.training.recipe import named_recipe
 
     settings = named_recipe(recipe, overrides)
+    verify_dataset(dataset)  # results are kept under the hash of what was converted: train on nothing else
     opened = open_dataset(dataset)
     rows = None if plan is None else Plan.load(plan)
     ensemble = train_ensemble(
@@ -277,6 +278,8 @@ def study(
     root: Path | None = None,
     download: bool = False,
     alpha: float | None = None,
+    nonpositive: Literal["shift", "authors"] | None = None,
+    clip: bool = False,
     members: int | None = None,
     seed: int | None = None,
     members_at_once: AtOnce = "auto",
@@ -292,6 +295,8 @@ def study(
         root: Where Fashion-MNIST's files are, if not where Debian's package puts them.
         download: Let torchvision fetch Fashion-MNIST into --root (by default OUT/downloads).
         alpha: Degree of resampling.
+        nonpositive: What to do with classes whose mean hardness is not positive.
+        clip: Hold classes at one sample where alpha is too large for them, instead of an error.
         members: Members an arm.
         seed: Everything random follows from it.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
@@ -300,7 +305,7 @@ def study(
 
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}")
-    options = {"alpha": alpha, "members": members, "seed": seed}
+    options = {"alpha": alpha, "nonpositive": nonpositive, "clip": clip, "members": members, "seed": seed}
     grid = STUDIES[name](**{option: value for option, value in options.items() if value is not None})
     start = time.perf_counter()
     directory = out or Path("runs") / name
@@ -365,6 +370,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         print(f"hbr-fast: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except MemoryError:
+        if debug:
+            raise
+        print("hbr-fast: out of memory: ask for less at a time, or use a machine with more", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         print("hbr-fast: interrupted; run the same command again to go on", file=sys.stderr)

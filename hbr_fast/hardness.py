@@ -165,6 +165,8 @@ class HardnessScores:
         """
         from safetensors import SafetensorError, safe_open
 
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no file of hardness scores {path}: record them first")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = json.loads((file.metadata() or {}).get("hbr_fast", "{}"))
@@ -293,8 +295,10 @@ class HardnessRecorder:
             raise ValueError(
                 f"labels and ids must be [{logits_bc.shape[0]}], got {list(labels_b.shape)} and {list(ids_b.shape)}"
             )
-        if epoch < 0:
-            raise ValueError(f"epochs count from 0, got {epoch}")
+        if not 0 <= epoch < 2**31:
+            raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
+        if labels_b.is_floating_point() or ids_b.is_floating_point():
+            raise ValueError(f"labels and ids must be integers, got {labels_b.dtype} and {ids_b.dtype}")
         self._record(
             logits_bc.detach().float(),
             labels_b.long(),

@@ -105,6 +105,8 @@ class Plan:
         """
         from safetensors import SafetensorError, safe_open
 
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no plan file {path}: make one with hbr-fast resample")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = json.loads((file.metadata() or {}).get("hbr_fast", "{}"))

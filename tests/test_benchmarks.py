@@ -24,6 +24,13 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "native_over_bound": None,
     },
     "bench_recording": {"time_over_cross_entropy": {"10", "100", "1000"}, "loop_over_fused_128x10": None},
+    "bench_sampling": {
+        "weighted_built_over_torch": {"1281167", "14000000"},
+        "weighted_cached_over_torch": {"1281167", "14000000"},
+        "uniform_indices_per_second_per_core": None,
+        "quota_indices_per_second_per_core": None,
+        "first_index_ms": None,
+    },
     "bench_training": {"efficiency": None, "over_paper_loop": {"cnn-16-32-64", "cnn-32-64-128", "resnet18"}},
 }
 NEEDS = {"native_over_ffcv": "ffcv", "native_over_dali": "nvidia.dali"}

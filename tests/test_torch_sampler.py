@@ -1,6 +1,7 @@
 """Orders inside torch's own DataLoader: epochs, ranks, resuming."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,3 +141,40 @@ def test_hardness_sampler_leaves_unobserved_samples_out_of_the_class_means() -> 
 def test_hardness_sampler_refuses_what_does_not_fit(arguments: dict[str, Sequence[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HardnessSampler(LABELS, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_torchdatas_stateful_loader_goes_on_in_the_middle_of_an_epoch(workers: int, stop: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    order = quota_order(LABELS, [4, 6, 13], seed=6)
+
+    def make_loader() -> StatefulDataLoader:
+        dataset = TensorDataset(torch.arange(20))
+        return StatefulDataLoader(dataset, sampler=OrderSampler(order), batch_size=5, num_workers=workers)
+
+    loader = make_loader()
+    batches = iter(loader)
+    before = [next(batches)[0] for _ in range(stop)]
+    fresh = make_loader()
+    fresh.load_state_dict(loader.state_dict())
+    after = [ids for (ids,) in fresh]
+    assert torch.cat([*before, *after]).tolist() == whole(order, 0)
+    assert torch.cat([ids for (ids,) in fresh]).tolist() == whole(order, 1)
+
+
+def _in_a_group(rank: int, world_size: int, address: str, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    sampler = OrderSampler(quota_order(LABELS, [10, 20, 33], seed=2))
+    np.save(f"{folder}/rank-{rank}.npy", np.array(list(sampler)))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_ranks_of_a_process_group_share_the_order(tmp_path: Path) -> None:
+    address = f"file://{tmp_path / 'rendezvous'}"
+    torch.multiprocessing.spawn(_in_a_group, args=(2, address, str(tmp_path)), nprocs=2)
+    even, odd = (np.load(tmp_path / f"rank-{rank}.npy", allow_pickle=False).tolist() for rank in range(2))
+    rows = whole(quota_order(LABELS, [10, 20, 33], seed=2), 0)
+    assert even == rows[::2]
+    assert odd == [*rows[1::2], rows[0]]  # 63 positions: the second rank pads from the beginning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import io
@@ -23,9 +22,7 @@ from hbr_fast.data.dataset import (
     open_dataset,
 )
 from hbr_fast.data.sources import SOURCES, Source, SourceSplit
-from hbr_fast.files import atomic_directory, write_json
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from hbr_fast.files import DISK_FULL, atomic_directory, write_json
 
 
 def convert(
@@ -107,7 +104,7 @@ def write_dataset(source: Source, out: str | os.PathLike[str], *, force: bool = 
         with atomic_directory(out, force=force) as directory:
             _write(source, directory)
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             needed = sum(len(split) * int(np.prod(split.shape)) for split in source.splits.values())
             raise OSError(
                 f"no space left for {out}, which needs {needed / 1e6:,.1f} MB: free some or choose another place"

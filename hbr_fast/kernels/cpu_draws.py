@@ -17,6 +17,7 @@ MAX_WEIGHTS = 2**32 - 1
 
 _LOW, _32, _0 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
 _ALWAYS = np.uint64(0xFFFFFFFFFFFFFFFF)
+_LARGEST = 1.7976931348623157e308
 _BLOCK = 256  # draws worked on at once: their columns stay in the first-level cache
 
 
@@ -121,4 +122,5 @@ def exponential_keys(weights, epoch, key, keys):
         position = np.uint64(i)
         w0, w1, _, _ = philox4x32(position & _LOW, position >> _32, np.uint64(epoch), np.uint64(1), key[0], key[1])
         uniform = (np.float64((w0 << _32 | w1) >> np.uint64(12)) + 0.5) * 2.0**-52  # in (0, 1)
-        keys[i] = -math.log(uniform) / weights[i] if weights[i] > 0.0 else np.inf
+        # The largest number stands for an overflow, so that only a weight of 0 gets infinity.
+        keys[i] = min(-math.log(uniform) / weights[i], _LARGEST) if weights[i] > 0.0 else np.inf

@@ -32,6 +32,7 @@ def make_batch(
     scale_c,
     bias_c,
     channels_last,
+    scratch,
     out,
     labels_out,
     ids_out,
@@ -61,6 +62,9 @@ def make_batch(
         `pixel * scale + bias` normalises a byte.
     channels_last : bool
         Store the channels of a pixel side by side instead of plane after plane.
+    scratch : uint8 [2 * C * (H + 2 pad) * (W + 2 pad)]
+        Zeros: the border stays so, only the inside is rewritten. It is the caller's, because this function knows it by
+        address only, and numba frees an array of its own after the last use of its name.
     out : float32 or uint16 (bfloat16 bits) [B * C * H * W]
         The batch, written in full.
     labels_out, ids_out : int64 [B]
@@ -75,7 +79,6 @@ def make_batch(
     image_size = channels * height * width
     wide, tall = width + 2 * pad, height + 2 * pad
     padded_size = channels * tall * wide
-    scratch = np.zeros(2 * padded_size, np.uint8)  # the border stays zero, only the inside is rewritten
     own_scratch = np.uint64(scratch.ctypes.data)
     mate_scratch = own_scratch + np.uint64(padded_size)
     source = np.uint64(images_nchw.ctypes.data)

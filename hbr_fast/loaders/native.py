@@ -33,6 +33,8 @@ class NativeBackend:
         split = job.split
         channels, height, width = split.images.shape[1:]
         self._image_shape = (channels, height, width)
+        pad = job.augment.pad
+        self._scratch_size = 2 * channels * (height + 2 * pad) * (width + 2 * pad)
         self._scale = (1 / (255 * np.asarray(split.std, np.float64))).astype(np.float32)
         self._bias = (-np.asarray(split.mean, np.float64) / split.std).astype(np.float32)
         self._key = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
@@ -89,6 +91,7 @@ class NativeBackend:
             self._scale,
             self._bias,
             job.channels_last,
+            np.zeros(self._scratch_size, np.uint8),
             buffer,
             labels,
             ids,

@@ -88,6 +88,8 @@ def _allocation(study: Study, dataset: Dataset, arm: Arm, class_hardness: np.nda
         hard_is=estimator(study.estimator).hard_is,
         alpha=arm.alpha,
         total=len(dataset.train),
+        nonpositive=arm.nonpositive,
+        clip=arm.clip,
         classes=dataset.classes,
     )
     counts = zip(dataset.classes, allocation.counts.tolist(), strict=True)

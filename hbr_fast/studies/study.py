@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hbr_fast.allocation import Nonpositive
+from hbr_fast.evaluation.statistics import MAX_VARIANTS
 from hbr_fast.hardness import estimator
 from hbr_fast.resampling import OVERSAMPLE, UNDERSAMPLE
 from hbr_fast.seeding import Stream, member_seed, spread_seed
@@ -24,12 +26,16 @@ class Arm:
         Degree of resampling, > 0; the baseline is not an arm.
     undersample, oversample : str
         See `hbr_fast.resampling.resample`.
+    nonpositive, clip
+        See `hbr_fast.allocation.allocate`.
     """
 
     name: str
     alpha: float
     undersample: str = "easy"
     oversample: str = "random"
+    nonpositive: Nonpositive | None = None
+    clip: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
@@ -73,6 +79,12 @@ class Study:
         estimator(self.estimator)  # an unknown one is refused before hours of training
         if self.variants < 1 or self.members < 1:
             raise ValueError(f"a study needs variants >= 1 and members >= 1, got {self.variants} and {self.members}")
+        if self.variants > MAX_VARIANTS:
+            raise ValueError(
+                f"a study has at most {MAX_VARIANTS} variants, which its exact permutation test can enumerate, "
+                f"got {self.variants}"
+            )
+        self.training_seed(0, 0)  # a seed out of range is refused before anything is done
         names = [BASELINE, *(arm.name for arm in self.arms)]
         for name in names:
             if names.count(name) > 1:

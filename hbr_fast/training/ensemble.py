@@ -67,11 +67,13 @@ def train_ensemble(
     """
     if members < 1:
         raise ValueError(f"an ensemble has at least 1 member, got {members}")
+    if members_at_once < 1:
+        raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
     run = Path(out)
+    trainings = [Training(member_seed(seed, number), plan) for number in range(members)]
     check_fit(dataset, recipe, plan)
     plan_hash = plan.content_hash() if plan is not None else None
-    _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash)
-    trainings = [Training(member_seed(seed, number), plan) for number in range(members)]
+    _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
     stored = obtain_members(dataset, recipe, trainings, store=run, members_at_once=members_at_once, label="train")
     write_json(
         run / "ensemble.json",
@@ -108,24 +110,23 @@ def open_ensemble(run: str | os.PathLike[str]) -> tuple[Ensemble, dict[str, Any]
     return Ensemble(tuple(open_member(path, entry["key"]) for entry in info["members"])), info
 
 
-def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_hash: str | None) -> None:
+def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_hash: str | None, members: int) -> None:
     """Make the run directory, or check that it is this training's."""
-    run.mkdir(parents=True, exist_ok=True)
+    if (run / "meta.json").exists():
+        raise ValueError(f"{run} is a dataset: choose another run directory")
     marker = run / "recipe.json"
-    if marker.exists():
-        try:
-            old = Recipe.from_json(read_json(marker))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{marker} is damaged ({error}): remove it, or choose another run directory") from None
-        differing = [
-            f"{name} {there!r}, not {here!r}"
-            for (name, there), here in zip(old.to_json().items(), recipe.to_json().values(), strict=True)
-            if there != here
-        ]
-        if differing:
-            raise ValueError(f"{run} is the run directory of another recipe ({differing[0]}): choose another one")
     if (run / "ensemble.json").exists():
         _, info = open_ensemble(run)
+        try:
+            old = Recipe.from_json(read_json(marker))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{marker} is damaged ({error}): choose another run directory") from None
+        for name, here in recipe.to_json().items():
+            there = old.to_json()[name]
+            if there != here:
+                raise ValueError(
+                    f"{run} is the run directory of another recipe ({name} {there!r}, not {here!r}): choose another one"
+                )
         for what, there, here in (
             ("dataset", info["dataset"]["fingerprint"], dataset.fingerprint),
             ("seed", info["seed"], seed),
@@ -133,4 +134,9 @@ def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_h
         ):
             if there != here:
                 raise ValueError(f"{run} is the run directory of another {what} ({there}, not {here}): choose another")
+        if len(info["members"]) > members:
+            raise ValueError(
+                f"{run} holds an ensemble of {len(info['members'])} members: ask for as many or more, or choose another"
+            )
+    run.mkdir(parents=True, exist_ok=True)
     write_json(marker, recipe.to_json())

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,13 +102,21 @@ def obtain_members(
                 )
         else:
             with _workers(at_once, advance) as pool:
-                futures = [
-                    pool.submit(_train_in_worker, dataset.path, recipe, trainings[number], store) for number in missing
-                ]
+                with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
+                    futures = [
+                        pool.submit(_train_in_worker, dataset.path, recipe, trainings[number], store)
+                        for number in missing
+                    ]
                 wait(futures, return_when=FIRST_EXCEPTION)
-                for future in futures:
-                    if future.done():
-                        future.result()
+                try:
+                    for future in futures:
+                        if future.done():
+                            future.result()
+                except BrokenProcessPool:
+                    raise ChildProcessError(
+                        "a training process died (out of memory?): finished members are kept; run the same again, "
+                        "with fewer members at once"
+                    ) from None
             for number in missing:
                 job = trainings[number]
                 found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
@@ -142,17 +153,37 @@ def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecu
         listener.join(timeout=5)
 
 
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _reports: Any = None  # in a worker: where it says what it did
 
 
 def _start_worker(reports: Any) -> None:
-    import torch
-
     global _reports
     _reports = reports
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ... and ends a worker so that it cleans up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the parent ends a worker so that it cleans up
+    threading.Thread(target=_end_with_parent, name="hbr-parent", daemon=True).start()
+    import torch
+
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _train_in_worker(dataset_path: Path, recipe: Recipe, job: Training, store: Path) -> None:

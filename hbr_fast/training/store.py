@@ -6,7 +6,6 @@ member's directory appears whole, by one rename, when everything in it is writte
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.files import atomic_directory, content_hash, read_json, sha256_of_file, write_json
+from hbr_fast.files import DISK_FULL, atomic_directory, content_hash, read_json, sha256_of_file, write_json
 from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
 from hbr_fast.plan import Plan
@@ -87,15 +87,22 @@ def train_and_store(
     provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
     member = train_member(dataset, recipe, seed=seed, plan=plan, provenance=provenance, advance=advance)
     info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
-    with contextlib.suppress(FileExistsError):  # another process had the same training to do and was faster
-        _write_member(member_path(store, key), member, recipe=recipe, plan=plan, info=info)
+    path = member_path(store, key)
+    try:
+        _write_member(path, member, recipe=recipe, plan=plan, info=info)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(f"no space left for {path}: free some and run the same again") from error
+        if not path.exists():  # else another process had the same training to do and was faster
+            raise
     return open_member(store, key)
 
 
 def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> str:
     """Hash of everything that determines a training: 20 hex digits.
 
-    The recipe's name and its `precision="auto"` do not count, but the precision that this machine makes of it does.
+    How many threads compute does not count, though it changes the rounding of sums; `member.json` names it. The
+    recipe's name and its `precision="auto"` do not count, but the precision that this machine makes of it does.
     """
     determines = {
         "numerics": NUMERICS,
@@ -137,11 +144,11 @@ def open_member(store: Path, key: str) -> StoredMember:
 
 
 def _write_member(path: Path, member: Member, *, recipe: Recipe, plan: Plan | None, info: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with atomic_directory(path) as directory:
         weights = {name: tensor.contiguous() for name, tensor in member.weights.items()}
-        save_file(weights, directory / "weights.safetensors")
+        (directory / "weights.safetensors").write_bytes(save(weights))
         member.scores.save(directory / "hardness.safetensors")
         np.save(directory / "logits.npy", member.test_logits, allow_pickle=False)
         pl.DataFrame([dataclasses.asdict(record) for record in member.history]).write_csv(directory / "history.csv")
@@ -158,6 +165,7 @@ def _origin(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     return {
         "dataset": dataset.fingerprint,
         "precision": str(compute_dtype(recipe)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
         "processor": cpu_name(),
     }

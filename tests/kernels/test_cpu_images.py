@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,6 +60,7 @@ def make_batch(
         np.array(scale_c if scale_c is not None else [1.0] * channels, np.float32),
         np.array(bias_c if bias_c is not None else [0.0] * channels, np.float32),
         channels_last,
+        np.zeros(2 * channels * (height + 2 * pad) * (width + 2 * pad), np.uint8),
         memory[GUARD : GUARD + size],
         labels_out,
         ids_out,
@@ -246,3 +250,19 @@ def test_a_step_between_positions_is_that_of_the_numbers() -> None:
         make_batch(images, index, first_position=5, step=3, epoch=2, pad=2, flip=0.5, seed=8),
         expected_bytes(images, index, first_position=5, step=3, epoch=2, pad=2, flip=0.5, seed=8),
     )
+
+
+def test_padding_larger_than_the_image() -> None:
+    # As large as this, a scratch image freed too early is memory that is not there any more.
+    images = random_images(3, 1, 8, 8)
+    np.testing.assert_array_equal(
+        make_batch(images, [2, 0], pad=300, seed=1), expected_bytes(images, [2, 0], pad=300, seed=1)
+    )
+
+
+def test_no_freed_memory_is_used() -> None:
+    # The C library overwrites what is freed: anything still read there changes the pixels.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "exactly_the_pixels"]
+    environment = {**os.environ, "MALLOC_PERTURB_": "165"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]

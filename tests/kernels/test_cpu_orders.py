@@ -139,3 +139,109 @@ def test_where_an_element_goes_is_uniform_at_larger_lengths(length: int) -> None
         assert chisquare(np.bincount(column * 16 // length, minlength=16), expected).pvalue > 1e-4
     cells = np.bincount((out[:, 0] * 4 // length) * 4 + out[:, 1] * 4 // length, minlength=16)
     assert chisquare(cells).pvalue > 1e-4
+
+
+def quota_rows(
+    labels: np.ndarray,
+    counts: list[int],
+    keys: np.ndarray,
+    member_keys: np.ndarray,
+    salts: np.ndarray,
+    *,
+    start: int,
+    stride: int,
+    count: int,
+    guide_points: int = 7,
+) -> np.ndarray:
+    total, sizes = sum(counts), np.bincount(labels, minlength=len(counts))
+    starts = np.cumsum([0, *counts])
+    guide = [np.searchsorted(starts, g * total // guide_points, side="right") - 1 for g in range(guide_points)]
+    grids = np.array([cpu_orders.grid(max(int(size), 1)) for size in sizes])
+    out = np.full(count, -1)
+    cpu_orders.quota_rows(
+        start,
+        stride,
+        total,
+        *cpu_orders.grid(total),
+        keys,
+        np.array(guide, np.int64),
+        starts,
+        np.maximum(sizes, 1),
+        grids[:, 0].copy(),
+        grids[:, 1].copy(),
+        salts,
+        member_keys,
+        np.cumsum(sizes) - sizes,
+        np.argsort(labels, kind="stable"),
+        out,
+    )
+    return out
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any))
+def test_quota_rows_agree_with_the_reference(data: st.DataObject, sizes: list[int]) -> None:
+    high = data.draw(st.sampled_from([1, 30, 10**12]))
+    counts = [data.draw(st.integers(0, high)) if size else 0 for size in sizes]
+    counts[int(np.argmax(sizes))] += 1
+    total = sum(counts)
+    random = np.random.default_rng(data.draw(st.integers(0, 100)))
+    labels = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    keys, member_keys = random.integers(0, 2**32, (2, 12))
+    salts = random.integers(0, 2**32, len(sizes))
+    count = data.draw(st.integers(1, min(total, 25)))
+    stride = data.draw(st.integers(1, max((total - 1) // max(count - 1, 1), 1)))
+    start = data.draw(st.integers(0, total - 1 - (count - 1) * stride))
+    # The guide only says where to look first: one point for all classes is as right as many.
+    for guide_points in (1, 50):
+        got = quota_rows(
+            labels,
+            counts,
+            keys,
+            member_keys,
+            salts,
+            start=start,
+            stride=stride,
+            count=count,
+            guide_points=guide_points,
+        )
+        assert got.tolist() == [
+            reference.quota_row(
+                start + i * stride,
+                labels,
+                counts,
+                keys=keys.tolist(),
+                member_keys=member_keys.tolist(),
+                salts_c=salts.tolist(),
+            )
+            for i in range(count)
+        ]
+
+
+def test_quota_rows_over_many_blocks_agree_with_the_reference() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, 60)
+    counts = [700, 1, 0, 400, 99]
+    keys, member_keys = random.integers(0, 2**32, (2, 12))
+    salts = random.integers(0, 2**32, 5)
+    got = quota_rows(labels, counts, keys, member_keys, salts, start=0, stride=1, count=1200)
+    expected = [
+        reference.quota_row(
+            i, labels, counts, keys=keys.tolist(), member_keys=member_keys.tolist(), salts_c=salts.tolist()
+        )
+        for i in range(1200)
+    ]
+    assert got.tolist() == expected
+
+
+def test_quota_rows_without_member_keys_take_members_as_listed() -> None:
+    random = np.random.default_rng(3)
+    labels, preference = np.repeat([0, 1, 2], [5, 3, 8]), -np.arange(16.0)
+    keys, salts = random.integers(0, 2**32, 12), np.zeros(3, np.int64)
+    got = quota_rows(labels, [3, 7, 8], keys, np.empty(0, np.int64), salts, start=0, stride=1, count=18)
+    assert got.tolist() == [
+        reference.quota_row(
+            i, labels, [3, 7, 8], keys=keys.tolist(), member_keys=[], salts_c=[0, 0, 0], preference_n=preference
+        )
+        for i in range(18)
+    ]
+    assert sorted(got.tolist()) == [0, 1, 2, 5, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12, 13, 14, 15]

@@ -1,0 +1,209 @@
+"""What every order is: a length and rows at positions, parts of it for ranks, and a place in it to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from hbr_fast.kernels import cpu_orders
+from hbr_fast.machine import usable_cpus
+from hbr_fast.seeding import Stream, philox, stream_key
+
+Uneven = Literal["pad", "drop"]
+
+STATE_SCHEMA = 1
+PARALLEL_ROWS = 2**16  # a call for this many rows and more is shared between threads; below, starting them costs more
+
+# What the counters of the order stream are used for: their last word. 0 to 2 belong to the kernels of weighted draws.
+ROUND_KEYS, MEMBER_KEYS, CLASS_SALTS = 3, 4, 5
+
+
+class Sampler:
+    """What a loader draws from: a length, and the row at any position of any epoch."""
+
+    def __len__(self) -> int:
+        """Positions in an epoch."""
+        raise NotImplementedError
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        """Rows at positions `start`, `start + stride`, ... of an epoch: int64 [count].
+
+        Raises
+        ------
+        ValueError
+            If a position is outside of the epoch, or the epoch is negative.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_rows(self) -> int:
+        """Rows there are to draw from: every row drawn is below this."""
+        return len(self)
+
+    def describe(self) -> dict[str, Any]:
+        """What the order is: a few JSON values, equal if and only if the orders are."""
+        raise NotImplementedError
+
+    def global_positions(self, start: int) -> tuple[int, int]:
+        """Where position `start` and those after it stand in the order that all ranks share: (first, step)."""
+        return start, 1
+
+    def shard(self, rank: int, world_size: int, *, uneven: Uneven = "pad", origin: int = 0) -> Shard:
+        """The part of one of several processes: rank r of W takes positions r, r + W, r + 2 W, ...
+
+        Parameters
+        ----------
+        rank, world_size : int
+        uneven : "pad" or "drop"
+            Every rank has equally many positions. Where W does not divide the epoch, "pad" fills up from the epoch's
+            beginning, "drop" leaves the last few out.
+        origin : int
+            Position of the whole order to begin at, for an epoch that was interrupted there.
+
+        Raises
+        ------
+        ValueError
+            If the world size is below 1, the rank outside of it, or the origin outside of the epoch.
+        """
+        if world_size < 1:
+            raise ValueError(f"world_size must be at least 1, got {world_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), the world size, got {rank}")
+        if uneven not in ("pad", "drop"):
+            raise ValueError(f'uneven must be "pad" or "drop", got {uneven!r}')
+        if not 0 <= origin <= len(self):
+            raise ValueError(f"origin must be in [0, {len(self)}], the epoch's positions, got {origin}")
+        return Shard(self, rank, world_size, uneven, origin)
+
+    def state(self, *, epoch: int, position: int) -> dict[str, Any]:
+        """A place in the order, of constant size: what the order is, the epoch, and the position in it."""
+        return {"schema": STATE_SCHEMA, "order": self.describe(), "epoch": epoch, "position": position}
+
+    def restore(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        """The (epoch, position) of a state of this very order.
+
+        Raises
+        ------
+        ValueError
+            If the state has another schema or is another order's; the message names what differs.
+        """
+        if state.get("schema") != STATE_SCHEMA:
+            raise ValueError(f"this state has schema {state.get('schema')!r}, this version reads {STATE_SCHEMA}")
+        mine, theirs = self.describe(), state["order"]
+        for name in [*mine, *(name for name in theirs if name not in mine)]:
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"this state is another order's: its {name} is {theirs.get(name)!r}, this order's is "
+                    f"{mine.get(name)!r}"
+                )
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if epoch < 0 or not 0 <= position <= len(self):
+            raise ValueError(f"this state is at epoch {epoch}, position {position}: not one of {len(self)} positions")
+        return epoch, position
+
+
+@dataclass(frozen=True, eq=False)
+class Shard(Sampler):
+    """One process's part of an order; see `Sampler.shard`."""
+
+    order: Sampler
+    rank: int
+    world_size: int
+    uneven: Uneven
+    origin: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """As of the whole order."""
+        return self.order.num_rows
+
+    def __len__(self) -> int:
+        left = len(self.order) - self.origin
+        return left // self.world_size if self.uneven == "drop" else -(-left // self.world_size)
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        """Rows at the shard's positions `start`, `start + stride`, ... of an epoch: int64 [count]."""
+        check_positions(start, count, stride, len(self), epoch)
+        first, step = self._in_order(start), self.world_size * stride
+        inside = min(count, max(0, -(-(len(self.order) - first) // step)))
+        rows = self.order.rows(first, inside, epoch=epoch, stride=step)
+        if inside == count:
+            return rows
+        # At most one position a rank is padding, and it takes the rows at the epoch's beginning.
+        wrapped = (first + np.arange(inside, count) * step) % len(self.order)
+        padding = [self.order.rows(int(position), 1, epoch=epoch) for position in wrapped]
+        return np.concatenate([rows, *padding])
+
+    def describe(self) -> dict[str, Any]:
+        """The whole order's: a state may be restored by any number of ranks."""
+        return self.order.describe()
+
+    def global_positions(self, start: int) -> tuple[int, int]:
+        """Position in the whole order, and the distance to the next."""
+        first, step = self.order.global_positions(self._in_order(start))
+        return first, step * self.world_size
+
+    def state(self, *, epoch: int, position: int) -> dict[str, Any]:
+        """A place in the whole order, when every rank has done `position` of its positions."""
+        done = min(self.origin + position * self.world_size, len(self.order))
+        return self.order.state(epoch=epoch, position=done)
+
+    def restore(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        """The (epoch, position) of a state in the whole order: the `origin` of the shards that go on from there."""
+        return self.order.restore(state)
+
+    def _in_order(self, start: int) -> int:
+        return self.origin + self.rank + start * self.world_size
+
+
+def filled(count: int, fill: Callable[[int, np.ndarray], None]) -> np.ndarray:
+    """`count` rows from `fill(first, out)`, which writes those from `first` on; threads share many rows."""
+    out = np.empty(count, np.int64)
+    threads = min(usable_cpus(), count // PARALLEL_ROWS)
+    if threads < 2:
+        fill(0, out)
+        return out
+    edges = [count * part // threads for part in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: fill(edges[part], out[edges[part] : edges[part + 1]]), range(threads)))
+    return out
+
+
+@lru_cache(maxsize=64)
+def round_keys(seed: int, epoch: int, use: int, rounds: int) -> np.ndarray:
+    """Round keys of an epoch's bijection, int64 [rounds]; kept, because every batch of the epoch asks for them."""
+    key = stream_key(seed, Stream.ORDER)
+    return np.array([word for block in range(rounds // 4) for word in philox((block, 0, epoch, use), key)], np.int64)
+
+
+def kept(array: np.ndarray) -> np.ndarray:
+    """An array of the order's own, which nobody can change any more."""
+    array.flags.writeable = False
+    return array
+
+
+def content_of(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def check_length(length: int) -> None:
+    if not 1 <= length <= cpu_orders.MAX_LENGTH:
+        raise ValueError(f"an order needs a length in [1, 2**48], got {length}")
+
+
+def check_positions(start: int, count: int, stride: int, length: int, epoch: int) -> None:
+    last = start + (count - 1) * stride
+    if start < 0 or count < 0 or stride < 1 or (count > 0 and last >= length):
+        raise ValueError(f"positions {start} to {last} in steps of {stride} are not inside the epoch's {length}")
+    if not 0 <= epoch < 2**32:
+        raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")

@@ -1,0 +1,256 @@
+"""So many samples of each class an epoch: whole numbers, or ratios kept over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from hbr_fast.kernels import cpu_orders
+from hbr_fast.sampler.order import (
+    CLASS_SALTS,
+    MEMBER_KEYS,
+    ROUND_KEYS,
+    Sampler,
+    check_length,
+    check_positions,
+    content_of,
+    filled,
+    kept,
+    round_keys,
+)
+from hbr_fast.seeding import Stream, philox, stream_key
+
+
+def quota_order(
+    labels_n: np.ndarray,
+    counts_c: np.ndarray | Sequence[int],
+    *,
+    seed: int,
+    preference: np.ndarray | None = None,
+) -> QuotaOrder:
+    """An order with exactly so many samples of each class in every epoch.
+
+    A class of n samples that gets S of them gives each floor(S / n) or ceil(S / n) times; which ones get the extra
+    copy, or which are left out where S < n, changes from epoch to epoch. Memory is that of the labels.
+
+    Parameters
+    ----------
+    labels_n : integer [N]
+        Class of each sample, in [0, C).
+    counts_c : integer [C]
+        Samples of each class in an epoch, >= 0, e.g. `Allocation.counts`.
+    seed : int
+        In [0, 2**63).
+    preference : float [N], optional
+        Takes the samples of a class from the largest preference down, the same in every epoch: hardness scores keep
+        the hardest. By default any sample is as good as another.
+
+    Returns
+    -------
+    QuotaOrder
+
+    Raises
+    ------
+    ValueError
+        If labels, counts or preference do not fit each other, or an empty class is to give samples.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 0, 0, 0, 1, 1])
+    >>> order = quota_order(labels, [2, 5], seed=0)
+    >>> np.bincount(labels[order.rows(0, len(order), epoch=0)]).tolist()
+    [2, 5]
+    """
+    counts = np.asarray(counts_c)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu":
+        raise ValueError(f"counts must be whole numbers, one a class, got {counts.dtype} {counts.shape}")
+    return _quota_order(labels_n, [Fraction(count) for count in counts.tolist()], seed=seed, preference=preference)
+
+
+def ratio_order(labels_n: np.ndarray, ratios_c: np.ndarray | Sequence[float], *, length: int, seed: int) -> QuotaOrder:
+    """An order of fixed length whose classes appear in real-valued ratios.
+
+    No epoch can hold 33.3 samples of a class; over k epochs this order holds k times 33.3 of them, never more than one
+    off. Otherwise it is `quota_order`.
+
+    Parameters
+    ----------
+    labels_n : integer [N]
+    ratios_c : float [C]
+        Shares of the classes, >= 0; they are divided by their sum.
+    length : int
+        Positions in an epoch.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        As in `quota_order`; also if a ratio is negative or not finite, all are 0, or a class would get less than one
+        sample an epoch.
+    """
+    check_length(length)
+    ratios = np.asarray(ratios_c, np.float64)
+    if ratios.ndim != 1 or not np.isfinite(ratios).all() or (ratios < 0).any() or not ratios.any():
+        raise ValueError(f"ratios must be finite, >= 0 and not all 0, one a class, got {ratios}")
+    exact = [Fraction(ratio) for ratio in ratios.tolist()]
+    whole = sum(exact)
+    quotas = [length * ratio / whole for ratio in exact]
+    for c, quota in enumerate(quotas):
+        if 0 < quota < 1:
+            raise ValueError(
+                f"class {c} would get {float(quota):.3g} samples an epoch: it needs at least 1, so a longer epoch, "
+                "a larger ratio, or 0"
+            )
+    return _quota_order(labels_n, quotas, seed=seed, preference=None)
+
+
+@dataclass(frozen=True, eq=False)
+class QuotaOrder(Sampler):
+    """So many samples of each class an epoch, spread evenly over the class; see `quota_order` and `ratio_order`."""
+
+    labels: np.ndarray = field(repr=False)
+    quotas: tuple[Fraction, ...]
+    seed: int
+    preference: np.ndarray | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def num_rows(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def counts(self, epoch: int) -> np.ndarray:
+        """Samples of each class in an epoch: int64 [C]."""
+        return _cumulative_counts(self.quotas, epoch + 1) - _cumulative_counts(self.quotas, epoch)
+
+    def with_counts(self, counts_c: np.ndarray | Sequence[int]) -> QuotaOrder:
+        """The same samples, seed and preference with other counts."""
+        return quota_order(self.labels, counts_c, seed=self.seed, preference=self.preference)
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        """Sample ids at positions `start`, `start + stride`, ... of an epoch: int64 [count]."""
+        check_positions(start, count, stride, self._length, epoch)
+        grid = cpu_orders.grid(self._length)
+        keys = round_keys(self.seed, epoch, ROUND_KEYS, cpu_orders.rounds(self._length))
+        # With a preference the members are listed best first and taken as listed.
+        rounds = 0 if self.preference is not None else cpu_orders.rounds(int(self._sizes.min()))
+        member_keys = round_keys(self.seed, epoch, MEMBER_KEYS, rounds)
+        starts, guide = self._slots(0 if self._same_every_epoch else epoch)
+
+        def fill(first: int, out: np.ndarray) -> None:
+            cpu_orders.quota_rows(
+                start + first * stride,
+                stride,
+                self._length,
+                *grid,
+                keys,
+                guide,
+                starts,
+                self._sizes,
+                *self._grids,
+                self._salts,
+                member_keys,
+                self._first,
+                self._members,
+                out,
+            )
+
+        return filled(count, fill)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, length, seed, and a hash of labels, quotas and preference."""
+        return {"kind": "quota", "length": self._length, "seed": self.seed, "content": self._content}
+
+    @cached_property
+    def _content(self) -> str:
+        quotas = ",".join(map(str, self.quotas)).encode()
+        return content_of(self.labels.tobytes(), quotas, b"" if self.preference is None else self.preference.tobytes())
+
+    @cached_property
+    def _length(self) -> int:
+        return int(sum(self.quotas))
+
+    @cached_property
+    def _same_every_epoch(self) -> bool:
+        return all(quota.denominator == 1 for quota in self.quotas)
+
+    @cached_property
+    def _class_counts(self) -> np.ndarray:
+        return np.bincount(self.labels, minlength=len(self.quotas))
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.maximum(self._class_counts, 1)  # an empty class has no quota: nothing divides by it
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        return np.cumsum(self._class_counts) - self._class_counts
+
+    @cached_property
+    def _members(self) -> np.ndarray:
+        if self.preference is None:
+            return np.argsort(self.labels, kind="stable")
+        return np.lexsort((-self.preference, self.labels))
+
+    @cached_property
+    def _grids(self) -> tuple[np.ndarray, np.ndarray]:
+        pairs = np.array([cpu_orders.grid(size) for size in self._sizes.tolist()], np.int64)
+        return pairs[:, 0].copy(), pairs[:, 1].copy()
+
+    @cached_property
+    def _salts(self) -> np.ndarray:
+        key = stream_key(self.seed, Stream.ORDER)
+        return np.array([philox((c, 0, 0, CLASS_SALTS), key)[0] for c in range(len(self.quotas))], np.int64)
+
+    @cached_property
+    def _slots_of_epoch(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def _slots(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where each class's slots start, and the class at each of some evenly spread slots."""
+        if epoch not in self._slots_of_epoch:
+            starts = np.concatenate([[0], np.cumsum(self.counts(epoch))])
+            points = 4 * len(self.quotas)
+            guide = np.searchsorted(starts, np.arange(points) * self._length // points, side="right") - 1
+            self._slots_of_epoch.clear()
+            self._slots_of_epoch[epoch] = starts, guide
+        return self._slots_of_epoch[epoch]
+
+
+def _quota_order(
+    labels_n: np.ndarray, quotas: Sequence[Fraction], *, seed: int, preference: np.ndarray | None
+) -> QuotaOrder:
+    labels = np.asarray(labels_n)
+    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be whole numbers, one a sample, got {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or labels.max() >= len(quotas):
+        raise ValueError(
+            f"labels go from {labels.min()} to {labels.max()}, but there are counts for {len(quotas)} classes"
+        )
+    if min(quotas) < 0:
+        raise ValueError(f"counts must not be negative, class {quotas.index(min(quotas))} has {float(min(quotas)):g}")
+    check_length(int(sum(quotas)))
+    for c, size in enumerate(np.bincount(labels, minlength=len(quotas)).tolist()):
+        if size == 0 and quotas[c] > 0:
+            raise ValueError(f"class {c} has no samples but is to give {float(quotas[c]):g}: give it a count of 0")
+    if preference is not None:
+        preference = np.array(preference, np.float64)
+        if preference.shape != labels.shape or np.isnan(preference).any():
+            raise ValueError(f"preference must be {len(labels)} numbers, one a sample, and none NaN")
+    stream_key(seed, Stream.ORDER)
+    labels, preference = kept(labels.astype(np.int64)), None if preference is None else kept(preference)
+    return QuotaOrder(labels, tuple(quotas), int(seed), preference)
+
+
+def _cumulative_counts(quotas: Sequence[Fraction], epochs: int) -> np.ndarray:
+    """Samples of each class in the first so many epochs: each less than one off its quota, their sum exact."""
+    edges = [int(epochs * edge + Fraction(1, 2)) for edge in accumulate(quotas)]  # int() rounds down: edges are >= 0
+    return np.diff(np.array([0, *edges], np.int64))

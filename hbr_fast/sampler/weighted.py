@@ -1,0 +1,137 @@
+"""Rows drawn in proportion to weights, with and without replacement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hbr_fast.kernels import cpu_draws
+from hbr_fast.sampler.order import Sampler, check_length, check_positions, content_of, filled, kept
+from hbr_fast.seeding import Stream, stream_key
+
+
+def weighted_order(
+    weights_n: np.ndarray, *, seed: int, length: int | None = None, replacement: bool = True
+) -> WeightedOrder:
+    """An order that draws rows in proportion to weights.
+
+    With replacement each position is a draw of its own (an alias table: built once, constant time a draw, any position
+    at once). Without, an epoch is one draw of `length` different rows (exponential keys), made when the epoch is first
+    asked for. A weight of 0 is never drawn. There is no limit at 2**24 weights as in `torch.multinomial`.
+
+    Parameters
+    ----------
+    weights_n : float [N]
+        Finite, >= 0, not all 0; N below 2**32. They need not sum to 1.
+    seed : int
+        In [0, 2**63).
+    length : int, optional
+        Positions in an epoch, by default N.
+    replacement : bool
+        Whether a row may be drawn more than once an epoch.
+
+    Returns
+    -------
+    WeightedOrder
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative, NaN or infinite, all are 0, or more draws without replacement are wanted than there
+        are weights above 0.
+
+    Examples
+    --------
+    >>> order = weighted_order(np.array([0.0, 1.0, 3.0]), seed=0, length=100_000)
+    >>> np.bincount(order.rows(0, 100_000, epoch=0)).round(-3).tolist()
+    [0, 25000, 75000]
+    """
+    weights = np.ascontiguousarray(weights_n, np.float64)
+    if weights.ndim != 1 or not 1 <= len(weights) <= cpu_draws.MAX_WEIGHTS:
+        raise ValueError(f"weights must be a row of 1 to 2**32 - 1 numbers, got shape {weights.shape}")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise ValueError(f"weights must be finite and >= 0: weight {bad[0]} is {weights[bad[0]]}")
+    positive = int(np.count_nonzero(weights))
+    if positive == 0:
+        raise ValueError("all weights are 0: there is nothing to draw")
+    length = len(weights) if length is None else int(length)
+    check_length(length)
+    if not replacement and length > positive:
+        raise ValueError(f"{length} draws without replacement need as many weights above 0, there are {positive}")
+    stream_key(seed, Stream.ORDER)
+    # Only ratios matter. Relative to the largest, neither their sum nor its inverse overflows.
+    return WeightedOrder(kept(weights / weights.max()), length, int(seed), replacement)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedOrder(Sampler):
+    """Rows drawn in proportion to weights; see `weighted_order`."""
+
+    weights: np.ndarray = field(repr=False)
+    length: int
+    seed: int
+    replacement: bool
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def num_rows(self) -> int:
+        """Number of weights."""
+        return len(self.weights)
+
+    def with_weights(self, weights_n: np.ndarray) -> WeightedOrder:
+        """The same length, seed and kind of draw with other weights."""
+        return weighted_order(weights_n, length=self.length, seed=self.seed, replacement=self.replacement)
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        """Rows at positions `start`, `start + stride`, ... of an epoch: int64 [count]."""
+        check_positions(start, count, stride, self.length, epoch)
+        if not self.replacement:
+            return self._drawn(epoch)[start : start + count * stride : stride].copy()
+        thresholds, packed = self._table
+        key = np.array(stream_key(self.seed, Stream.ORDER), np.uint64)
+
+        def fill(first: int, out: np.ndarray) -> None:
+            cpu_draws.alias_draws(start + first * stride, stride, epoch, key, thresholds, packed, out)
+
+        return filled(count, fill)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, length, seed, replacement, and a hash of the weights."""
+        return {
+            "kind": "weighted",
+            "length": self.length,
+            "seed": self.seed,
+            "replacement": self.replacement,
+            "content": self._content,
+        }
+
+    @cached_property
+    def _content(self) -> str:
+        return content_of(self.weights.tobytes())
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        thresholds, packed = np.empty((2, len(self.weights)), np.uint64)
+        cpu_draws.alias_table(self.weights, float(self.weights.sum()), thresholds, packed)
+        return thresholds, packed
+
+    @cached_property
+    def _drawn_of_epoch(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """All rows of an epoch drawn without replacement, in the order they were drawn; the last epoch's are kept."""
+        if epoch not in self._drawn_of_epoch:
+            keys = np.empty(len(self.weights))
+            key = np.array(stream_key(self.seed, Stream.ORDER), np.uint64)
+            cpu_draws.exponential_keys(self.weights, epoch, key, keys)
+            chosen = np.argpartition(keys, self.length - 1)[: self.length]
+            self._drawn_of_epoch.clear()
+            self._drawn_of_epoch[epoch] = chosen[np.argsort(keys[chosen], kind="stable")]
+        return self._drawn_of_epoch[epoch]
