@@ -1,7 +1,7 @@
 """Several members at a time: one process and one thread each.
 
 Small networks keep one core busy and leave a second one waiting at barriers, so two members on a thread each finish
-before one after another on two threads (see `benchmarks/bench_training.py`), and suffer far less from other programs on
+before one after another on two threads, and suffer far less from other programs on
 the machine. The processes share the dataset's pages: it is memory-mapped.
 """
 
