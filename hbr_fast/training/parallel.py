@@ -1,8 +1,8 @@
 """Several members at a time: one process and one thread each.
 
 Small networks keep one core busy and leave a second one waiting at barriers, so two members on a thread each finish
-before one after another on two threads, and suffer far less from other programs on
-the machine. The processes share the dataset's pages: it is memory-mapped.
+before one after another on two threads, and suffer far less from other programs on the machine. The processes share the
+dataset's pages: it is memory-mapped.
 """
 
 from __future__ import annotations
