@@ -23,7 +23,7 @@ class Plan:
     Attributes
     ----------
     store : int16 [R]
-        Which image store the row comes from: 0 is the split itself.
+        Which image store the row comes from: 0 is the split itself, s > 0 is `stores[s - 1]`.
     index : int64 [R]
         Row of that store: the sample id.
     partner : int64 [R]
@@ -32,6 +32,8 @@ class Plan:
         Share of the sample in the interpolated image, in [0, 1]; the partner has the rest. 1 without partner.
     provenance : dict
         What made the plan (strategy, counts, seed, ...), JSON values only.
+    stores : tuple of str
+        Fingerprints of the image stores (pools) beside the split.
     """
 
     store: np.ndarray
@@ -39,6 +41,7 @@ class Plan:
     partner: np.ndarray
     weight: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stores: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -78,10 +81,12 @@ class Plan:
         return len(self.index)
 
     def content_hash(self) -> str:
-        """SHA-256 of the rows, as hex digits. Provenance does not count: equal rows train equally."""
+        """SHA-256 of rows and stores, as hex digits. Provenance does not count: equal rows train equally."""
         digest = hashlib.sha256()
         for array in (self.store, self.index, self.partner, self.weight):
             digest.update(np.ascontiguousarray(array).tobytes())
+        for fingerprint in self.stores:
+            digest.update(fingerprint.encode())
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -89,8 +94,9 @@ class Plan:
         from safetensors.numpy import save
 
         columns = {name: getattr(self, name) for name in ("store", "index", "partner", "weight")}
+        header = {"schema": SCHEMA, "provenance": self.provenance, "stores": list(self.stores)}
         # One key: the order of several would differ from write to write, and equal plans are equal bytes.
-        metadata = {"hbr_fast": canonical_json({"schema": SCHEMA, "provenance": self.provenance})}
+        metadata = {"hbr_fast": canonical_json(header)}
         with atomic_write(path) as file:
             file.write(save(columns, metadata=metadata))
 
@@ -115,4 +121,4 @@ class Plan:
             raise ValueError(f"{path} is not a plan file ({error}): make the plan again") from None
         if metadata.get("schema") != SCHEMA or set(columns) != {"store", "index", "partner", "weight"}:
             raise ValueError(f"{path} is not a plan of schema {SCHEMA}: make the plan again with this version")
-        return cls(**columns, provenance=metadata["provenance"])
+        return cls(**columns, provenance=metadata["provenance"], stores=tuple(metadata.get("stores", ())))

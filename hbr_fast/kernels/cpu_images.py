@@ -18,7 +18,10 @@ _LOW, _32, _0 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
 @nb.njit(nogil=True, cache=True)
 def make_batch(
     images_nchw,
+    sources_s,
+    first_id_s,
     labels_n,
+    store_r,
     index_r,
     partner_r,
     weight_r,
@@ -43,9 +46,13 @@ def make_batch(
 
     Parameters
     ----------
-    images_nchw : uint8 [N, C, H, W], labels_n : int64 [N]
-        The split.
-    index_r, partner_r : int64 [R], weight_r : float32 [R]
+    images_nchw : uint8 [N, C, H, W]
+        Images of store 0; the others have the same shape and are known by address only.
+    sources_s : uint64 [S], first_id_s : int64 [S]
+        Address of each store's first image and its sample id; the ids of store 0 start at 0.
+    labels_n : int64 [all images]
+        By sample id, over all stores.
+    store_r : int16 [R], index_r, partner_r : int64 [R], weight_r : float32 [R]
         The plan; partner -1 is none.
     rows_b : int64 [B]
         Plan rows of this batch.
@@ -81,7 +88,6 @@ def make_batch(
     padded_size = channels * tall * wide
     own_scratch = np.uint64(scratch.ctypes.data)
     mate_scratch = own_scratch + np.uint64(padded_size)
-    source = np.uint64(images_nchw.ctypes.data)
     target = np.uint64(out.ctypes.data)
     pixel_step = channels if channels_last else 1
     channel_step = 1 if channels_last else height * width
@@ -89,9 +95,10 @@ def make_batch(
         row = rows_b[b]
         if not 0 <= row < index_r.shape[0]:
             return b
-        sample, partner = index_r[row], partner_r[row]
-        labels_out[b] = labels_n[sample]
-        ids_out[b] = sample
+        store, sample, partner = store_r[row], index_r[row], partner_r[row]
+        source = sources_s[store]
+        ids_out[b] = first_id_s[store] + sample
+        labels_out[b] = labels_n[ids_out[b]]
         position = np.uint64(first_position + b * step)
         draw = philox4x32(position & _LOW, position >> _32, np.uint64(epoch), _0, key[0], key[1])
         flip = draw[0] < np.uint64(flip_below)

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
         Normalised; contiguous or channels-last, as the loader was asked.
     labels : int64 [B]
     ids : int64 [B]
-        Sample ids: rows of the split. They index hardness.
+        Sample ids: rows of the split, which index hardness; from `len(split)` on, images of the other stores in turn.
     rows : int64 [B]
         Rows of the plan.
     """
@@ -62,6 +62,7 @@ class Job:
     """A loader's arguments, checked: what a backend works from."""
 
     split: Split
+    stores: tuple[Split, ...]
     plan: Plan
     order: Sampler
     augment: Augment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ class Loader:
         Images and labels, e.g. `open_dataset(path).train`.
     plan : Plan, optional
         The rows of an epoch; by default every sample of the split once.
+    stores : sequence of Split
+        Image stores beside the split, e.g. pools of generated images: a plan's store 1, 2, ... Images have the shape of
+        the split's and are normalised as they are.
     order : Sampler, optional
         Which plan row stands where; by default `uniform_order(len(plan), seed=seed)`.
     augment : Augment
@@ -65,6 +68,7 @@ class Loader:
         split: Split,
         *,
         plan: Plan | None = None,
+        stores: Sequence[Split] = (),
         order: Sampler | None = None,
         augment: Augment | None = None,
         batch_size: int,
@@ -76,14 +80,10 @@ class Loader:
         prefetch: int | None = None,
         backend: str = "native",
     ) -> None:
-        if split.images.dtype != np.uint8 or split.images.ndim != 4 or not split.images.flags.c_contiguous:
-            raise ValueError(
-                f"images of split {split.name!r} must be uint8 [N, C, H, W] in one piece, got {split.images.dtype} "
-                f"{split.images.shape}{'' if split.images.flags.c_contiguous else ' with gaps'}: make a copy"
-            )
+        _check_images((split, *stores))
         if plan is None:
             plan = Plan.of_rows(np.arange(len(split)))
-        _check_plan(plan, split)
+        _check_plan(plan, (split, *stores))
         if order is None:
             order = uniform_order(len(plan), seed=seed)
         if order.num_rows > len(plan):
@@ -103,6 +103,7 @@ class Loader:
             raise ValueError(f"threads must be >= 0 and prefetch >= threads, got {threads} and {prefetch}")
         self.job = Job(
             split=split,
+            stores=tuple(stores),
             plan=plan,
             order=order,
             augment=augment or Augment(),
@@ -148,16 +149,36 @@ class Loader:
         return self._backend.epoch(epoch, start)
 
 
-def _check_plan(plan: Plan, split: Split) -> None:
+def _check_images(splits: Sequence[Split]) -> None:
+    for split in splits:
+        if split.images.dtype != np.uint8 or split.images.ndim != 4 or not split.images.flags.c_contiguous:
+            raise ValueError(
+                f"images of split {split.name!r} must be uint8 [N, C, H, W] in one piece, got {split.images.dtype} "
+                f"{split.images.shape}{'' if split.images.flags.c_contiguous else ' with gaps'}: make a copy"
+            )
+        if split.images.shape[1:] != splits[0].images.shape[1:]:
+            raise ValueError(
+                f"images of store {split.name!r} are {list(split.images.shape[1:])} (C, H, W) but those of split "
+                f"{splits[0].name!r} are {list(splits[0].images.shape[1:])} : give both one shape"
+            )
+
+
+def _check_plan(plan: Plan, splits: Sequence[Split]) -> None:
     if len(plan) == 0:
         raise ValueError("the plan has no rows")
-    if plan.store.any():
-        row = int(np.flatnonzero(plan.store)[0])
-        raise ValueError(f"plan row {row} takes its image from store {plan.store[row]}, but only the split is given")
+    bad = np.flatnonzero((plan.store < 0) | (plan.store >= len(splits)))
+    if len(bad):
+        row, given = int(bad[0]), len(splits) - 1
+        raise ValueError(
+            f"plan row {row} takes its image from store {plan.store[row]}, but only the split "
+            f"{f'and {given} more are' if given else 'is'} given"
+        )
+    sizes_r = np.array([len(split) for split in splits])[plan.store]
     for name, lowest in (("index", 0), ("partner", -1)):
         column = getattr(plan, name)
-        bad = np.flatnonzero((column < lowest) | (column >= len(split)))
+        bad = np.flatnonzero((column < lowest) | (column >= sizes_r))
         if len(bad):
+            split = splits[plan.store[bad[0]]]
             raise ValueError(
                 f"plan row {bad[0]} has {name} {column[bad[0]]}, outside split {split.name!r} of {len(split)} samples: "
                 "was the plan made for another dataset?"

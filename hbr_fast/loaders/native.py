@@ -33,6 +33,10 @@ class NativeBackend:
         split = job.split
         channels, height, width = split.images.shape[1:]
         self._image_shape = (channels, height, width)
+        splits = (split, *job.stores)
+        self._sources = np.array([one.images.ctypes.data for one in splits], np.uint64)
+        self._first_ids = np.cumsum([0, *(len(one) for one in splits[:-1])])
+        self._labels = np.concatenate([one.labels for one in splits]) if job.stores else split.labels
         pad = job.augment.pad
         self._scratch_size = 2 * channels * (height + 2 * pad) * (width + 2 * pad)
         self._scale = (1 / (255 * np.asarray(split.std, np.float64))).astype(np.float32)
@@ -78,7 +82,10 @@ class NativeBackend:
         buffer = self._buffers.take()
         bad = make_batch(
             job.split.images,
-            job.split.labels,
+            self._sources,
+            self._first_ids,
+            self._labels,
+            plan.store,
             plan.index,
             plan.partner,
             plan.weight,

@@ -46,7 +46,10 @@ def make_batch(
     # The plan in reverse, so that the row of the plan, the row of the batch and the sample are three things.
     cpu_images.make_batch(
         images,
+        np.array([images.ctypes.data], np.uint64),
+        np.zeros(1, np.int64),
         labels,
+        np.zeros(count, np.int16),
         np.array(index_b, np.int64)[::-1].copy(),
         np.array(partner_b if partner_b is not None else [-1] * count, np.int64)[::-1].copy(),
         np.array(weight_b if weight_b is not None else [1.0] * count, np.float32)[::-1].copy(),

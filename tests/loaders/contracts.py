@@ -3,6 +3,7 @@
 A backend's test file runs each of `CHECKS` with a factory that fills in the backend.
 """
 
+import dataclasses
 import gc
 import itertools
 import threading
@@ -199,6 +200,30 @@ def check_interpolated_rows(make_loader: MakeLoader) -> None:
     loader = make_loader(split=split, plan=plan, batch_size=16, augment=STRONG, seed=2)
     for number, batch in enumerate(loader.epoch(1)):
         assert_is_reference(batch, plan, split, first_position=16 * number, epoch=1, seed=2, augment=STRONG)
+
+
+def check_rows_of_other_stores(make_loader: MakeLoader) -> None:
+    """A plan over two pools: pixels and labels of the right store, ids that go on where the split's end."""
+    everything = coded_split(60)  # split and pools cut from one, so that the pixels say which image it is
+    images, labels = everything.images, everything.labels
+
+    def cut(first: int, stop: int) -> Split:
+        part = dataclasses.replace(everything, images=images[first:stop].copy(), labels=labels[first:stop].copy())
+        part.images.flags.writeable = part.labels.flags.writeable = False
+        return part
+
+    split, pools = cut(0, 30), [cut(30, 37), cut(37, 60)]
+    plan = Plan(
+        store=np.array([0, 1, 2, 2, 1, 0], np.int16),
+        index=np.array([29, 0, 0, 22, 6, 3]),
+        partner=np.array([-1, -1, 1, -1, -1, 3]),
+        weight=np.array([1, 1, 0, 1, 1, 0.5], np.float32),
+    )
+    loader = make_loader(split=split, stores=pools, plan=plan, order=sequential_order(6), batch_size=4)
+    batch = joined(loader.epoch(0))
+    assert batch.ids.tolist() == [29, 30, 37, 59, 36, 3]
+    assert decoded(batch).tolist() == [29, 30, 38, 59, 36, 3]  # row 2 is its partner whole: the next of its own store
+    assert batch.labels.tolist() == labels[batch.ids].tolist()
 
 
 def check_trap_14_augmentation_comes_after_resampling(make_loader: MakeLoader) -> None:
@@ -407,7 +432,18 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
         return Plan(**{**columns, **changes})
 
     outside = r"outside split 'train' of 10 samples: was the plan made for another dataset\?"
+    small, wide = coded_split(3), make_split(np.zeros((3, 2, 6, 10), np.uint8))
+    from_pool = plan(store=np.array([0, 1, 0, 0], np.int16), index=np.array([0, 3, 2, 3]))
     for arguments, message in (
+        ({"plan": from_pool, "stores": [small]}, "plan row 1 has index 3, outside split 'train' of 3 samples"),
+        (
+            {"plan": plan(store=np.array([0, 0, 2, 0], np.int16)), "stores": [small]},
+            "only the split and 1 more are given",
+        ),
+        (
+            {"stores": [wide]},
+            r"images of store 'train' are \[2, 6, 10\] \(C, H, W\) but those of split 'train' are \[2, 6, 9\]",
+        ),
         ({"batch_size": 11}, r"batch_size must be in \[1, 10\], the rows of an epoch of split 'train', got 11"),
         ({"batch_size": 0}, r"batch_size must be in \[1, 10\]"),
         ({"batch_size": 5, "plan": plan()}, r"batch_size must be in \[1, 4\]"),
