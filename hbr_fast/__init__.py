@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset, Split, open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
     from hbr_fast.evaluation.statistics import PairedDifference, paired_difference
-    from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
+    from hbr_fast.hardness.estimators import ESTIMATORS
+    from hbr_fast.hardness.recorder import HardnessRecorder
+    from hbr_fast.hardness.scores import HardnessScores
     from hbr_fast.loaders.batch import Augment, Batch
     from hbr_fast.loaders.loader import Loader
     from hbr_fast.plan import Plan
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module it lives in. The imports above say the same to a type checker; a test compares the two.
 _HOME = {
-    "ESTIMATORS": "hardness",
+    "ESTIMATORS": "hardness.estimators",
     "Allocation": "allocation",
     "Arm": "studies.study",
     "Augment": "loaders.batch",
@@ -41,9 +43,9 @@ _HOME = {
     "Dataset": "data.dataset",
     "Ensemble": "training.ensemble",
     "Evaluation": "evaluation.metrics",
-    "HardnessRecorder": "hardness",
+    "HardnessRecorder": "hardness.recorder",
     "HardnessSampler": "torch_sampler",
-    "HardnessScores": "hardness",
+    "HardnessScores": "hardness.scores",
     "Loader": "loaders.loader",
     "OrderSampler": "torch_sampler",
     "PairedDifference": "evaluation.statistics",

@@ -113,8 +113,8 @@ def test_some_examples_are_found() -> None:
     finder = doctest.DocTestFinder()
     with_examples = {
         test.name
-        for name in ("hbr_fast.hardness", "hbr_fast.data.convert", "hbr_fast.loaders.loader")
+        for name in ("hbr_fast.hardness.recorder", "hbr_fast.data.convert", "hbr_fast.loaders.loader")
         for test in finder.find(importlib.import_module(name))
         if test.examples
     }
-    assert {"hbr_fast.hardness.HardnessRecorder", "hbr_fast.data.convert.convert"} <= with_examples
+    assert {"hbr_fast.hardness.recorder.HardnessRecorder", "hbr_fast.data.convert.convert"} <= with_examples

@@ -1,0 +1,123 @@
+import json
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from hardness.histories import record_history
+from hbr_fast.hardness import HardnessScores, stack_scores
+
+
+def some_scores(*, dataset: str | None = "abc", samples: int = 3, seed: int = 0) -> HardnessScores:
+    rng = np.random.default_rng(seed)
+    return HardnessScores(
+        values={"aum": rng.normal(size=(1, samples)), "loss": rng.random((1, samples))},
+        observations=np.full((1, samples), 7),
+        never_learnt=np.zeros((1, samples), bool),
+        provenance={"dataset": dataset, "seed": seed},
+    )
+
+
+def test_per_sample_is_the_mean_over_the_members_that_saw_the_sample() -> None:
+    scores = HardnessScores(
+        values={"aum": np.array([[1.0, math.nan, math.nan], [3.0, 5.0, math.nan]])},
+        observations=np.array([[1, 0, 0], [1, 1, 0]]),
+        never_learnt=np.zeros((2, 3), bool),
+    )
+    np.testing.assert_array_equal(scores.per_sample("aum"), [2, 5, math.nan])
+    with pytest.raises(ValueError, match="no scores of estimator 'loss': these hold aum"):
+        scores.per_sample("loss")
+
+
+def test_class_means_are_of_the_samples_observed() -> None:
+    scores = HardnessScores(
+        values={"aum": np.array([[1.0, math.nan, 4.0, 7.0, 6.0]])},
+        observations=np.array([[1, 0, 1, 1, 1]]),
+        never_learnt=np.zeros((1, 5), bool),
+    )
+    labels = np.array([0, 0, 1, 0, 1])
+    np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [4, 5])
+    with pytest.raises(ValueError, match="class 2 has no observed sample, so it has no aum hardness"):
+        scores.class_means("aum", labels, 3)
+    with pytest.raises(ValueError, match="class 0 has no observed sample"):
+        scores.class_means("aum", np.array([1, 0, 1, 1, 1]), 2)
+    with pytest.raises(ValueError, match="4 labels for scores of 5 samples"):
+        scores.class_means("aum", labels[:4], 2)
+
+
+def test_class_means_refuse_labels_past_the_classes() -> None:
+    with pytest.raises(ValueError, match="class"):
+        some_scores().class_means("aum", np.array([0, 1, 2]), 2)
+
+
+def test_require_dataset_refuses_scores_of_another() -> None:
+    some_scores(dataset="f" * 64).require_dataset("f" * 64)
+    with pytest.raises(ValueError, match=r"recorded on dataset ffffffffffff, not on eeeeeeeeeeee: record them again"):
+        some_scores(dataset="f" * 64).require_dataset("e" * 64)
+    with pytest.raises(ValueError, match="recorded on dataset None"):
+        some_scores(dataset=None).require_dataset("e" * 64)
+
+
+def test_stack_scores_keeps_members_in_order() -> None:
+    one, two = some_scores(seed=1), some_scores(seed=2)
+    stacked = stack_scores([two, one, one])
+    assert (stacked.members, len(stacked)) == (3, 3)
+    np.testing.assert_array_equal(
+        stacked.values["loss"], np.concatenate([m.values["loss"] for m in (two, one, one)])
+    )  # fmt: skip
+    assert [member["seed"] for member in stacked.provenance["members"]] == [2, 1, 1]
+    stacked.require_dataset("abc")
+
+
+def test_stack_scores_refuses_what_does_not_belong_together() -> None:
+    with pytest.raises(ValueError, match="no scores to stack"):
+        stack_scores([])
+    with pytest.raises(ValueError, match=r"their samples differ \(3 and 4\)"):
+        stack_scores([some_scores(), some_scores(samples=4)])
+    with pytest.raises(ValueError, match=r"their dataset differ \(abc and xyz\)"):
+        stack_scores([some_scores(), some_scores(dataset="xyz")])
+    fewer = some_scores()
+    fewer = HardnessScores({"aum": fewer.values["aum"]}, fewer.observations, fewer.never_learnt, fewer.provenance)
+    with pytest.raises(ValueError, match="their estimators differ"):
+        stack_scores([some_scores(), fewer])
+
+
+def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
+    recorder = record_history("rwr", "www", num_samples=3)
+    recorder.provenance["dataset"] = "abc"
+    scores = recorder.scores(never_learnt="inf")  # infinity and NaN are among the values
+    scores.save(tmp_path / "scores")
+    loaded = HardnessScores.load(tmp_path / "scores")
+    assert set(loaded.values) == set(scores.values)
+    for name, values in scores.values.items():
+        assert loaded.values[name].dtype == np.float64
+        np.testing.assert_array_equal(loaded.values[name], values)
+    np.testing.assert_array_equal(loaded.observations, scores.observations)
+    np.testing.assert_array_equal(loaded.never_learnt, scores.never_learnt)
+    assert loaded.never_learnt.dtype == bool
+    assert loaded.provenance == scores.provenance
+    assert [file.name for file in tmp_path.iterdir()] == ["scores"]
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    some_scores().save(tmp_path / "scores")
+    content = (tmp_path / "scores").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["hbr_fast"])["provenance"] == {"dataset": "abc", "seed": 0}
+    assert set(load_file(tmp_path / "scores")) == {"aum", "loss", "observations", "never_learnt"}
+
+
+def test_load_refuses_files_that_are_no_scores(tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ValueError, match="garbage is not a file of hardness scores"):
+        HardnessScores.load(tmp_path / "garbage")
+    arrays = {"observations": np.ones((1, 2)), "never_learnt": np.ones((1, 2), bool)}
+    save_file(arrays, tmp_path / "newer", metadata={"schema": "2", "provenance": "{}"})
+    save_file({"aum": np.ones((1, 2))}, tmp_path / "fewer", metadata={"schema": "1", "provenance": "{}"})
+    for name in ("newer", "fewer"):
+        with pytest.raises(ValueError, match=f"{name} does not hold hardness scores of schema 1"):
+            HardnessScores.load(tmp_path / name)
