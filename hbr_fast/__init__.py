@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hbr_fast.allocation import Allocation, allocate
+    from hbr_fast.data.beton import open_beton
+    from hbr_fast.data.beton_writer import write_beton
     from hbr_fast.data.convert import convert
     from hbr_fast.data.dataset import Dataset, Split, open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
@@ -59,6 +61,7 @@ _HOME = {
     "evaluate": "evaluation.metrics",
     "gaps": "evaluation.metrics",
     "named_recipe": "training.recipe",
+    "open_beton": "data.beton",
     "open_dataset": "data.dataset",
     "open_ensemble": "training.ensemble",
     "paired_difference": "evaluation.statistics",
@@ -72,6 +75,7 @@ _HOME = {
     "uniform_order": "sampler.uniform",
     "verify_dataset": "data.dataset",
     "weighted_order": "sampler.weighted",
+    "write_beton": "data.beton_writer",
     "write_report": "report.page",
 }
 
@@ -101,6 +105,7 @@ __all__ = [
     "evaluate",
     "gaps",
     "named_recipe",
+    "open_beton",
     "open_dataset",
     "open_ensemble",
     "paired_difference",
@@ -114,6 +119,7 @@ __all__ = [
     "uniform_order",
     "verify_dataset",
     "weighted_order",
+    "write_beton",
     "write_report",
 ]
 

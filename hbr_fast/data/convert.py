@@ -39,7 +39,7 @@ def convert(
     Parameters
     ----------
     source : str
-        One of `SOURCES`: fashion-mnist, mnist, cifar10, cifar100, folder, npz, synthetic.
+        One of `SOURCES`: fashion-mnist, mnist, cifar10, cifar100, folder, npz, beton, synthetic.
     out : path
         The directory to write; its name ends in `.hbr`.
     root : path, optional

@@ -47,6 +47,8 @@ class Split:
         Of the dataset's train split, pixels scaled to [0, 1].
     truth : float64 [N] or None
         The known hardness in [0, 1], larger being harder (synthetic datasets only).
+    beton : Path or None
+        A `.beton` with the same samples, for the FFCV backend to read.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Split:
     mean: np.ndarray
     std: np.ndarray
     truth: np.ndarray | None = None
+    beton: Path | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

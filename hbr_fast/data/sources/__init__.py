@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from hbr_fast.data.sources.beton import beton
 from hbr_fast.data.sources.cifar import cifar10, cifar100
 from hbr_fast.data.sources.folder import folder
 from hbr_fast.data.sources.idx import fashion_mnist, mnist
@@ -16,6 +17,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "cifar100": cifar100,
     "folder": folder,
     "npz": npz,
+    "beton": beton,
     "synthetic": synthetic,
 }
 
@@ -24,6 +26,7 @@ __all__ = [
     "Source",
     "SourceSplit",
     "array_split",
+    "beton",
     "checked_labels",
     "cifar10",
     "cifar100",

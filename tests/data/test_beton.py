@@ -1,0 +1,417 @@
+"""FFCV's format: read without FFCV, written by FFCV itself, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loaders.contracts import make_split
+
+from hbr_fast import cli
+from hbr_fast.data import beton_writer
+from hbr_fast.data.beton import open_beton, read_beton
+from hbr_fast.data.beton_writer import write_beton
+from hbr_fast.data.dataset import open_dataset
+
+pytest.importorskip("ffcv")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ffcv_imported() -> Any:
+    """Once, and not in the process of every writer; FFCV sets torch's threads when it is imported."""
+    import torch
+
+    threads = torch.get_num_threads()
+    import ffcv.writer  # noqa: F401
+
+    torch.set_num_threads(threads)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(samples: int, size: int) -> np.ndarray:
+    """Images that JPEG keeps well: gradients, [N, 3, size, size]."""
+    ramp = np.linspace(0, 200, size)
+    images = np.stack([np.add.outer(ramp, 0 * ramp), np.add.outer(0 * ramp, ramp), np.add.outer(ramp, ramp) / 2])
+    return (images[None] + np.arange(samples)[:, None, None, None] % 50).astype(np.uint8)
+
+
+def left_over(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def foreign(path: Path, fields: dict[str, Any], samples: list[tuple[Any, ...]], **options: Any) -> Path:
+    """A `.beton` that somebody else's program wrote."""
+    from ffcv.writer import DatasetWriter
+
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(samples, **options)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 12), (1, 28, 28), (4, 5, 6), (3, 1, 1)])
+def test_what_is_written_opens_as_it_was(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    split = make_split(noise(700, *shape))
+    written = write_beton(split, tmp_path / "a.beton", workers=2)
+    assert written.beton == tmp_path / "a.beton"
+    assert written.images is split.images
+    opened = open_beton(tmp_path / "a.beton", classes=split.classes)
+    np.testing.assert_array_equal(opened.images, split.images)
+    np.testing.assert_array_equal(opened.labels, split.labels)
+    assert opened.images.dtype == np.uint8
+    assert opened.images.flags.c_contiguous
+    assert not opened.images.flags.writeable
+    assert (opened.name, opened.classes, opened.beton) == ("a", split.classes, tmp_path / "a.beton")
+    pixels = split.images.astype(np.float64) / 255
+    np.testing.assert_allclose(opened.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(opened.std, pixels.std(axis=(0, 2, 3)), rtol=1e-6)
+    assert left_over(tmp_path) == ["a.beton"]
+
+
+def test_one_worker_gives_the_same_bytes(tmp_path: Path) -> None:
+    split = make_split(noise(300, 3, 8, 8))
+    for name in ("a", "b"):
+        write_beton(split, tmp_path / f"{name}.beton", workers=1)
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+
+
+def test_plain_ffcv_reads_what_is_written(tmp_path: Path) -> None:
+    from ffcv.loader import Loader, OrderOption
+
+    split = make_split(noise(50, 3, 8, 8))
+    write_beton(split, tmp_path / "a.beton")
+    loader = Loader(str(tmp_path / "a.beton"), batch_size=16, num_workers=1, order=OrderOption.RANDOM, drop_last=False)
+    seen = []
+    for images, labels, ids in loader:
+        np.testing.assert_array_equal(images.numpy(), split.images[ids[:, 0]].transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(labels[:, 0].numpy(), split.labels[ids[:, 0]])
+        seen += ids[:, 0].tolist()
+    assert sorted(seen) == list(range(50))
+
+
+def test_large_images_are_jpeg_unless_raw_is_asked_for(tmp_path: Path) -> None:
+    split = make_split(smooth(6, 200))
+    assert split.images[0].nbytes > beton_writer.RAW_BYTES
+    write_beton(split, tmp_path / "auto.beton")
+    write_beton(split, tmp_path / "raw.beton", mode="raw")
+    assert read_beton(tmp_path / "auto.beton").encoded
+    assert not read_beton(tmp_path / "raw.beton").encoded
+    np.testing.assert_array_equal(open_beton(tmp_path / "raw.beton").images, split.images)
+    opened = open_beton(tmp_path / "auto.beton")
+    assert np.abs(opened.images.astype(int) - split.images).mean() < 2
+    with pytest.raises(ValueError, match="JPEG is for 3 channels, and split 'train' has 1: mode must be raw"):
+        write_beton(make_split(noise(3, 1, 8, 8)), tmp_path / "gray.beton", mode="jpg")
+
+
+def test_images_larger_than_a_page_of_ffcv(tmp_path: Path) -> None:
+    split = make_split(noise(2, 3, 1700, 1700))
+    write_beton(split, tmp_path / "a.beton", mode="raw")
+    np.testing.assert_array_equal(open_beton(tmp_path / "a.beton").images, split.images)
+
+
+# --- files of other programs ---
+
+
+def test_other_names_no_ids_and_a_shuffled_file(tmp_path: Path) -> None:
+    from ffcv.fields import FloatField, IntField, RGBImageField
+
+    images = noise(20, 6, 7, 3)
+    fields = {"difficulty": FloatField(), "picture": RGBImageField(), "class": IntField()}
+    path = foreign(tmp_path / "a.beton", fields, [(0.5, images[i], i % 4) for i in range(20)], indices=range(3, 20))
+    opened = open_beton(path)
+    np.testing.assert_array_equal(opened.images, images[3:].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(opened.labels, np.arange(3, 20) % 4)
+    assert opened.classes == ("0", "1", "2", "3")
+    # With ids, a row number is the id, wherever the sample stands.
+    fields = {"image": RGBImageField(), "label": IntField(), "id": IntField()}
+    shuffled = np.random.default_rng(0).permutation(20)
+    path = foreign(tmp_path / "b.beton", fields, [(images[i], int(i % 4), int(i)) for i in shuffled])
+    np.testing.assert_array_equal(open_beton(path).images, images.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(read_beton(path).place[shuffled], np.arange(20))
+
+
+def test_fields_that_leave_a_choice_are_named(tmp_path: Path) -> None:
+    from ffcv.fields import IntField, RGBImageField
+
+    fields = {"left": RGBImageField(), "right": RGBImageField(), "a": IntField(), "b": IntField()}
+    path = foreign(tmp_path / "a.beton", fields, [(noise(4, 4, 3, seed=i), noise(4, 4, 3), i, 7) for i in range(3)])
+    with pytest.raises(ValueError, match=r"has 2 fields of images \(left, right, a, b\): say which with image=NAME"):
+        open_beton(path)
+    with pytest.raises(ValueError, match=r"has 2 fields of whole numbers .* say which with label=NAME"):
+        open_beton(path, image="left")
+    with pytest.raises(ValueError, match="'a' is no field of images: fields are left, right, a, b"):
+        open_beton(path, image="a")
+    np.testing.assert_array_equal(open_beton(path, image="left", label="a").labels, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"label at position 0 is 7, outside 0..4"):
+        open_beton(path, image="left", label="b", classes="abcde")
+    no_images = foreign(tmp_path / "b.beton", {"label": IntField()}, [(1,)])
+    with pytest.raises(ValueError, match=r"has no fields of images \(label\)"):
+        open_beton(no_images)
+
+
+def test_arrays_of_uint8_are_images_in_either_layout(tmp_path: Path) -> None:
+    from ffcv.fields import IntField, NDArrayField
+
+    for shape, axes in (((3, 8, 9), None), ((8, 9, 3), (2, 0, 1)), ((8, 9), None)):
+        images = noise(5, *shape)
+        fields = {"image": NDArrayField(np.dtype("uint8"), shape), "label": IntField()}
+        opened = open_beton(foreign(tmp_path / "a.beton", fields, [(images[i], i) for i in range(5)]))
+        expected = [image if axes is None else image.transpose(axes) for image in images]
+        np.testing.assert_array_equal(opened.images, np.reshape(expected, opened.images.shape))
+        assert opened.images.shape == (5, 1 if len(shape) == 2 else 3, 8, 9)
+    floats = NDArrayField(np.dtype("float32"), (3, 8, 9))
+    path = foreign(tmp_path / "b.beton", {"image": floats, "label": IntField()}, [(np.zeros((3, 8, 9), "f4"), 1)])
+    with pytest.raises(ValueError, match=r"'image' holds <f4 \[3, 8, 9\], not uint8 images"):
+        open_beton(path)
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
+    from ffcv.fields import IntField, RGBImageField
+
+    samples = [(np.full((8 + i, 10, 3), 9 * i, np.uint8), i % 2) for i in range(4)]
+    path = foreign(tmp_path / "a.beton", {"image": RGBImageField("jpg"), "label": IntField()}, samples)
+    with pytest.raises(ValueError, match=r"images differ in size: give a size \(height, width\) to resize them to"):
+        open_beton(path)
+    opened = open_beton(path, size=(6, 5))
+    assert opened.images.shape == (4, 3, 6, 5)
+    assert opened.beton is None  # its pixels are not the file's
+    for i in range(4):
+        assert (opened.images[i] == 9 * i).all()
+
+
+# --- damage ---
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    write_beton(make_split(noise(40, 3, 8, 8)), tmp_path / "good.beton", workers=1)
+    good = (tmp_path / "good.beton").read_bytes()
+    bad = tmp_path / "bad.beton"
+
+    def refused(content: bytes, message: str) -> None:
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            open_beton(bad)
+        assert "\n" not in str(caught.value)
+        assert str(bad) in str(caught.value)
+
+    for length in (0, 7, 24, 500, 2000, 4000):
+        refused(good[:length], "not a .beton, or not whole")
+    for length in (5000, 2**23, 2**23 + 500, len(good) - 24 * 40, len(good) - 24, len(good) - 1):
+        refused(good[:length], "not whole")
+    refused(b"\x03" + good[1:], r"not a .beton of version 2 \(it says 3\)")
+    refused(b"PK\x03\x04" + good[4:], "not a .beton of version 2")
+    refused(good[:16] + bytes(8) + good[24:], "not whole")  # FFCV writes this place last
+    refused(good[:8] + bytes(8) + good[16:], "holds no samples")
+    refused(good[:24] + b"\xff" + good[25:], "'image' is of a kind of its own")
+    table = 24 + 3 * 1041
+    moved = bytearray(good)
+    moved[table : table + 13] = b"\x01\x08\x00\x08\x00" + (2**40).to_bytes(8, "little")
+    assert good[table : table + 5] == b"\x01\x08\x00\x08\x00", "the entry of the first image: raw, 8 x 8"
+    refused(bytes(moved), "its list of allocations lacks an image")
+    larger = good[: table + 1] + b"\x09" + good[table + 2 :]
+    refused(larger, "an image's place or size cannot be")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        open_beton(tmp_path / "none.beton")
+
+
+def test_a_jpeg_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    write_beton(make_split(smooth(3, 200)), tmp_path / "a.beton", workers=1)
+    content = bytearray((tmp_path / "a.beton").read_bytes())
+    content[2**23 : 2**23 + 4] = bytes(4)  # the first page begins with the first image
+    (tmp_path / "b.beton").write_bytes(content)
+    with pytest.raises(ValueError, match="the image at byte 8388608 is not a readable JPEG"):
+        open_beton(tmp_path / "b.beton")
+
+
+# --- arguments, and writers that die ---
+
+
+def test_arguments_out_of_range(tmp_path: Path) -> None:
+    split = make_split(noise(3, 3, 8, 8))
+    for arguments, message in (
+        ({"mode": "png"}, "mode must be auto, raw or jpg, got 'png'"),
+        ({"quality": 101}, r"quality must be in \[1, 100\], got 101"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_beton(split, tmp_path / "a.beton", **arguments)
+    with pytest.raises(ValueError, match=r"does not end in \.beton: name the file a\.ffcv\.beton"):
+        write_beton(split, tmp_path / "a.ffcv")
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        write_beton(split, tmp_path / "none" / "a.beton")
+    assert left_over(tmp_path) == []
+
+
+def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    path.write_bytes(b"precious")
+    split = make_split(noise(30, 3, 8, 8))
+    with pytest.raises(FileExistsError, match="exists already: choose another name or replace it with --force"):
+        write_beton(split, path)
+    assert path.read_bytes() == b"precious"
+    write_beton(split, path, force=True)
+    np.testing.assert_array_equal(open_beton(path).images, split.images)
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, die: Any) -> None:
+    """Let `die` happen in the worker that takes sample 60 of 100."""
+    take = beton_writer._Samples.__getitem__
+
+    def taken(self: Any, index: int) -> Any:
+        if index == 60:
+            die()
+        return take(self, index)
+
+    monkeypatch.setattr(beton_writer._Samples, "__getitem__", taken)
+
+
+def kill_worker() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_writer() -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(30)
+
+
+def fail() -> None:
+    raise KeyError("no such sample")
+
+
+def fill_disk() -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("die", "error", "message"),
+    [
+        (kill_worker, ChildProcessError, r"could not be written \(a worker was ended by SIGKILL"),
+        (kill_writer, ChildProcessError, r"could not be written \(the writer ended with exit code -9\)"),
+        (fail, ChildProcessError, r"could not be written \(KeyError: 'no such sample'\): run it again"),
+        (fill_disk, OSError, "no space left for .*a.beton: free some"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_writer_that_dies_is_an_error_and_leaves_nothing(
+    die: Any, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.beton"
+    path.write_bytes(b"precious")
+    before = shared_memory()
+    dying(monkeypatch, die)
+    start = time.monotonic()
+    with pytest.raises(error, match=message) as caught:
+        write_beton(make_split(noise(100, 3, 8, 8)), path, workers=2, force=True)
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 20
+    assert path.read_bytes() == b"precious"
+    assert left_over(tmp_path) == ["a.beton"]
+    assert shared_memory() <= before
+    assert_no_process_has_files_in(tmp_path)
+
+
+def test_an_interrupt_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying(monkeypatch, lambda: time.sleep(60))
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(make_split(noise(100, 3, 8, 8)), tmp_path / "a.beton", workers=2)
+    timer.join()
+    assert left_over(tmp_path) == []
+    assert_no_process_has_files_in(tmp_path)
+
+
+def assert_no_process_has_files_in(directory: Path) -> None:
+    """A worker of FFCV's writer holds the file open, removed or not; a killed one takes a moment to end."""
+    for _ in range(100):
+        found = set()
+        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor).startswith(f"{directory}/"):
+                    found.add(descriptor.parts[2])
+        if not found:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"processes {found} still write")
+
+
+def test_without_ffcv_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beton_writer.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'hbr-fast[ffcv]'")):
+        write_beton(make_split(noise(3, 3, 8, 8)), tmp_path / "a.beton")
+
+
+def test_opening_needs_no_ffcv(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    write_beton(make_split(noise(5, 3, 8, 8)), tmp_path / "a.beton")
+    script = (
+        "import sys; from hbr_fast.data.beton import open_beton; open_beton(sys.argv[1]); "
+        "assert not {'ffcv', 'torch', 'numba'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.beton")], check=True)
+
+
+# --- from and to datasets ---
+
+
+def test_a_dataset_becomes_betons_and_these_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--classes", "3", "--train-per-class", "5", "--test-per-class", "2"]
+    first = tmp_path / "a.hbr"
+    cli.main(["convert", "synthetic", str(first), *options, "--formats", "hbr", "beton"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{first}: 15 train and 6 test images of synthetic",
+        f"{tmp_path}/a.train.beton: 15 train images of synthetic, for FFCV",
+        f"{tmp_path}/a.test.beton: 6 test images of synthetic, for FFCV",
+    ]
+    cli.main(["convert", "beton", str(tmp_path / "b.hbr"), "--root", str(tmp_path)])
+    for name, split in open_dataset(first).splits.items():
+        other = open_dataset(tmp_path / "b.hbr").splits[name]
+        np.testing.assert_array_equal(split.images, other.images)
+        np.testing.assert_array_equal(split.labels, other.labels)
+        np.testing.assert_array_equal(split.mean, other.mean)
+    # Of a dataset, or of a source alone: the same samples, and nothing else is written.
+    (tmp_path / "only").mkdir()
+    cli.main(["convert", str(first), str(tmp_path / "only" / "c.hbr"), "--formats", "beton"])
+    cli.main(["convert", "synthetic", str(tmp_path / "only" / "d.hbr"), *options, "--formats", "beton"])
+    assert left_over(tmp_path / "only") == ["c.test.beton", "c.train.beton", "d.test.beton", "d.train.beton"]
+    for name in ("c", "d"):
+        opened = open_beton(tmp_path / "only" / f"{name}.train.beton")
+        np.testing.assert_array_equal(opened.images, open_dataset(first).train.images)
+
+
+def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.train.beton").write_bytes(b"precious")
+    (tmp_path / "b.train.beton").write_bytes(b"")
+    out = str(tmp_path / "a.hbr")
+    for words, message in (
+        (["synthetic", out, "--formats", "hbr", "beton"], "a.train.beton exists already"),
+        (["x.hbr", out, "--formats", "hbr"], "x.hbr is a dataset: name a source, or give --formats beton"),
+        (["x.hbr", out, "--formats", "beton", "--seed", "1", "--force"], "no option of a source"),
+        (["x.hbr", out, "--formats", "beton", "--force"], "there is no dataset at x.hbr"),
+        (["synthetic", str(tmp_path / "a"), "--formats", "beton"], "does not end in .hbr"),
+        (["beton", out, "--root", str(tmp_path)], "a.train.beton and b.train.beton: keep one file of the train split"),
+        (["beton", out, "--root", str(tmp_path / "none")], "there is no folder"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["convert", *words])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+    assert left_over(tmp_path) == ["a.train.beton", "b.train.beton"]
+    assert (tmp_path / "a.train.beton").read_bytes() == b"precious"
