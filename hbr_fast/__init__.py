@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hbr_fast.studies.runner import run_study
     from hbr_fast.studies.study import Arm, Study
     from hbr_fast.torch_sampler import HardnessSampler, OrderSampler
+    from hbr_fast.training.cluster import Cluster
     from hbr_fast.training.ensemble import Ensemble, open_ensemble, train_ensemble
     from hbr_fast.training.recipe import Recipe, named_recipe
     from hbr_fast.training.trainer import train_member
@@ -42,6 +43,7 @@ _HOME = {
     "Arm": "studies.study",
     "Augment": "loaders.batch",
     "Batch": "loaders.batch",
+    "Cluster": "training.cluster",
     "Dataset": "data.dataset",
     "Ensemble": "training.ensemble",
     "Evaluation": "evaluation.metrics",
@@ -86,6 +88,7 @@ __all__ = [
     "Arm",
     "Augment",
     "Batch",
+    "Cluster",
     "Dataset",
     "Ensemble",
     "Evaluation",

@@ -21,6 +21,7 @@ from hbr_fast import progress
 
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
+    from hbr_fast.training.cluster import Cluster
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 AtOnce = int | Literal["auto"]
@@ -154,6 +155,9 @@ def train(
     seed: int = 0,
     plan: Path | None = None,
     members_at_once: AtOnce = "auto",
+    cluster: str | None = None,
+    cpus_per_member: float = 1.0,
+    gpus_per_member: float = 0.0,
 ) -> None:
     """Train an ensemble and record the hardness of every sample on the way.
 
@@ -166,6 +170,9 @@ def train(
         seed: Everything random follows from it.
         plan: A resampled set that the resample command wrote; by default every sample once an epoch.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+        cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
+        cpus_per_member: Processors a member holds on the cluster.
+        gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
     """
     from hbr_fast.data.dataset import open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import evaluate, gaps
@@ -185,6 +192,7 @@ def train(
         seed=seed,
         plan=rows,
         members_at_once=_at_once(members_at_once, members),
+        cluster=_cluster(cluster, cpus_per_member, gpus_per_member),
     )
     for number, member in enumerate(ensemble.members):
         result = evaluate(member.test_logits(), opened.test.labels, classes=opened.classes)
@@ -309,6 +317,9 @@ def study(
     members: int | None = None,
     seed: int | None = None,
     members_at_once: AtOnce = "auto",
+    cluster: str | None = None,
+    cpus_per_member: float = 1.0,
+    gpus_per_member: float = 0.0,
 ) -> None:
     """Run a named study from data to report; what is done already is not done again.
 
@@ -326,6 +337,9 @@ def study(
         members: Members an arm.
         seed: Everything random follows from it.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+        cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
+        cpus_per_member: Processors a member holds on the cluster.
+        gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
     """
     from hbr_fast.studies.recipes import STUDIES
 
@@ -343,7 +357,8 @@ def study(
     from hbr_fast.studies.runner import run_study
 
     at_once = _at_once(members_at_once, grid.members_per_arm)
-    run_study(grid, opened, out=directory, members_at_once=at_once)
+    ray = _cluster(cluster, cpus_per_member, gpus_per_member)
+    run_study(grid, opened, out=directory, members_at_once=at_once, cluster=ray)
     progress.say("report: drawing")
     page = write_report(directory, dataset=opened)
     print_tables(summary_tables(directory))
@@ -416,6 +431,12 @@ def _at_once(choice: AtOnce, members: int) -> int:
     from hbr_fast.training.parallel import default_members_at_once
 
     return default_members_at_once(members) if choice == "auto" else choice
+
+
+def _cluster(address: str | None, cpus: float, gpus: float) -> Cluster | None:
+    from hbr_fast.training.cluster import Cluster
+
+    return None if address is None else Cluster(address, cpus_per_member=cpus, gpus_per_member=gpus)
 
 
 def _dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:

@@ -2,7 +2,7 @@
 # Lint, type check and tests, in .venv with everything they need: bash scripts/test.sh [pytest options]
 #
 # FFCV is compiled on installation; where its libraries are missing they are installed with apt (as root), or the
-# tests run without it. With CI set, a missing FFCV or DALI is a failure.
+# tests run without it. With CI set, a missing FFCV, DALI or Ray is a failure.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -27,20 +27,20 @@ missing_for_ffcv() {
 
 make_venv
 
-extras=ffcv,dali,dev
+extras=ffcv,dali,ray,dev
 if ! can_import ffcv; then
     mapfile -t missing < <(missing_for_ffcv)
     if ((${#missing[@]} > 0)) && ! apt_install "${missing[@]}"; then
         remedy="apt-get install ${missing[*]}"
         [[ -z ${CI:-} ]] || die "FFCV cannot be compiled here, and with CI set it must be: run as root: $remedy"
         say "FFCV cannot be compiled here, going on without it. To have it, run as root: $remedy"
-        extras=dali,dev
+        extras=dali,ray,dev
     fi
 fi
 install "$extras"
 
 if [[ -n ${CI:-} ]]; then
-    for module in ffcv nvidia.dali; do
+    for module in ffcv nvidia.dali ray; do
         can_import "$module" || {
             "$venv/bin/python" -c "import $module" || true
             die "with CI set the tests need $module, and it cannot be imported (above)"

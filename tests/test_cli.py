@@ -456,6 +456,25 @@ def test_zero_members_or_zero_at_once_are_refused(data: Path, tmp_path: Path, fa
     assert "members_at_once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
 
 
+def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    cli.main(["train", str(data), str(tmp_path / "run"), "--members", "2", "--cluster", "local", *SMALL])
+    assert capsys.readouterr().out.count("accuracy") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cluster", "nowhere"], "a cluster's address is local, auto or HOST:PORT"),
+        (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
+        (["--cluster", "local", "--gpus-per-member", "1.5"], "gpus_per_member is a fraction of one GPU"),
+    ],
+)
+def test_a_cluster_that_cannot_be_had(data: Path, tmp_path: Path, fails: Fails, words: list[str], message: str) -> None:
+    pytest.importorskip("ray")
+    assert message in fails("train", data, tmp_path / "run", *words, *SMALL)
+
+
 def test_the_plan_of_a_larger_dataset_is_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
     Plan.of_rows(np.arange(100, 400)).save(tmp_path / "plan.safetensors")
     message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "--plan", tmp_path / "plan.safetensors")

@@ -17,10 +17,18 @@ from hbr_fast.plan import Plan
 from hbr_fast.resampling import resample
 from hbr_fast.studies.results import ArmResult, Cell, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
+from hbr_fast.training.cluster import Cluster
 from hbr_fast.training.parallel import Training, obtain_members
 
 
-def run_study(study: Study, dataset: Dataset, *, out: str | os.PathLike[str], members_at_once: int = 1) -> Path:
+def run_study(
+    study: Study,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike[str],
+    members_at_once: int = 1,
+    cluster: Cluster | None = None,
+) -> Path:
     """Train what is missing of a study and write its results files.
 
     Parameters
@@ -30,7 +38,7 @@ def run_study(study: Study, dataset: Dataset, *, out: str | os.PathLike[str], me
     out : path
         The study's directory: `members/` (trainings, each under its hash), `plans/`, `study.json`, `per_class.csv`,
         `per_member.csv`, `samples.csv`.
-    members_at_once : int
+    members_at_once, cluster
         See `hbr_fast.training.parallel.obtain_members`.
 
     Returns
@@ -53,7 +61,13 @@ def run_study(study: Study, dataset: Dataset, *, out: str | os.PathLike[str], me
     def train(label: str, plans: Sequence[Plan | None]) -> tuple[Cell, ...]:
         trainings = [Training(seed, plan) for seed, plan in zip(seeds, plans, strict=True)]
         stored = obtain_members(
-            dataset, study.recipe, trainings, store=directory, members_at_once=members_at_once, label=label
+            dataset,
+            study.recipe,
+            trainings,
+            store=directory,
+            members_at_once=members_at_once,
+            cluster=cluster,
+            label=label,
         )
         return tuple(Cell(*cell, member) for cell, member in zip(study.cells(), stored, strict=True))
 

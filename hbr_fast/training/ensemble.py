@@ -12,6 +12,7 @@ from hbr_fast.files import read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.plan import Plan
 from hbr_fast.seeding import member_seed
+from hbr_fast.training.cluster import Cluster
 from hbr_fast.training.parallel import Training, obtain_members
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember, open_member
@@ -40,6 +41,7 @@ def train_ensemble(
     seed: int = 0,
     plan: Plan | None = None,
     members_at_once: int = 1,
+    cluster: Cluster | None = None,
 ) -> Ensemble:
     """Train an ensemble into a run directory, or find what is there of it and train the rest.
 
@@ -55,7 +57,7 @@ def train_ensemble(
         Of the ensemble; member m trains with `member_seed(seed, m)`.
     plan : Plan, optional
         Rows of the train split that make an epoch; by default each sample once.
-    members_at_once : int
+    members_at_once, cluster
         See `hbr_fast.training.parallel.obtain_members`.
 
     Raises
@@ -74,7 +76,9 @@ def train_ensemble(
     check_fit(dataset, recipe, plan)
     plan_hash = plan.content_hash() if plan is not None else None
     _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
-    stored = obtain_members(dataset, recipe, trainings, store=run, members_at_once=members_at_once, label="train")
+    stored = obtain_members(
+        dataset, recipe, trainings, store=run, members_at_once=members_at_once, cluster=cluster, label="train"
+    )
     write_json(
         run / "ensemble.json",
         {

@@ -1,8 +1,8 @@
-"""Several members at a time: one process and one thread each.
+"""An ensemble's members: found in the store or trained, one after another, in processes, or on a cluster.
 
-Small networks keep one core busy and leave a second one waiting at barriers, so two members on a thread each finish
-before one after another on two threads, and suffer far less from other programs on the machine. The processes share the
-dataset's pages: it is memory-mapped.
+Processes have one thread each: small networks keep one core busy and leave a second one waiting at barriers, so two
+members on a thread each finish before one after another on two threads, and suffer far less from other programs on the
+machine. They share the dataset's pages: it is memory-mapped.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
+from hbr_fast.training.cluster import Cluster, train_on_cluster
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember, find_member, train_and_store
 from hbr_fast.training.trainer import check_fit
@@ -53,6 +54,7 @@ def obtain_members(
     *,
     store: Path,
     members_at_once: int = 1,
+    cluster: Cluster | None = None,
     label: str,
 ) -> list[StoredMember]:
     """Members in the order of `trainings`: those in the store are found, the others trained into it.
@@ -67,6 +69,8 @@ def obtain_members(
     members_at_once : int
         1 trains one after another in this process, with all its threads; more start that many processes, which needs
         an importable main module (`if __name__ == "__main__":` in scripts).
+    cluster : Cluster, optional
+        Train on a Ray cluster instead, as many at a time as it has room for.
     label : str
         What the progress calls them.
 
@@ -76,6 +80,8 @@ def obtain_members(
         If `members_at_once` is below 1, or what a training raises.
     FloatingPointError
         If a training diverges; members that finished before are kept.
+    ConnectionError, ImportError
+        If the cluster does not answer or Ray is not installed.
     """
     if members_at_once < 1:
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
@@ -91,38 +97,56 @@ def obtain_members(
         recipe.epochs * (len(plan) if (plan := trainings[number].plan) is not None else len(dataset.train))
         for number in missing
     )
+    jobs = [trainings[number] for number in missing]
     at_once = min(members_at_once, len(missing))
-    title = f"{label}: {len(missing)} members" + (f", {at_once} at once" if at_once > 1 else "")
+    title = f"{label}: {len(missing)} members"
+    if cluster is not None:
+        title += f" on the cluster {cluster.address}"
+    elif at_once > 1:
+        title += f", {at_once} at once"
     with progress.task(title, total=rows, unit="images") as advance:
-        if at_once == 1:
-            for number in missing:
-                job = trainings[number]
-                found[number] = train_and_store(
-                    dataset, recipe, seed=job.seed, plan=job.plan, store=store, advance=advance
-                )
+        if cluster is not None:
+            diverged = train_on_cluster(
+                dataset, recipe, [(job.seed, job.plan) for job in jobs], store=store, cluster=cluster, advance=advance
+            )
+            for error in diverged.values():
+                raise error
+        elif at_once == 1:
+            for job in jobs:
+                train_and_store(dataset, recipe, seed=job.seed, plan=job.plan, store=store, advance=advance)
         else:
-            with _workers(at_once, advance) as pool:
-                with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
-                    futures = [
-                        pool.submit(_train_in_worker, dataset.path, recipe, trainings[number], store)
-                        for number in missing
-                    ]
-                wait(futures, return_when=FIRST_EXCEPTION)
-                try:
-                    for future in futures:
-                        if future.done():
-                            future.result()
-                except BrokenProcessPool:
-                    raise ChildProcessError(
-                        "a training process died (out of memory?): finished members are kept; run the same again, "
-                        "with fewer members at once"
-                    ) from None
-            for number in missing:
-                job = trainings[number]
-                found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
+            _train_in_processes(dataset, recipe, jobs, store=store, at_once=at_once, advance=advance)
+    for number in missing:
+        job = trainings[number]
+        found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
     members = [member for member in found if member is not None]
     assert len(members) == len(trainings)
     return members
+
+
+def _train_in_processes(
+    dataset: Dataset,
+    recipe: Recipe,
+    jobs: Sequence[Training],
+    *,
+    store: Path,
+    at_once: int,
+    advance: progress.Advance,
+) -> None:
+    """Train all into the store, `at_once` of them at a time."""
+    with _workers(at_once, advance) as pool:
+        with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
+            futures = [pool.submit(_train_in_worker, dataset.path, recipe, job, store) for job in jobs]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        try:
+            for future in futures:
+                if future.done():
+                    future.result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a training process died (out of memory?): finished members are kept; run the same again, with fewer "
+                "members at once"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def cluster_of_two() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as LocalCluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made: Any = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.node = made.add_node(num_cpus=1)
     try:
         yield made
@@ -213,8 +213,8 @@ def test_a_driver_that_dies_and_comes_back(
     longer = dataclasses.replace(recipe, epochs=LONG)
     write_json(tmp_path / "recipe.json", longer.to_json())
     store = tmp_path / "store"
-    command = [sys.executable, "-c", DRIVER, tiny.path, tmp_path / "recipe.json", store, cluster.address]
-    driver = subprocess.Popen(command)
+    words = [str(tiny.path), str(tmp_path / "recipe.json"), str(store), cluster.address]
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words])
     members = store / "members"
     wait_for(lambda: members.exists() and [path for path in members.iterdir() if path.name[0] != "."])
     driver.kill()
