@@ -25,10 +25,15 @@ def make_batch(
     step: int = 1,
     epoch: int,
     seed: int,
-    flip: float,
-    pad: int,
     mean_c: np.ndarray,
     std_c: np.ndarray,
+    flip: float = 0.0,
+    alternating_flip: bool = False,
+    pad: int = 0,
+    padding: str = "zero",
+    resized_crop: tuple[float, float] | None = None,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    cutout: int = 0,
 ) -> np.ndarray:
     """The images of one batch, float64 [B, C, H, W].
 
@@ -39,15 +44,14 @@ def make_batch(
         Sample, interpolation partner (-1: none) and share of the sample of each row.
     first_position, step, epoch, seed : int
         Row b of the batch stands at position `first_position + b * step` of the epoch.
-    flip : float
-        Probability of a horizontal flip.
-    pad : int
-        Zeros put round the raw image before a random crop of its own size.
     mean_c, std_c : float [C]
         Normalisation, of pixels scaled to [0, 1].
+    flip, alternating_flip, pad, padding, resized_crop, aspect, cutout
+        As in `hbr_fast.Augment`. Applied in this order: interpolate, crop, flip, cut out, normalise.
     """
     _, channels, height, width = images_nchw.shape
     key = stream_key(seed, Stream.AUGMENTATION)
+    sizes = crop_sizes(height, width, resized_crop, aspect) if resized_crop else None
     out = np.empty((len(index_b), channels, height, width))
     for b in range(len(index_b)):
         image = images_nchw[index_b[b]].astype(np.float64)
@@ -55,15 +59,79 @@ def make_batch(
             share = float(weight_b[b])
             image = share * image + (1 - share) * images_nchw[partner_b[b]]
         position = first_position + b * step
-        words = philox((position & 0xFFFFFFFF, position >> 32, epoch, 0), key)
-        flipped = words[0] < round(flip * 2**32)
-        top, left = (word * (2 * pad + 1) >> 32 for word in words[1:3])
-        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
-        image = padded[:, top : top + height, left : left + width]
+        place = (position & 0xFFFFFFFF, position >> 32, epoch)
+        words = philox((*place, 0), key)
+        if sizes is not None:
+            tall, wide = (int(side) for side in sizes[words[3] * len(sizes) >> 32])
+            top, left = words[1] * (height - tall + 1) >> 32, words[2] * (width - wide + 1) >> 32
+            image = resized(image[:, top : top + tall, left : left + wide], height, width)
+        elif pad:
+            top, left = (word * (2 * pad + 1) >> 32 for word in words[1:3])
+            image = padded(image, pad, padding, mean_c)[:, top : top + height, left : left + width]
+        if alternating_flip:
+            sample = int(index_b[b])
+            first = philox((sample & 0xFFFFFFFF, sample >> 32, 0, 2), key)[0]
+            flipped = (first < round(flip * 2**32)) != bool(epoch % 2)
+        else:
+            flipped = words[0] < round(flip * 2**32)
         if flipped:
             image = image[:, :, ::-1]
+        if cutout:
+            words = philox((*place, 1), key)
+            top, left = words[0] * (height - cutout + 1) >> 32, words[1] * (width - cutout + 1) >> 32
+            image = image.copy()
+            image[:, top : top + cutout, left : left + cutout] = mean_level(mean_c)[:, None, None]
         out[b] = (image / 255 - mean_c[:, None, None]) / std_c[:, None, None]
     return out
+
+
+def mean_level(mean_c: np.ndarray) -> np.ndarray:
+    """The mean of each channel as a grey level, float64 [C]: a whole number, so that a byte can hold it."""
+    return np.rint(255 * np.asarray(mean_c, np.float64))
+
+
+def padded(image_chw: np.ndarray, pad: int, padding: str, mean_c: np.ndarray) -> np.ndarray:
+    """An image with `pad` pixels more on each side: zeros, the channel's mean, the edge repeated, or a reflection.
+
+    A reflection does not repeat the pixel at the edge.
+    """
+    around = ((0, 0), (pad, pad), (pad, pad))
+    if padding == "mean":
+        level = mean_level(mean_c)[:, None, None]
+        return np.pad(image_chw - level, around) + level
+    if padding == "zero":
+        return np.pad(image_chw, around)
+    return np.pad(image_chw, around, mode="edge" if padding == "edge" else "reflect")
+
+
+def resized(image_chw: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image scaled to another size: bilinear between pixel centres; beyond the outermost centres, the edge."""
+
+    def between(size: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Centre x of the new pixels lies at ((2 x + 1) size - new) / (2 new): whole numbers, the same on every device.
+        at = np.clip((2 * np.arange(new) + 1) * size - new, 0, (size - 1) * 2 * new)
+        low = at // (2 * new)
+        return low, np.minimum(low + 1, size - 1), (at - low * 2 * new) / (2 * new)
+
+    low, high, share = between(image_chw.shape[1], height)
+    rows = image_chw[:, low] * (1 - share)[:, None] + image_chw[:, high] * share[:, None]
+    low, high, share = between(image_chw.shape[2], width)
+    return rows[:, :, low] * (1 - share) + rows[:, :, high] * share
+
+
+def crop_sizes(height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]) -> np.ndarray:
+    """Height and width of the crops that a random-resized crop may take, each as likely: int64 [4096, 2].
+
+    The middles of 64 equal parts of the area's range by 64 of the logarithm of the aspect ratio's (width over height),
+    and a side longer than the image's is cut to it. A table, so that every device takes the same crops: logarithms and
+    roots round differently on each. torchvision draws the two from the same ranges, and draws again where a side is
+    too long.
+    """
+    middles = (np.arange(64) + 0.5) / 64
+    areas = height * width * (area[0] + (area[1] - area[0]) * middles)[:, None]
+    ratios = aspect[0] * (aspect[1] / aspect[0]) ** middles
+    sides = np.stack([np.sqrt(areas / ratios), np.sqrt(areas * ratios)], axis=-1).reshape(-1, 2)
+    return np.clip(np.rint(sides), 1, (height, width)).astype(np.int64)
 
 
 def bijection(position: int, length: int, a: int, b: int, keys: Sequence[int]) -> int:

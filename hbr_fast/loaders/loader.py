@@ -9,13 +9,11 @@ import numpy as np
 import torch
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.loaders import backends
 from hbr_fast.loaders.batch import DTYPES, Augment, Batch, Job
-from hbr_fast.loaders.native import NativeBackend
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import Sampler, uniform_order
-
-BACKENDS = {"native": NativeBackend}
 
 
 class Loader:
@@ -42,18 +40,22 @@ class Loader:
         float32 or bfloat16.
     channels_last : bool
         Memory format of the images.
+    device : torch.device or str
+        Where the batches are.
     threads : int, optional
-        Threads that make batches; 0 makes them in the caller's thread when asked for. By default 1: one thread
-        makes hundreds of thousands of images a second.
+        Threads that make batches, at least 1; by default, and at most, as many as the process may use.
     prefetch : int, optional
-        Blocks of batches made ahead (a block is one large batch or a few small ones), by default `2 * threads`.
+        Batches made ahead while the caller has one; 0 makes a batch when it is asked for. By default what was best for
+        the backend (docs/loading.md).
     backend : str
-        "native".
+        One of `hbr_fast.loaders.backends.BACKENDS`; "auto" is "native".
 
     Raises
     ------
     ValueError
-        If an argument is out of range or the plan does not fit the split.
+        If an argument is out of range, the plan does not fit the split, or the backend lacks an augmentation.
+    ImportError
+        If what the backend needs is not installed; the message has the command that installs it.
 
     Examples
     --------
@@ -76,9 +78,10 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         drop_last: bool = False,
+        device: torch.device | str = "cpu",
         threads: int | None = None,
         prefetch: int | None = None,
-        backend: str = "native",
+        backend: str = "auto",
     ) -> None:
         _check_images((split, *stores))
         if plan is None:
@@ -95,27 +98,36 @@ class Loader:
             )
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
-        if backend not in BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}: available are {', '.join(BACKENDS)}")
-        threads = min(1, usable_cpus()) if threads is None else threads
-        prefetch = 2 * threads if prefetch is None else prefetch
-        if threads < 0 or prefetch < threads:
-            raise ValueError(f"threads must be >= 0 and prefetch >= threads, got {threads} and {prefetch}")
+        augment = augment or Augment()
+        augment.check_fits(*split.images.shape[2:])
+        device = torch.device(device)
+        backend = "native" if backend == "auto" else backend
+        needs = (
+            *augment.features,
+            *(("interpolated rows",) if (plan.partner >= 0).any() else ()),
+            *(("several stores",) if stores else ()),
+        )
+        found = backends.find(backend, device.type, needs)
+        threads = usable_cpus() if threads is None else threads
+        prefetch = found.prefetch if prefetch is None else prefetch
+        if threads < 1 or prefetch < 0:
+            raise ValueError(f"threads must be >= 1 and prefetch >= 0, got {threads} and {prefetch}")
         self.job = Job(
             split=split,
             stores=tuple(stores),
             plan=plan,
             order=order,
-            augment=augment or Augment(),
+            augment=augment,
             batch_size=batch_size,
             seed=seed,
             dtype=dtype,
             channels_last=channels_last,
             drop_last=drop_last,
-            threads=threads,
+            device=device,
+            threads=min(threads, usable_cpus()),
             prefetch=prefetch,
         )
-        self._backend = BACKENDS[backend](self.job)
+        self._backend = backends.load(backend, device.type)(self.job)
         self._backend_name = backend
 
     def __len__(self) -> int:
@@ -156,10 +168,16 @@ def _check_images(splits: Sequence[Split]) -> None:
                 f"images of split {split.name!r} must be uint8 [N, C, H, W] in one piece, got {split.images.dtype} "
                 f"{split.images.shape}{'' if split.images.flags.c_contiguous else ' with gaps'}: make a copy"
             )
+        channels = split.images.shape[1]
+        if not len(splits[0].mean) == len(splits[0].std) == channels:
+            raise ValueError(
+                f"images of split {split.name!r} have {channels} channels but mean and std are of "
+                f"{len(splits[0].mean)} and {len(splits[0].std)}: give one number a channel"
+            )
         if split.images.shape[1:] != splits[0].images.shape[1:]:
             raise ValueError(
                 f"images of store {split.name!r} are {list(split.images.shape[1:])} (C, H, W) but those of split "
-                f"{splits[0].name!r} are {list(splits[0].images.shape[1:])} : give both one shape"
+                f"{splits[0].name!r} are {list(splits[0].images.shape[1:])}: give both one shape"
             )
 
 

@@ -39,12 +39,10 @@ class NativeBackend:
         self._labels = np.concatenate([one.labels for one in splits]) if job.stores else split.labels
         pad = job.augment.pad
         self._scratch_size = 2 * channels * (height + 2 * pad) * (width + 2 * pad)
-        self._scale = (1 / (255 * np.asarray(split.std, np.float64))).astype(np.float32)
-        self._bias = (-np.asarray(split.mean, np.float64) / split.std).astype(np.float32)
+        self._scale, self._bias = job.scale_c, job.bias_c
         self._key = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
-        self._flip_below = round(job.augment.flip * 2**32)
         batch_bytes = job.batch_size * channels * height * width * np.dtype(_STORAGE[job.dtype]).itemsize
-        self._batches_per_block = max(1, min(BLOCK_BYTES // batch_bytes, job.batches)) if job.threads else 1
+        self._batches_per_block = max(1, min(BLOCK_BYTES // batch_bytes, job.batches)) if job.prefetch else 1
         size = self._batches_per_block * job.batch_size * channels * height * width
         # One block in training, one more held by a loop variable, the rest ahead.
         self._buffers = _Buffers(size, _STORAGE[job.dtype], keep=job.prefetch + job.threads + 2)
@@ -53,7 +51,7 @@ class NativeBackend:
         """Batches `start`, `start + 1`, ... of an epoch."""
         step = self._batches_per_block
         blocks = [(first, min(first + step, self.job.batches)) for first in range(start, self.job.batches, step)]
-        if self.job.threads == 0:
+        if self.job.prefetch == 0:
             return (batch for first, stop in blocks for batch in self._make(epoch, first, stop))
         return self._ahead(epoch, blocks)
 
@@ -93,7 +91,7 @@ class NativeBackend:
             *job.order.global_positions(position),
             epoch,
             self._key,
-            self._flip_below,
+            job.flip_below,
             job.augment.pad,
             self._scale,
             self._bias,

@@ -156,7 +156,7 @@ def predict(model: nn.Module, split: Split, *, dtype: torch.dtype) -> np.ndarray
         batch_size=min(EVALUATION_BATCH, len(split)),
         dtype=dtype,
         channels_last=True,
-        threads=0,
+        prefetch=0,
     )
     model.eval()
     with (
@@ -216,7 +216,7 @@ def training_loader(split: Split, recipe: Recipe, *, seed: int, plan: Plan | Non
         seed=seed,
         dtype=dtype,
         channels_last=True,
-        threads=0,  # the network has work for every core, and making a batch takes a few thousandths of its step
+        prefetch=0,  # the network has work for every core, and making a batch takes a few thousandths of its step
     )
 
 

@@ -1,0 +1,117 @@
+"""What holds before a backend is asked: the augmentation's values, and which backend takes the job."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hbr_fast.loaders import backends
+from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.loader import Loader
+from loaders.contracts import AUGMENTS, MakeLoader, checks_of, coded_split
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flip": 1.1}, r"flip is a probability in \[0, 1\], got 1\.1"),
+        ({"flip": -0.1}, r"flip is a probability in \[0, 1\], got -0\.1"),
+        ({"flip": float("nan")}, r"flip is a probability in \[0, 1\], got nan"),
+        ({"flip": 1.0, "alternating_flip": True}, "set flip=0.5, got 1.0"),
+        ({"alternating_flip": True}, "set flip=0.5, got 0.0"),
+        ({"pad": -1}, r"pad is a number of pixels >= 0, got -1"),
+        ({"pad": 2, "padding": "wrap"}, "padding must be one of zero, reflect, edge, mean, got 'wrap'"),
+        ({"padding": "edge"}, "padding='edge' without pad does nothing"),
+        ({"cutout": -3}, "cutout is the side of a square in pixels, >= 0, got -3"),
+        ({"pad": 4, "resized_crop": (0.5, 1.0)}, "pad and resized_crop are both crops: give one of them"),
+        ({"resized_crop": (0.0, 1.0)}, r"two shares of the area in \(0, 1\], got \(0.0, 1.0\)"),
+        ({"resized_crop": (0.5, 0.4)}, r"two shares of the area in \(0, 1\], got \(0.5, 0.4\)"),
+        ({"resized_crop": (0.5, 1.1)}, r"two shares of the area in \(0, 1\], got \(0.5, 1.1\)"),
+        ({"resized_crop": (0.5, 1), "aspect": (2, 1)}, r"aspect is two ratios above 0, the smaller first"),
+        ({"resized_crop": (0.5, 1), "aspect": (0, 1)}, r"aspect is two ratios above 0, the smaller first"),
+    ],
+)
+def test_augmentation_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augment(**arguments)
+
+
+def test_every_augmentation_is_a_feature_that_native_may_have() -> None:
+    named = {feature for augment in AUGMENTS for feature in augment.features}
+    assert named == set(backends.FEATURES) - {"interpolated rows", "several stores"}
+    for entry in backends.BACKENDS.values():
+        assert entry.features <= set(backends.FEATURES)
+
+
+def test_auto_is_native() -> None:
+    loader = Loader(coded_split(10), batch_size=2)
+    assert type(loader._backend).__name__ == "NativeBackend"
+
+
+def test_unknown_backend_and_device() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'tfds': available are auto, native"):
+        Loader(coded_split(10), batch_size=2, backend="tfds")
+    with pytest.raises(ValueError, match=r"backend 'native' makes batches on cpu.*, not on 'mps': no backend has"):
+        Loader(coded_split(10), batch_size=2, device="mps")
+
+
+def test_what_a_backend_lacks_is_named_with_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = dataclasses.replace(backends.BACKENDS["native"], features=frozenset({"cutout"}))
+    monkeypatch.setitem(backends.BACKENDS, "bare", bare)
+    with pytest.raises(ValueError, match="backend 'bare' has no flip: use native"):
+        Loader(coded_split(10), batch_size=2, augment=Augment(flip=0.5), backend="bare")
+
+
+def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = dataclasses.replace(backends.BACKENDS["native"], classes={"cpu": "other:Other"}, extra="other")
+    monkeypatch.setitem(backends.BACKENDS, "other", entry)
+    monkeypatch.setitem(sys.modules, "hbr_fast.loaders.other", None)  # as if an import in it failed
+    with pytest.raises(ImportError, match=r"backend 'other' needs .*: pip install 'hbr-fast\[other\]'$"):
+        Loader(coded_split(10), batch_size=2, backend="other")
+
+
+def _roll_ids(batch: Batch) -> Batch:
+    return batch._replace(ids=batch.ids.roll(1))
+
+
+def _roll_labels(batch: Batch) -> Batch:
+    return batch._replace(labels=batch.labels.roll(1))
+
+
+def _roll_rows(batch: Batch) -> Batch:
+    return batch._replace(rows=batch.rows.roll(1))
+
+
+def _swap_two_images(batch: Batch) -> Batch:
+    order = torch.arange(len(batch.ids))
+    order[:2] = order[:2].flip(0)
+    return batch._replace(images=batch.images[order])
+
+
+def _shift_one_image(batch: Batch) -> Batch:
+    images = batch.images.clone()
+    images[-1] = images[-1].roll(1, dims=-1)
+    return batch._replace(images=images)
+
+
+@pytest.mark.parametrize("spoil", [_roll_ids, _roll_labels, _roll_rows, _swap_two_images, _shift_one_image])
+def test_the_contract_sees_a_planted_error(spoil: Callable[[Batch], Batch]) -> None:
+    class Spoilt(Loader):
+        def epoch(self, epoch: int, *, start: int = 0) -> Any:
+            return (spoil(batch) for batch in super().epoch(epoch, start=start))
+
+    class MakeSpoilt(MakeLoader):
+        def __call__(self, **arguments: Any) -> Loader:
+            return Spoilt(**{"backend": "native", **arguments})
+
+    failed = []
+    for check in checks_of("native"):
+        try:
+            check(MakeSpoilt("native"))
+        except AssertionError:
+            failed.append(check.__name__)
+    assert {"check_augmentation_is_the_reference"} <= set(failed)
+    assert len(failed) < len(checks_of("native"))
