@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hbr_fast.data.convert import convert
     from hbr_fast.data.dataset import Dataset, Split, open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
-    from hbr_fast.evaluation.statistics import PairedDifference, paired_difference
+    from hbr_fast.evaluation.statistics import PairedDifference, holm, paired_difference, variants_needed
     from hbr_fast.hardness.estimators import ESTIMATORS
     from hbr_fast.hardness.recorder import HardnessRecorder
     from hbr_fast.hardness.scores import HardnessScores
@@ -62,6 +62,7 @@ _HOME = {
     "convert": "data.convert",
     "evaluate": "evaluation.metrics",
     "gaps": "evaluation.metrics",
+    "holm": "evaluation.statistics",
     "named_recipe": "training.recipe",
     "open_beton": "data.beton",
     "open_dataset": "data.dataset",
@@ -75,6 +76,7 @@ _HOME = {
     "train_ensemble": "training.ensemble",
     "train_member": "training.trainer",
     "uniform_order": "sampler.uniform",
+    "variants_needed": "evaluation.statistics",
     "verify_dataset": "data.dataset",
     "weighted_order": "sampler.weighted",
     "write_beton": "data.beton_writer",
@@ -107,6 +109,7 @@ __all__ = [
     "convert",
     "evaluate",
     "gaps",
+    "holm",
     "named_recipe",
     "open_beton",
     "open_dataset",
@@ -120,6 +123,7 @@ __all__ = [
     "train_ensemble",
     "train_member",
     "uniform_order",
+    "variants_needed",
     "verify_dataset",
     "weighted_order",
     "write_beton",

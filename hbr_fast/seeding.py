@@ -29,6 +29,7 @@ class Stream(IntEnum):
     RESAMPLING = 4
     MEMBER = 5
     VARIANT = 6
+    BOOTSTRAP = 16
 
 
 @nb.njit(inline="always")

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hbr_fast.evaluation.statistics import paired_difference, sign_flip_p
+from hbr_fast.evaluation.statistics import (
+    bootstrap_interval,
+    holm,
+    members_t_test,
+    paired_difference,
+    power,
+    sign_flip_p,
+    t_interval,
+    variants_needed,
+)
 
 
 def test_by_hand() -> None:
@@ -110,3 +119,135 @@ def test_trap_09_members_of_a_variant_are_not_independent_and_worse_is_larger() 
 def test_bad_input(baseline: np.ndarray, treatment: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_difference(baseline, treatment)
+
+
+# --- many at once ---
+
+
+def test_intervals_and_p_values_of_many_rows_are_those_of_each() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1, (2, 5, 6))
+    low, high = t_interval(values, confidence=0.9)
+    p = sign_flip_p(values)
+    assert low.shape == high.shape == p.shape == (2, 5)
+    for place in np.ndindex(2, 5):
+        expected = stats.ttest_1samp(values[place], 0).confidence_interval(0.9)
+        assert (low[place], high[place]) == pytest.approx((expected.low, expected.high))
+        assert p[place] == sign_flip_p(values[place])
+
+
+# --- the bootstrap ---
+
+
+def test_the_bootstrap_draws_variants_and_then_members() -> None:
+    differences = np.random.default_rng(5).normal(0, 1, (12, 3)) + np.random.default_rng(6).normal(0, 2, (12, 1))
+    low, high = bootstrap_interval(differences, seed=0)
+    # The variance of a draw's mean: between the variants seen, plus within them.
+    between = differences.mean(axis=1).var() / 12
+    within = differences.var(axis=1).mean() / (12 * 3)
+    half = 1.96 * math.sqrt(between + within)
+    assert (low, high) == pytest.approx((differences.mean() - half, differences.mean() + half), abs=0.1 * half)
+    assert bootstrap_interval(differences, seed=0) == (low, high)
+    assert bootstrap_interval(differences, seed=1) != (low, high)
+    narrow = bootstrap_interval(differences, seed=0, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+@pytest.mark.parametrize(
+    ("differences", "options", "message"),
+    [
+        (np.zeros((9, 4)), {}, "a bootstrap over 9 variants is too narrow"),
+        (np.zeros(10), {}, r"finite and \[variants, members\], got \(10,\)"),
+        (np.full((10, 1), np.nan), {}, "must be finite"),
+        (np.zeros((10, 1)), {"resamples": 0}, "resamples must be at least 1"),
+        (np.zeros((10, 1)), {"confidence": 1.0}, r"confidence in \(0, 1\)"),
+    ],
+)
+def test_bootstraps_that_cannot_be(differences: np.ndarray, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(differences, seed=0, **options)  # type: ignore[arg-type]
+
+
+# --- many questions ---
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and none below one before it.
+    np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    # 0.001 times 3, then 0.2 times 2 = 0.4, then 0.9.
+    np.testing.assert_allclose(holm([0.9, 0.2, 0.001]), [0.9, 0.4, 0.003])
+    np.testing.assert_allclose(holm([0.5, 0.6]), [1.0, 1.0])
+    np.testing.assert_allclose(holm([0.03]), [0.03])
+    assert holm([]).shape == (0,)
+
+
+def test_holm_leaves_out_tests_that_could_not_be_made() -> None:
+    np.testing.assert_allclose(holm([math.nan, 0.02, 0.03]), [math.nan, 0.04, 0.04])
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.1], [-0.1], [[0.1, 0.2]]])
+def test_holm_takes_p_values_only(values: list) -> None:
+    with pytest.raises(ValueError, match=r"must be a row of numbers in \[0, 1\]"):
+        holm(values)
+
+
+# --- the paper's test ---
+
+
+def test_the_papers_t_test_is_scipys() -> None:
+    baseline, treatment = np.random.default_rng(2).normal(size=(2, 4, 4))
+    theirs = stats.ttest_rel(treatment.ravel(), baseline.ravel())
+    assert members_t_test(baseline, treatment) == pytest.approx((theirs.statistic, theirs.pvalue))
+
+
+def test_the_papers_t_test_where_it_cannot_be_made() -> None:
+    assert all(math.isnan(x) for x in members_t_test(np.zeros(1), np.ones(1)))
+    assert all(math.isnan(x) for x in members_t_test(np.zeros(3), np.ones(3)))
+
+
+# --- planning ---
+
+
+def test_power_is_what_simulation_finds() -> None:
+    values = np.random.default_rng(1).normal(0.9, 1, (40_000, 8))
+    found = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
+    assert power(0.9, 8) == pytest.approx(found, abs=0.01)
+    assert power(-0.9, 8) == pytest.approx(power(0.9, 8))
+    assert power(0.0, 8) == pytest.approx(0.05)
+
+
+def test_variants_needed_is_the_first_with_that_power() -> None:
+    # 34 pairs for a medium effect (d = 0.5, power 0.8) is the textbook's figure (Cohen 1988).
+    assert variants_needed(0.5) == 34
+    for effect in (0.3, 0.7, 1.1):
+        needed = variants_needed(effect)
+        assert power(effect, needed) >= 0.8 > power(effect, needed - 1)
+
+
+def test_variants_needed_is_never_too_few_for_the_permutation_test() -> None:
+    assert variants_needed(10.0) == 6  # 2 / 2^6 = 0.031; five variants cannot go below 0.0625
+    assert variants_needed(10.0, level=0.125) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"effect_size": 0.0},
+        {"effect_size": math.inf},
+        {"effect_size": 0.5, "wanted_power": 1.0},
+        {"effect_size": 0.5, "level": 0.9},
+    ],
+)
+def test_plans_that_cannot_be(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="planning needs an effect size other than 0"):
+        variants_needed(**arguments)
+
+
+def test_an_effect_too_small_to_plan_for() -> None:
+    with pytest.raises(ValueError, match="needs more than 1,000,000 variants"):
+        variants_needed(1e-4)
+
+
+@pytest.mark.parametrize(("variants", "level"), [(1, 0.05), (5, 0.0), (5, 1.0)])
+def test_power_needs_two_variants_and_a_level(variants: int, level: float) -> None:
+    with pytest.raises(ValueError, match="at least 2 variants"):
+        power(0.5, variants, level=level)
