@@ -1,0 +1,123 @@
+import ctypes
+import os
+import sys
+import threading
+
+import numba as nb
+import numpy as np
+import pytest
+import torch
+
+from hbr_fast.kernels import team
+
+_thread_id = ctypes.CDLL(None).pthread_self
+_thread_id.argtypes, _thread_id.restype = (), ctypes.c_int64
+
+
+@nb.cfunc(team.KERNEL, cache=True)
+def count_up(first, last, words):  # type: ignore[no-untyped-def]
+    values = team.array_at(words[0], (words[1],), np.int64)
+    for i in range(first, last):
+        values[i] += i + words[2]
+
+
+@nb.cfunc(team.KERNEL)
+def who(first, last, words):  # type: ignore[no-untyped-def]
+    """The thread of each item, after some work on it."""
+    threads = team.array_at(words[0], (words[1],), np.int64)
+    for i in range(first, last):
+        x = np.float64(i)
+        for _ in range(200_000):
+            x = np.sqrt(x + 1.0)
+        threads[i] = _thread_id() + (0 if x > 0 else 1)
+
+
+@nb.cfunc(team.KERNEL, cache=True)
+def widest(first, last, words):  # type: ignore[no-untyped-def]
+    widths = team.array_at(words[0], (words[1],), np.int64)
+    widths[first] = last - first
+
+
+def assert_each_item_once(size: int, **options: int) -> None:
+    values = np.zeros(size + 2, np.int64)
+    team.run(count_up, size, (values.ctypes.data, size, 5), **options)
+    np.testing.assert_array_equal(values[:size], np.arange(size) + 5)
+    assert values[size:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 100_003])
+def test_each_item_is_done_once(size: int, threads: int) -> None:
+    assert_each_item_once(size, threads=threads)
+    assert_each_item_once(size, threads=threads, piece=3)
+    assert_each_item_once(size)
+
+
+def test_pieces_are_no_larger_than_asked() -> None:
+    widths = np.zeros(100, np.int64)
+    team.run(widest, 100, (widths.ctypes.data, 100), threads=2, piece=7)
+    assert widths.max() == 7
+    assert widths.sum() == 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch may have another team, or none")
+def test_work_is_done_on_several_threads_with_the_caller_among_them() -> None:
+    assert team.team() is not None
+    threads = np.zeros(64, np.int64)
+    team.run(who, 64, (threads.ctypes.data, 64), threads=2)
+    assert len(set(threads.tolist())) == 2
+    assert threading.get_ident() in threads
+    team.run(who, 64, (threads.ctypes.data, 64), threads=1)
+    assert set(threads.tolist()) == {threading.get_ident()}
+
+
+def test_several_python_threads_may_run_teams_at_once() -> None:
+    failures = []
+
+    def work() -> None:
+        try:
+            for _ in range(50):
+                assert_each_item_once(1000, threads=2)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert failures == []
+
+
+def test_without_a_team_the_caller_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "team", lambda: None)
+    assert_each_item_once(1000, threads=2)
+    threads = np.zeros(4, np.int64)
+    team.run(who, 4, (threads.ctypes.data, 4), threads=2)
+    assert set(threads.tolist()) == {threading.get_ident()}
+
+
+def test_a_library_without_the_entry_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "__file__", "/nowhere/at/all.so")
+    assert team.team.__wrapped__() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_threads_it_does_not_have() -> None:
+    assert_each_item_once(1000, threads=2)  # the team exists before the fork
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            assert_each_item_once(1000, threads=2)
+            code = 0
+        finally:
+            os._exit(code)
+    done = threading.Event()
+    watchdog = threading.Timer(20, lambda: None if done.is_set() else os.kill(child, 9))
+    watchdog.start()
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    watchdog.cancel()
+    assert status == 0
