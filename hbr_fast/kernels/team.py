@@ -81,9 +81,9 @@ def run(kernel: Any, count: int, words: Sequence[int], *, threads: int | None = 
     threads = min(threads, -(-count // piece))
     parallel = team() if threads > 1 and not _forked else None
     if parallel is not None:
-        parallel(_work.address, task.buffer_info()[0], threads, 0)
+        parallel(_work_address, task.buffer_info()[0], threads, 0)
     else:
-        _alone(task.buffer_info()[0])
+        _work_alone(task.buffer_info()[0])
 
 
 @functools.cache
@@ -152,4 +152,5 @@ def _work(address):
         _call(task[_KERNEL], first, min(first + piece, count), task[_WORDS])
 
 
-_alone = _work.ctypes
+_work_address: Any = _work.address
+_work_alone = _work.ctypes
