@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from hbr_fast.allocation import Hard
+
+Origin = Literal["training", "final model", "second training"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,15 @@ class Estimator:
         Which end of the scale is hard.
     meaning : str
         What one observation is; the score is its mean unless this says otherwise.
+    origin : "training", "final model" or "second training"
+        What the logits come from: the training steps themselves, one evaluation pass of the trained model, or a second
+        training.
     """
 
     name: str
     hard_is: Hard
     meaning: str
+    origin: Origin = "training"
 
 
 # Every estimator and its hard end (method, section 2). The two spaces of AUM and of confidence are two names, so that
@@ -42,8 +49,21 @@ ESTIMATORS: Mapping[str, Estimator] = {
         Estimator("el2n", "high", "L2 norm of probabilities minus one-hot label, early epochs (Paul et al. 2021)"),
         Estimator("forgetting", "high", "number of times right became wrong (Toneva et al. 2019)"),
         Estimator("first_learned", "high", "first epoch classified right, from 0; never: the number of epochs"),
+        Estimator("aum_final", "low", "aum of the trained model, eval mode, no augmentation", "final model"),
+        Estimator("confidence_final", "low", "confidence of the trained model", "final model"),
+        Estimator("loss_final", "high", "loss of the trained model", "final model"),
+        Estimator("dataiq_final", "high", "dataiq of the trained model", "final model"),
+        Estimator(
+            "ssft",
+            "low",
+            "epochs of a second training, on other samples, after which it is first classified wrong; never: one more "
+            "than its epochs (after Maini et al. 2022)",
+            "second training",
+        ),
     )
 }
+RECORDED = tuple(name for name, entry in ESTIMATORS.items() if entry.origin == "training")
+FINAL = tuple(name for name, entry in ESTIMATORS.items() if entry.origin == "final model")
 
 
 def estimator(name: str) -> Estimator:

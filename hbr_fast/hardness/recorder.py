@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hbr_fast.hardness.estimators import RECORDED, estimator
 from hbr_fast.hardness.scores import HardnessScores
 
 if TYPE_CHECKING:
+    import polars as pl
     import torch
+
+    State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 NeverLearnt = Literal["max+1", "zero", "inf"]
 
@@ -19,16 +24,29 @@ class HardnessRecorder:
     """Accumulates every estimator from the logits of training steps, in one pass and in place.
 
     Record the very logits the step produced (train mode, augmented image, before the update); every visit of a sample
-    is one observation.
+    is one observation. With mixed images or smoothed labels, record against the hard label of the sample whose id it
+    is; with accumulated gradients, record every micro-batch.
 
     Parameters
     ----------
     num_samples, num_classes : int
         Size of the dataset whose sample ids are recorded.
+    estimators : sequence of str, optional
+        Names of the in-loop estimators wanted (`RECORDED`), by default all.
     el2n_epochs : int
         EL2N is recorded in the first this many epochs.
+    device : torch.device or str
+        Where the logits will be; the state is kept there.
+    distributed : bool
+        This process is one rank of several that share the epoch: it also logs its visits (16 bytes each), and
+        `merge_ranks` makes one recording of all.
     provenance : dict, optional
         What the scores should say of where they come from (dataset, recipe, seed, ...), JSON values.
+
+    Raises
+    ------
+    ValueError
+        If a size is out of range or an estimator unknown or not of those recorded in the loop.
 
     Examples
     --------
@@ -45,27 +63,31 @@ class HardnessRecorder:
         num_samples: int,
         num_classes: int,
         *,
+        estimators: Sequence[str] | None = None,
         el2n_epochs: int = 20,
+        device: torch.device | str = "cpu",
+        distributed: bool = False,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        import torch
-
-        from hbr_fast.kernels import cpu_hardness, ops
+        from hbr_fast.hardness.ranks import VisitLog
+        from hbr_fast.kernels import ops
 
         if num_samples < 1 or num_classes < 2 or el2n_epochs < 1:
             raise ValueError(
                 "a recorder needs num_samples >= 1, num_classes >= 2 and el2n_epochs >= 1, "
                 f"got {num_samples}, {num_classes} and {el2n_epochs}"
             )
+        self.num_samples = num_samples
         self.num_classes = num_classes
+        self.estimators = _chosen(estimators)
         self.el2n_epochs = el2n_epochs
         self.epochs = 0
         self.provenance = dict(provenance or {})
-        self.sums = torch.zeros(num_samples, cpu_hardness.SUM_COLUMNS, dtype=torch.float64)
-        self.counters = torch.zeros(num_samples, cpu_hardness.COUNTER_COLUMNS, dtype=torch.int32)
-        self.counters[:, cpu_hardness.LAST_CORRECT] = -1
-        self.counters[:, cpu_hardness.FIRST_LEARNED] = -1
-        self.nonfinite = torch.tensor([0, -1])
+        self.sums, self.counters, self.nonfinite = _empty_state(num_samples, device)
+        self._log = VisitLog() if distributed else None
+        # Of a distributed recording: the visits of all ranks up to the last merge. The state above is then what this
+        # rank visited since.
+        self._merged = _empty_state(num_samples, device) if distributed else None
         self._record = ops.record
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
@@ -74,7 +96,8 @@ class HardnessRecorder:
         Parameters
         ----------
         logits_bc : float [B, C]
-            On the CPU; gradients are not needed and not touched. float32 is read as it is, other floats converted.
+            On the recorder's device; gradients are not needed and not touched. float32 is read as it is, other floats
+            converted.
         labels_b, ids_b : int64 [B]
             Hard labels and sample ids. An id may occur more than once: its rows count in their order.
         epoch : int
@@ -83,8 +106,8 @@ class HardnessRecorder:
         Raises
         ------
         ValueError
-            If a shape, label or id does not fit. Then nothing of the batch is recorded. Rows with a logit that is NaN
-            or infinite are left out, counted, and reported by `scores`.
+            If a shape, label, id or device does not fit. Then nothing of the batch is recorded. Rows with a logit that
+            is NaN or infinite are left out, counted, and reported by `scores`.
         """
         if logits_bc.ndim != 2 or logits_bc.shape[1] != self.num_classes:
             raise ValueError(f"logits must be [B, {self.num_classes}], got {list(logits_bc.shape)}")
@@ -96,17 +119,120 @@ class HardnessRecorder:
             raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
         if labels_b.is_floating_point() or ids_b.is_floating_point():
             raise ValueError(f"labels and ids must be integers, got {labels_b.dtype} and {ids_b.dtype}")
-        self._record(
-            logits_bc.detach().float(),
-            labels_b.long(),
-            ids_b.long(),
-            epoch,
-            self.el2n_epochs,
-            self.sums,
-            self.counters,
-            self.nonfinite,
-        )
+        device = self.sums.device
+        for what, tensor in (("logits", logits_bc), ("labels", labels_b), ("ids", ids_b)):
+            if tensor.device != device:
+                raise ValueError(
+                    f"the {what} are on {tensor.device}, this recorder is on {device}: move them there, or make the "
+                    "recorder with another device"
+                )
+        logits, labels, ids = logits_bc.detach().float(), labels_b.long(), ids_b.long()
+        self._record(logits, labels, ids, epoch, self.el2n_epochs, self.sums, self.counters, self.nonfinite)
+        if self._log is not None:
+            self._log.add(logits, labels, ids, epoch=epoch)
         self.epochs = max(self.epochs, epoch + 1)
+
+    def merge_ranks(self, group: torch.distributed.ProcessGroup | None = None) -> None:
+        """Make one recording of what all ranks visited since the last merge; afterwards all ranks hold the same.
+
+        Every rank must call it. Once an epoch is best; once at the end gives the same and keeps a longer log. Counts,
+        first-learned epochs and forgetting are those of one process that visits every row of every rank, in the order
+        (epoch, row of the rank in the epoch, rank); sums are equal to rounding.
+
+        Raises
+        ------
+        ValueError
+            If the recorder was not made with `distributed=True`.
+        """
+        import torch
+
+        from hbr_fast.hardness import ranks
+
+        if self._log is None or self._merged is None:
+            raise ValueError("only a recorder made with distributed=True keeps what merging ranks needs")
+        sums, counters, nonfinite = self._merged
+        ranks.reduce_visits(self.sums, self.counters, group)
+        ranks.add_visits(sums, counters, self.sums, self.counters)
+        visits = self._log.gathered(device=sums.device, group=group)
+        first_not_finite = ranks.replay_transitions(counters, visits)
+        ranks.all_reduce(self.nonfinite[:1], group)
+        if nonfinite[0] == 0:
+            nonfinite[1] = first_not_finite
+        nonfinite[0] += self.nonfinite[0]
+        epochs = torch.tensor([self.epochs], device=sums.device)
+        ranks.all_reduce(epochs, group, "MAX")
+        self.epochs = int(epochs)
+        self.sums, self.counters, self.nonfinite = _empty_state(self.num_samples, sums.device)
+        self._log.clear()
+
+    def merge(self, other: HardnessRecorder) -> None:
+        """Add what another recorder of the same dataset recorded on samples that this one did not visit.
+
+        For runs that share the samples out once and for all, in any number of processes or machines. Forgetting
+        compares consecutive visits, so a sample that both visited is refused: use `merge_ranks` there.
+
+        Raises
+        ------
+        ValueError
+            If the recorders differ in size, options or dataset, or both visited a sample.
+        """
+        from hbr_fast.hardness import ranks
+        from hbr_fast.kernels import cpu_hardness as k
+
+        self._require_same(other._options())
+        (sums, counters, nonfinite), (more_sums, more_counters, more_nonfinite) = self._whole(), other._whole()
+        both = ((counters[:, k.OBSERVATIONS] > 0) & (more_counters[:, k.OBSERVATIONS] > 0)).nonzero()
+        if len(both):
+            raise ValueError(
+                f"sample {int(both[0])} and {len(both) - 1} more were visited by both recorders, in an order that is "
+                "not known: use merge_ranks"
+            )
+        ranks.add_visits(sums, counters, more_sums, more_counters)
+        counters[:, k.FORGOTTEN] += more_counters[:, k.FORGOTTEN]
+        visited = more_counters[:, k.OBSERVATIONS] > 0
+        counters[visited, k.LAST_CORRECT] = more_counters[visited, k.LAST_CORRECT]
+        if nonfinite[0] == 0:
+            nonfinite[1] = more_nonfinite[1]
+        nonfinite[0] += more_nonfinite[0]
+        self.epochs = max(self.epochs, other.epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded so far, for a checkpoint: the tensors `sums`, `counters`, `nonfinite` and `options`, JSON.
+
+        Raises
+        ------
+        ValueError
+            If this is a rank of a distributed recording that was not merged since it last recorded.
+        """
+        sums, counters, nonfinite = self._whole()
+        return {
+            "options": {**self._options(), "epochs": self.epochs},
+            "sums": sums.clone(),
+            "counters": counters.clone(),
+            "nonfinite": nonfinite.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; what was recorded here is dropped. Every rank of a distributed recording loads the same.
+
+        Raises
+        ------
+        ValueError
+            If the state is of a recorder with another size, option or dataset; the message names it.
+        """
+        if not {"options", "sums", "counters", "nonfinite"} <= set(state):
+            raise ValueError(f"not the state of a recorder: it holds {', '.join(map(str, state)) or 'nothing'}")
+        options = dict(state["options"])
+        epochs = options.pop("epochs")
+        self._require_same(options)
+        loaded = [state[name].to(self.sums.device, copy=True) for name in ("sums", "counters", "nonfinite")]
+        if self._log is None:
+            self.sums, self.counters, self.nonfinite = loaded
+        else:
+            self._merged = (loaded[0], loaded[1], loaded[2])
+            self.sums, self.counters, self.nonfinite = _empty_state(self.num_samples, self.sums.device)
+            self._log.clear()
+        self.epochs = epochs
 
     def scores(self, *, never_learnt: NeverLearnt = "max+1") -> HardnessScores:
         """What was recorded so far, as the scores of one member.
@@ -120,11 +246,12 @@ class HardnessRecorder:
         Raises
         ------
         ValueError
-            If the policy is unknown.
+            If the policy is unknown, or this is a rank of a distributed recording that was not merged since it last
+            recorded.
         """
         from hbr_fast.kernels import cpu_hardness as k
 
-        sums, counters = self.sums.numpy(), self.counters.numpy()
+        sums, counters, nonfinite = (tensor.cpu().numpy() for tensor in self._whole())
         count = counters[:, k.OBSERVATIONS].astype(np.int64)
         seen = count > 0
 
@@ -149,7 +276,7 @@ class HardnessRecorder:
             "forgetting": np.where(seen, forgetting, np.nan),
             "first_learned": np.where(seen, first_learned, np.nan),
         }
-        left_out, first_id = self.nonfinite.tolist()
+        left_out, first_id = nonfinite.tolist()
         provenance = {
             **self.provenance,
             "epochs": self.epochs,
@@ -159,11 +286,44 @@ class HardnessRecorder:
             "first_id_not_finite": first_id,
         }
         return HardnessScores(
-            values={name: value[None] for name, value in values.items()},
+            values={name: values[name][None] for name in self.estimators},
             observations=count[None],
             never_learnt=never[None],
             provenance=provenance,
         )
+
+    def to_frame(self) -> pl.DataFrame:
+        """The scores so far as a table; see `HardnessScores.to_frame`."""
+        return self.scores().to_frame()
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of `to_frame` to a CSV file."""
+        self.scores().to_csv(path)
+
+    def _whole(self) -> State:
+        """The state of the whole recording, all ranks of it."""
+        if self._log is None or self._merged is None:
+            return self.sums, self.counters, self.nonfinite
+        if len(self._log):
+            raise ValueError(f"this rank recorded {len(self._log)} visits since the last merge: call merge_ranks first")
+        return self._merged
+
+    def _options(self) -> dict[str, Any]:
+        """What two recordings must share to be one, JSON values."""
+        return {
+            "num_samples": self.num_samples,
+            "num_classes": self.num_classes,
+            "estimators": list(self.estimators),
+            "el2n_epochs": self.el2n_epochs,
+            "dataset": self.provenance.get("dataset"),
+        }
+
+    def _require_same(self, options: Mapping[str, Any]) -> None:
+        for name, own in self._options().items():
+            if options.get(name) != own:
+                raise ValueError(
+                    f"this recorder has {name} {own}, the other {options.get(name)}: they cannot be joined"
+                )
 
 
 def _forgetting_of_never_learnt(policy: NeverLearnt, learnt: np.ndarray) -> float:
@@ -174,3 +334,28 @@ def _forgetting_of_never_learnt(policy: NeverLearnt, learnt: np.ndarray) -> floa
     if policy == "inf":
         return float("inf")
     raise ValueError(f"never_learnt must be 'max+1', 'zero' or 'inf', got {policy!r}")
+
+
+def _chosen(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The estimators asked for, in the table's order."""
+    if names is None:
+        return RECORDED
+    if isinstance(names, str) or not names:
+        raise ValueError(f"estimators must be a list of at least one name, got {names!r}")
+    for name in names:
+        if estimator(name).name not in RECORDED:
+            raise ValueError(f"{name} is not recorded in the loop: choose from {', '.join(RECORDED)}")
+    return tuple(name for name in RECORDED if name in names)
+
+
+def _empty_state(num_samples: int, device: torch.device | str) -> State:
+    """Sums float64 [N, 8], counters int32 [N, 8] and rows that were not finite int64 [2], nothing recorded."""
+    import torch
+
+    from hbr_fast.kernels import cpu_hardness as k
+
+    sums = torch.zeros(num_samples, k.SUM_COLUMNS, dtype=torch.float64, device=device)
+    counters = torch.zeros(num_samples, k.COUNTER_COLUMNS, dtype=torch.int32, device=device)
+    counters[:, k.LAST_CORRECT] = -1
+    counters[:, k.FIRST_LEARNED] = -1
+    return sums, counters, torch.tensor([0, -1], device=device)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hbr_fast.files import atomic_write, canonical_json
-from hbr_fast.hardness.estimators import ESTIMATORS
+from hbr_fast.hardness.estimators import ESTIMATORS, estimator
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SCHEMA = 1
 
@@ -74,6 +78,111 @@ class HardnessScores:
             raise ValueError(f"class {int(np.argmin(counts))} has no observed sample, so it has no {name} hardness")
         return np.bincount(labels_n[seen], weights=scores[seen], minlength=num_classes) / counts
 
+    def ranks(self, name: str) -> np.ndarray:
+        """Rank of each sample by its mean over members, float64 [N]: 1 is the hardest.
+
+        Equal scores share the mean of their ranks; a sample that no member observed has NaN.
+        """
+        from scipy import stats
+
+        return stats.rankdata(hardest_low(self.per_sample(name), name), nan_policy="omit")
+
+    def correlations(self, names: Sequence[str] | None = None) -> pl.DataFrame:
+        """Spearman correlation of the estimators' ranks from the hardest: how far they agree on what is hard.
+
+        Returns
+        -------
+        polars.DataFrame
+            Column `estimator`, then one column a name, by default all there are. Over the samples that both of a pair
+            observed; NaN where an estimator gives all of them the same score.
+        """
+        import polars as pl
+        from scipy import stats
+
+        chosen = list(self.values) if names is None else list(names)
+        oriented = [hardest_low(self.per_sample(name), name) for name in chosen]
+        table = np.ones((len(chosen), len(chosen)))
+        for i, one in enumerate(oriented):
+            for j, other in enumerate(oriented[: i + 1]):
+                both = ~(np.isnan(one) | np.isnan(other))
+                ranks = [stats.rankdata(values[both]) for values in (one, other)]
+                table[i, j] = table[j, i] = pearson(*ranks)
+        return pl.DataFrame({"estimator": chosen, **{name: table[:, j] for j, name in enumerate(chosen)}})
+
+    def top(
+        self,
+        name: str,
+        k: int,
+        *,
+        hardest: bool = True,
+        class_: int | None = None,
+        labels_n: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Ids of the k hardest (or easiest) observed samples by one estimator, int64 [k], the most extreme first.
+
+        Parameters
+        ----------
+        name : str
+        k : int
+            At least 1. Equal scores go by the smaller id.
+        hardest : bool
+            False: the easiest.
+        class_ : int, optional
+            Only samples of this class; needs `labels_n`, int64 [N].
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than k observed samples, or the class or the labels do not fit.
+        """
+        scores = hardest_low(self.per_sample(name), name)
+        candidates = ~np.isnan(scores)
+        if class_ is not None:
+            if labels_n is None or len(labels_n) != len(self):
+                given = "none" if labels_n is None else str(len(labels_n))
+                raise ValueError(f"the samples of a class need the labels of all {len(self)} samples, got {given}")
+            candidates &= np.asarray(labels_n) == class_
+        ids = np.flatnonzero(candidates)
+        if not 1 <= k <= len(ids):
+            where = "" if class_ is None else f" of class {class_}"
+            raise ValueError(f"cannot give {k} samples{where}: {len(ids)} were observed")
+        return ids[np.argsort(scores[ids] if hardest else -scores[ids], kind="stable")[:k]]
+
+    def to_frame(self, labels_n: np.ndarray | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:
+        """One row a sample, as a polars table.
+
+        Parameters
+        ----------
+        labels_n : int64 [N], optional
+            Adds the column `class_index`.
+        classes : sequence of str, optional
+            Adds, with labels, the column `class_name`.
+
+        Returns
+        -------
+        polars.DataFrame
+            `sample_id`, the class, every estimator's mean over members (NaN: no member observed the sample),
+            `observations` summed over members, and `never_learnt`: the members that never classified it right.
+        """
+        import polars as pl
+
+        columns: dict[str, Any] = {"sample_id": np.arange(len(self))}
+        if labels_n is not None:
+            if len(labels_n) != len(self):
+                raise ValueError(f"{len(labels_n)} labels for scores of {len(self)} samples: another dataset's scores?")
+            columns["class_index"] = np.asarray(labels_n)
+            if classes is not None:
+                columns["class_name"] = np.array(classes)[labels_n]
+        columns |= {name: self.per_sample(name) for name in self.values}
+        columns["observations"] = self.observations.sum(axis=0)
+        columns["never_learnt"] = self.never_learnt.sum(axis=0)
+        return pl.DataFrame(columns)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of `to_frame` as a CSV file, atomically."""
+        with atomic_write(path) as file:
+            self.to_frame().write_csv(file)
+
     def require_dataset(self, fingerprint: str) -> None:
         """Refuse scores that were recorded on another dataset.
 
@@ -130,6 +239,18 @@ class HardnessScores:
         if name not in self.values:
             raise ValueError(f"no scores of estimator {name!r}: these hold {', '.join(self.values)}")
         return self.values[name]
+
+
+def hardest_low(scores: np.ndarray, name: str) -> np.ndarray:
+    """Scores turned so that the hardest is the lowest, by the estimator's hard end."""
+    return scores if estimator(name).hard_is == "low" else -scores
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Correlation of two vectors; of ranks it is Spearman's. NaN where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    norm = math.sqrt((x @ x) * (y @ y))
+    return float(x @ y) / norm if norm > 0 else math.nan
 
 
 def stack_scores(members: Sequence[HardnessScores]) -> HardnessScores:

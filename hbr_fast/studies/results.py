@@ -109,16 +109,8 @@ def write_results(
 
 def sample_table(scores: HardnessScores, dataset: Dataset) -> pl.DataFrame:
     """One row a sample of the train split: class, every estimator's mean over members, visits."""
-    labels = dataset.train.labels
-    return pl.DataFrame(
-        {
-            "sample_id": np.arange(len(labels)),
-            "class_index": np.asarray(labels),
-            "class_name": np.array(dataset.classes)[labels],
-            **{name: scores.per_sample(name) for name in scores.values},
-            "observations": scores.observations.sum(axis=0),
-        }
-    )
+    scores.require_dataset(dataset.fingerprint)
+    return scores.to_frame(dataset.train.labels, dataset.classes)
 
 
 def summary(directory: Path) -> dict[str, Any]:

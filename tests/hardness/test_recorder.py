@@ -1,11 +1,13 @@
 import math
+from pathlib import Path
 
 import numpy as np
+import polars
 import pytest
 import torch
 
 from hardness.histories import RIGHT, WRONG, record_history
-from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, NeverLearnt, estimator
+from hbr_fast.hardness import ESTIMATORS, RECORDED, HardnessRecorder, NeverLearnt, estimator
 
 LN2 = math.log(2)
 
@@ -50,7 +52,7 @@ def test_two_epochs_of_three_samples_by_hand() -> None:
         "first_learned": [0.0, 1.0, 2.0],
     }
     scores = recorder.scores()
-    assert list(scores.values) == list(expected) == list(ESTIMATORS)
+    assert list(scores.values) == list(expected) == list(RECORDED)
     for name, values in expected.items():
         np.testing.assert_allclose(scores.per_sample(name), values, rtol=1e-6, atol=1e-7, err_msg=name)
         assert scores.values[name].dtype == np.float64
@@ -160,6 +162,86 @@ def test_recording_leaves_the_training_step_alone() -> None:
     assert torch.equal(logits, before)
     logits.sum().backward()
     assert torch.equal(weight.grad, torch.full((4, 3), 2.0))  # type: ignore[arg-type]
+
+
+def test_only_the_estimators_asked_for_are_given() -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    chosen, full = HardnessRecorder(6, 4, estimators=["loss", "aum"]), HardnessRecorder(6, 4)
+    for recorder in (chosen, full):
+        recorder.record(logits, torch.arange(6) % 4, torch.arange(6), epoch=0)
+    assert list(chosen.scores().values) == ["aum", "loss"]
+    for name, values in chosen.scores().values.items():
+        np.testing.assert_array_equal(values, full.scores().values[name])
+    np.testing.assert_array_equal(chosen.scores().never_learnt, full.scores().never_learnt)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["margin"], "unknown estimator 'margin': available are aum, "),
+        (["aum_final"], "aum_final is not recorded in the loop: choose from aum, "),
+        ([], r"estimators must be a list of at least one name, got \[\]"),
+        ("aum", "estimators must be a list of at least one name, got 'aum'"),
+    ],
+)
+def test_estimators_that_cannot_be_recorded(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HardnessRecorder(6, 4, estimators=names)
+
+
+def test_logits_on_another_device_are_refused() -> None:
+    recorder = HardnessRecorder(4, 3, device="meta")
+    with pytest.raises(ValueError, match="the logits are on cpu, this recorder is on meta: move them there"):
+        recorder.record(torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2).long(), epoch=0)
+    with pytest.raises(ValueError, match="the ids are on meta, this recorder is on cpu"):
+        HardnessRecorder(4, 3).record(
+            torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2, device="meta").long(), epoch=0
+        )
+
+
+def test_micro_batches_of_accumulated_gradients_are_recorded_one_by_one() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 3)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    inputs, labels, ids = torch.randn(12, 8), torch.arange(12) % 3, torch.arange(12)
+    whole, parts = HardnessRecorder(12, 3), HardnessRecorder(12, 3)
+    for epoch in range(2):
+        whole.record(model(inputs), labels, ids, epoch=epoch)
+        for x, y, i in zip(inputs.split(4), labels.split(4), ids.split(4), strict=True):
+            logits = model(x)
+            parts.record(logits, y, i, epoch=epoch)
+            (torch.nn.functional.cross_entropy(logits, y) / 3).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    for name, values in whole.scores().values.items():
+        np.testing.assert_allclose(parts.scores().values[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_with_mixup_and_smoothing_the_hard_label_of_the_id_counts() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 3)
+    inputs, labels, ids = torch.randn(6, 8), torch.arange(6) % 3, torch.arange(6)
+    partner = ids.roll(1)
+    logits = model(0.7 * inputs + 0.3 * inputs[partner])
+    targets = 0.7 * torch.nn.functional.one_hot(labels, 3) + 0.3 * torch.nn.functional.one_hot(labels[partner], 3)
+    torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1).backward()
+    recorder = HardnessRecorder(6, 3)
+    recorder.record(logits, labels, ids, epoch=0)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none").detach()
+    np.testing.assert_allclose(recorder.scores().per_sample("loss"), loss.numpy(), rtol=1e-6)
+
+
+def test_a_recording_becomes_a_table(tmp_path: Path) -> None:
+    recorder = record_history("rwr", "www", num_samples=3)
+    frame = recorder.to_frame()
+    assert frame.columns == ["sample_id", *RECORDED, "observations", "never_learnt"]
+    assert frame["sample_id"].to_list() == [0, 1, 2]
+    assert frame["forgetting"].to_list()[:2] == [1, 2]
+    assert frame["aum"].is_nan().to_list() == [False, False, True]
+    assert frame["observations"].to_list() == [3, 3, 0]
+    assert frame["never_learnt"].to_list() == [0, 1, 0]
+    recorder.to_csv(tmp_path / "hardness.csv")
+    assert polars.read_csv(tmp_path / "hardness.csv").equals(frame)
 
 
 def test_scores_say_where_they_come_from() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy import stats
 
 from hardness.histories import record_history
 from hbr_fast.hardness import HardnessScores, stack_scores
@@ -121,3 +122,76 @@ def test_load_refuses_files_that_are_no_scores(tmp_path: Path) -> None:
     for name in ("newer", "fewer"):
         with pytest.raises(ValueError, match=f"{name} does not hold hardness scores of schema 1"):
             HardnessScores.load(tmp_path / name)
+
+
+# --- ranks, agreement and extremes ---
+
+
+def scores_of(**values: list[list[float]]) -> HardnessScores:
+    arrays = {name: np.array(value) for name, value in values.items()}
+    seen = ~np.isnan(next(iter(arrays.values())))
+    return HardnessScores(arrays, seen.astype(np.int64), np.zeros(seen.shape, bool))
+
+
+def test_ranks_start_at_the_hardest_and_ties_share_theirs() -> None:
+    nan = math.nan
+    scores = scores_of(aum=[[3.0, -1.0, 3.0, nan, 2.0]], loss=[[3.0, -1.0, 3.0, nan, 2.0]])
+    np.testing.assert_array_equal(scores.ranks("aum"), [3.5, 1, 3.5, nan, 2])  # low is hard
+    np.testing.assert_array_equal(scores.ranks("loss"), [1.5, 4, 1.5, nan, 3])  # high is hard
+
+
+def test_ranks_are_of_the_mean_over_members() -> None:
+    scores = scores_of(aum=[[0.0, 1.0, 2.0], [9.0, 1.0, 2.0]])
+    np.testing.assert_array_equal(scores.ranks("aum"), [3, 1, 2])
+
+
+def test_infinite_forgetting_is_the_hardest() -> None:
+    np.testing.assert_array_equal(scores_of(forgetting=[[0.0, math.inf, 2.0]]).ranks("forgetting"), [3, 1, 2])
+
+
+def test_correlations_are_spearmans_of_hardness() -> None:
+    rng = np.random.default_rng(0)
+    aum = rng.integers(0, 20, 60).astype(float)  # with ties
+    loss = -aum + rng.normal(0, 5, 60)
+    loss[7] = math.nan
+    flat = np.ones(60)
+    table = scores_of(aum=[aum], loss=[loss], el2n=[flat]).correlations(["loss", "aum", "el2n"])  # type: ignore[list-item]
+    assert table.columns == ["estimator", "loss", "aum", "el2n"]
+    assert table["estimator"].to_list() == ["loss", "aum", "el2n"]
+    matrix = table.drop("estimator").to_numpy()
+    seen = ~np.isnan(loss)
+    expected = stats.spearmanr(-aum[seen], loss[seen]).statistic
+    assert expected > 0.3, "low aum and high loss agree"
+    np.testing.assert_allclose(matrix[:2, :2], [[1, expected], [expected, 1]], rtol=1e-12)
+    assert np.isnan(matrix[2]).all()
+    assert np.isnan(matrix[:, 2]).all()
+    assert scores_of(aum=[aum], loss=[loss]).correlations().columns == ["estimator", "aum", "loss"]  # type: ignore[list-item]
+
+
+def test_top_gives_the_extremes_of_all_or_of_a_class() -> None:
+    scores = scores_of(aum=[[5.0, -2.0, math.nan, 0.0, -2.0, 7.0]], loss=[[5.0, -2.0, math.nan, 0.0, -2.0, 7.0]])
+    labels = np.array([0, 1, 0, 0, 1, 1])
+    assert scores.top("aum", 3).tolist() == [1, 4, 3]
+    assert scores.top("aum", 2, hardest=False).tolist() == [5, 0]
+    assert scores.top("loss", 2).tolist() == [5, 0]
+    assert scores.top("loss", 2, hardest=False).tolist() == [1, 4], "ties go by the smaller id"
+    assert scores.top("aum", 2, class_=0, labels_n=labels).tolist() == [3, 0]
+    assert scores.top("aum", 1, class_=1, hardest=False, labels_n=labels).tolist() == [5]
+    with pytest.raises(ValueError, match="cannot give 3 samples of class 0: 2 were observed"):
+        scores.top("aum", 3, class_=0, labels_n=labels)
+    with pytest.raises(ValueError, match="cannot give 0 samples: 5 were observed"):
+        scores.top("aum", 0)
+    with pytest.raises(ValueError, match="cannot give 1 samples of class 9: 0 were observed"):
+        scores.top("aum", 1, class_=9, labels_n=labels)
+    with pytest.raises(ValueError, match="need the labels of all 6 samples, got none"):
+        scores.top("aum", 1, class_=0)
+    with pytest.raises(ValueError, match="need the labels of all 6 samples, got 5"):
+        scores.top("aum", 1, class_=0, labels_n=labels[:5])
+
+
+def test_the_table_names_the_classes_where_the_labels_are_given() -> None:
+    frame = some_scores().to_frame(np.array([1, 0, 1]), ["cat", "dog"])
+    assert frame.columns == ["sample_id", "class_index", "class_name", "aum", "loss", "observations", "never_learnt"]
+    assert frame["class_name"].to_list() == ["dog", "cat", "dog"]
+    with pytest.raises(ValueError, match="2 labels for scores of 3 samples"):
+        some_scores().to_frame(np.array([1, 0]))

@@ -12,7 +12,7 @@ from hbr_fast.allocation import allocate
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.files import read_json
-from hbr_fast.hardness import ESTIMATORS, stack_scores
+from hbr_fast.hardness import ESTIMATORS, RECORDED, stack_scores
 from hbr_fast.plan import Plan
 from hbr_fast.resampling import resample
 from hbr_fast.seeding import member_seed
@@ -125,8 +125,8 @@ def test_the_columns_are_those_the_report_reads(finished: Path) -> None:
     ]
     samples = pl.read_csv(finished / "samples.csv")
     assert samples.columns[:3] == ["sample_id", "class_index", "class_name"]
-    assert sorted(samples.columns[3:-1]) == sorted(ESTIMATORS)
-    assert samples.columns[-1] == "observations"
+    assert sorted(samples.columns[3:-2]) == sorted(RECORDED)
+    assert samples.columns[-2:] == ["observations", "never_learnt"]
 
 
 def test_the_csvs_have_a_row_a_training_and_a_class(finished: Path) -> None:
@@ -253,7 +253,7 @@ def test_samples_csv_holds_the_means_over_the_baseline_members(finished: Path, d
     np.testing.assert_array_equal(table["sample_id"].to_numpy(), np.arange(240))
     np.testing.assert_array_equal(table["class_index"].to_numpy(), data.train.labels)
     np.testing.assert_array_equal(table["observations"].to_numpy(), np.full(240, 2 * RECIPE.epochs))
-    for name in ESTIMATORS:
+    for name in RECORDED:
         expected = np.mean([scores.values[name][0] for scores in members], axis=0)
         np.testing.assert_allclose(table[name].to_numpy(), expected, rtol=1e-12, atol=1e-15, err_msg=name)
 
@@ -400,7 +400,7 @@ def test_trap_13_every_estimator_finds_the_known_hardness_at_its_own_end(tmp_pat
     scores, truth, labels = ensemble.scores(), data.train.truth, data.train.labels
     assert truth is not None
     truth_c = [truth[labels == c].mean() for c in range(5)]
-    for estimator in ESTIMATORS.values():
+    for estimator in [ESTIMATORS[name] for name in RECORDED]:
         sign = -1 if estimator.hard_is == "low" else 1
         by_class = spearmanr(scores.class_means(estimator.name, labels, 5), truth_c).statistic
         by_sample = spearmanr(scores.per_sample(estimator.name), truth).statistic
