@@ -207,11 +207,14 @@ def alias_draw(
 ) -> int:
     """The draw at one position of an epoch by an alias table (Walker, ACM TOMS 1977).
 
-    Column i gives i with probability `thresholds_n[i]` / 2**64, else `aliases_n[i]`.
+    Column i gives i with probability `thresholds_n[i]` / 2**64, else `aliases_n[i]`. A number u in [0, 1) with 64 bits
+    names the column, the whole part of u n, and decides within it by the fraction.
     """
-    words = philox((position & 0xFFFFFFFF, position >> 32, epoch, 0), key)
-    column = (words[0] << 32 | words[1]) * len(thresholds_n) >> 64
-    return column if words[2] << 32 | words[3] < thresholds_n[column] else aliases_n[column]
+    block = position >> 1
+    words = philox((block & 0xFFFFFFFF, block >> 32, epoch, 0), key)
+    high, low = words[2:] if position & 1 else words[:2]
+    column, uniform = divmod((high << 32 | low) * len(thresholds_n), 2**64)
+    return column if uniform < thresholds_n[column] else aliases_n[column]
 
 
 def exponential_key(row: int, weight: float, epoch: int, key: tuple[int, int]) -> float:

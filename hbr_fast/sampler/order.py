@@ -170,8 +170,11 @@ def filled(count: int, fill: Callable[[int, np.ndarray], None]) -> np.ndarray:
         fill(0, out)
         return out
     edges = [count * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: fill(edges[part], out[edges[part] : edges[part + 1]]), range(threads)))
+    # Threads that end with the call: a pool that stayed would be dead in the workers that a DataLoader forks.
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = pool.map(lambda part: fill(edges[part], out[edges[part] : edges[part + 1]]), range(1, threads))
+        fill(0, out[: edges[1]])
+        list(others)  # raises what was raised there
     return out
 
 

@@ -52,19 +52,19 @@ def weighted_order(
     weights = np.ascontiguousarray(weights_n, np.float64)
     if weights.ndim != 1 or not 1 <= len(weights) <= cpu_draws.MAX_WEIGHTS:
         raise ValueError(f"weights must be a row of 1 to 2**32 - 1 numbers, got shape {weights.shape}")
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise ValueError(f"weights must be finite and >= 0: weight {bad[0]} is {weights[bad[0]]}")
-    positive = int(np.count_nonzero(weights))
-    if positive == 0:
+    least, largest = weights.min(), weights.max()  # NaN if one is
+    if not (least >= 0 and largest < np.inf):
+        bad = int(np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))[0])
+        raise ValueError(f"weights must be finite and >= 0: weight {bad} is {weights[bad]}")
+    if largest == 0:
         raise ValueError("all weights are 0: there is nothing to draw")
     length = len(weights) if length is None else int(length)
     check_length(length)
-    if not replacement and length > positive:
+    if not replacement and length > (positive := int(np.count_nonzero(weights))):
         raise ValueError(f"{length} draws without replacement need as many weights above 0, there are {positive}")
     stream_key(seed, Stream.ORDER)
     # Only ratios matter. Relative to the largest, neither their sum nor its inverse overflows.
-    return WeightedOrder(kept(weights / weights.max()), length, int(seed), replacement)
+    return WeightedOrder(kept(weights / largest), length, int(seed), replacement)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +93,10 @@ class WeightedOrder(Sampler):
         check_positions(start, count, stride, self.length, epoch)
         if not self.replacement:
             return self._drawn(epoch)[start : start + count * stride : stride].copy()
-        thresholds, packed = self._table
-        key = np.array(stream_key(self.seed, Stream.ORDER), np.uint64)
+        packed, fine = self._table
 
         def fill(first: int, out: np.ndarray) -> None:
-            cpu_draws.alias_draws(start + first * stride, stride, epoch, key, thresholds, packed, out)
+            cpu_draws.alias_draws(start + first * stride, stride, epoch, self._key, packed, fine, out)
 
         return filled(count, fill)
 
@@ -116,10 +115,14 @@ class WeightedOrder(Sampler):
         return content_of(self.weights.tobytes())
 
     @cached_property
+    def _key(self) -> np.ndarray:
+        return np.array(stream_key(self.seed, Stream.ORDER), np.uint64)
+
+    @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        thresholds, packed = np.empty((2, len(self.weights)), np.uint64)
-        cpu_draws.alias_table(self.weights, float(self.weights.sum()), thresholds, packed)
-        return thresholds, packed
+        packed, fine = np.empty(len(self.weights), np.uint64), np.empty(len(self.weights), np.uint32)
+        cpu_draws.alias_table(self.weights, float(self.weights.sum()), int(self.weights.argmax()), packed, fine)
+        return packed, fine
 
     @cached_property
     def _drawn_of_epoch(self) -> dict[int, np.ndarray]:
@@ -129,8 +132,7 @@ class WeightedOrder(Sampler):
         """All rows of an epoch drawn without replacement, in the order they were drawn; the last epoch's are kept."""
         if epoch not in self._drawn_of_epoch:
             keys = np.empty(len(self.weights))
-            key = np.array(stream_key(self.seed, Stream.ORDER), np.uint64)
-            cpu_draws.exponential_keys(self.weights, epoch, key, keys)
+            cpu_draws.exponential_keys(self.weights, epoch, self._key, keys)
             chosen = np.argpartition(keys, self.length - 1)[: self.length]
             self._drawn_of_epoch.clear()
             self._drawn_of_epoch[epoch] = chosen[np.argsort(keys[chosen], kind="stable")]
