@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hbr_fast.loaders.loader import Loader
     from hbr_fast.plan import Plan
     from hbr_fast.report.page import write_report
-    from hbr_fast.resampling import resample
+    from hbr_fast.resampling.rows import resample
     from hbr_fast.sampler.order import Sampler
     from hbr_fast.sampler.quota import quota_order, ratio_order
     from hbr_fast.sampler.uniform import sequential_order, uniform_order
@@ -70,7 +70,7 @@ _HOME = {
     "paired_difference": "evaluation.statistics",
     "quota_order": "sampler.quota",
     "ratio_order": "sampler.quota",
-    "resample": "resampling",
+    "resample": "resampling.rows",
     "run_study": "studies.runner",
     "sequential_order": "sampler.uniform",
     "train_ensemble": "training.ensemble",

@@ -29,6 +29,14 @@ class Stream(IntEnum):
     RESAMPLING = 4
     MEMBER = 5
     VARIANT = 6
+    OVERSAMPLING = 7
+    INTERPOLATION = 8
+    HOLDOUT = 9
+    POOL = 10
+    PRUNING = 11
+    VALIDATION = 12
+    NOISE = 13
+    THRESHOLD = 14
     BOOTSTRAP = 16
 
 

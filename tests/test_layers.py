@@ -13,7 +13,7 @@ LEVELS = {
     0: {"", "seeding", "files", "progress", "machine"},
     1: {"kernels"},
     2: {"data", "sampler", "allocation", "plan"},
-    3: {"loaders", "evaluation", "hardness", "resampling", "torch_sampler"},
+    3: {"loaders", "evaluation", "hardness", "resampling", "pruning", "noise", "torch_sampler"},
     4: {"training"},
     5: {"studies"},
     6: {"report"},

@@ -42,6 +42,9 @@ class HardnessRecorder:
         `merge_ranks` makes one recording of all.
     provenance : dict, optional
         What the scores should say of where they come from (dataset, recipe, seed, ...), JSON values.
+    strangers : bool
+        Let rows with ids from `num_samples` on pass and leave them out: images of other stores (`Loader(stores=...)`)
+        have such ids. By default they are an error.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class HardnessRecorder:
         device: torch.device | str = "cpu",
         distributed: bool = False,
         provenance: Mapping[str, Any] | None = None,
+        strangers: bool = False,
     ) -> None:
         from hbr_fast.hardness.ranks import VisitLog
         from hbr_fast.kernels import ops
@@ -79,15 +83,17 @@ class HardnessRecorder:
             )
         self.num_samples = num_samples
         self.num_classes = num_classes
+        self.strangers = strangers
+        self._rows = num_samples + strangers  # all strangers share a last row, which no score is made of
         self.estimators = _chosen(estimators)
         self.el2n_epochs = el2n_epochs
         self.epochs = 0
         self.provenance = dict(provenance or {})
-        self.sums, self.counters, self.nonfinite = _empty_state(num_samples, device)
+        self.sums, self.counters, self.nonfinite = _empty_state(self._rows, device)
         self._log = VisitLog() if distributed else None
         # Of a distributed recording: the visits of all ranks up to the last merge. The state above is then what this
         # rank visited since.
-        self._merged = _empty_state(num_samples, device) if distributed else None
+        self._merged = _empty_state(self._rows, device) if distributed else None
         self._record = ops.record
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
@@ -127,6 +133,8 @@ class HardnessRecorder:
                     "recorder with another device"
                 )
         logits, labels, ids = logits_bc.detach().float(), labels_b.long(), ids_b.long()
+        if self.strangers:
+            ids = ids.clamp(max=self.num_samples)
         self._record(logits, labels, ids, epoch, self.el2n_epochs, self.sums, self.counters, self.nonfinite)
         if self._log is not None:
             self._log.add(logits, labels, ids, epoch=epoch)
@@ -162,7 +170,7 @@ class HardnessRecorder:
         epochs = torch.tensor([self.epochs], device=sums.device)
         ranks.all_reduce(epochs, group, "MAX")
         self.epochs = int(epochs)
-        self.sums, self.counters, self.nonfinite = _empty_state(self.num_samples, sums.device)
+        self.sums, self.counters, self.nonfinite = _empty_state(self._rows, sums.device)
         self._log.clear()
 
     def merge(self, other: HardnessRecorder) -> None:
@@ -181,7 +189,8 @@ class HardnessRecorder:
 
         self._require_same(other._options())
         (sums, counters, nonfinite), (more_sums, more_counters, more_nonfinite) = self._whole(), other._whole()
-        both = ((counters[:, k.OBSERVATIONS] > 0) & (more_counters[:, k.OBSERVATIONS] > 0)).nonzero()
+        seen, seen_there = (one[: self.num_samples, k.OBSERVATIONS] > 0 for one in (counters, more_counters))
+        both = (seen & seen_there).nonzero()
         if len(both):
             raise ValueError(
                 f"sample {int(both[0])} and {len(both) - 1} more were visited by both recorders, in an order that is "
@@ -230,7 +239,7 @@ class HardnessRecorder:
             self.sums, self.counters, self.nonfinite = loaded
         else:
             self._merged = (loaded[0], loaded[1], loaded[2])
-            self.sums, self.counters, self.nonfinite = _empty_state(self.num_samples, self.sums.device)
+            self.sums, self.counters, self.nonfinite = _empty_state(self._rows, self.sums.device)
             self._log.clear()
         self.epochs = epochs
 
@@ -252,6 +261,7 @@ class HardnessRecorder:
         from hbr_fast.kernels import cpu_hardness as k
 
         sums, counters, nonfinite = (tensor.cpu().numpy() for tensor in self._whole())
+        sums, counters = sums[: self.num_samples], counters[: self.num_samples]
         count = counters[:, k.OBSERVATIONS].astype(np.int64)
         seen = count > 0
 
@@ -313,6 +323,7 @@ class HardnessRecorder:
         return {
             "num_samples": self.num_samples,
             "num_classes": self.num_classes,
+            "strangers": self.strangers,
             "estimators": list(self.estimators),
             "el2n_epochs": self.el2n_epochs,
             "dataset": self.provenance.get("dataset"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hbr_fast.data.dataset import META, Dataset, open_dataset, verify_dataset
+from hbr_fast.data.pool import open_pool
 from hbr_fast.files import DISK_FULL, atomic_directory
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
@@ -64,7 +65,7 @@ class Cluster:
 def train_on_cluster(
     dataset: Dataset,
     recipe: Recipe,
-    trainings: Sequence[tuple[int, Plan | None]],
+    trainings: Sequence[tuple[int, Plan | None, Sequence[Path]]],
     *,
     store: Path,
     cluster: Cluster,
@@ -76,8 +77,8 @@ def train_on_cluster(
     ----------
     dataset, recipe
         The same for all.
-    trainings : sequence of (seed, plan)
-        None of them in the store yet.
+    trainings : sequence of (seed, plan, paths of the plan's pools)
+        None of them in the store yet. Pools are not sent: every node must see them where the driver does.
     store : path
         Members are kept under `store/members/`, each whole, as they finish.
     cluster : Cluster
@@ -116,13 +117,13 @@ def train_on_cluster(
             max_retries=cluster.retries,
         )
         threads = max(1, int(cluster.cpus_per_member))
-        plans = {plan.content_hash(): ray.put(plan) for _, plan in trainings if plan is not None}
-        keys = [member_key(dataset, recipe, seed=seed, plan=plan) for seed, plan in trainings]
+        plans = {plan.content_hash(): ray.put(plan) for _, plan, _ in trainings if plan is not None}
+        keys = [member_key(dataset, recipe, seed=seed, plan=plan) for seed, plan, _ in trainings]
         pending = {}
-        for number, (seed, plan) in enumerate(trainings):
+        for number, (seed, plan, pool_paths) in enumerate(trainings):
             rows = None if plan is None else plans[plan.content_hash()]
             task = train.remote(
-                depot, str(dataset.path), dataset.fingerprint, recipe, seed, rows, keys[number], threads
+                depot, str(dataset.path), dataset.fingerprint, recipe, seed, rows, pool_paths, keys[number], threads
             )
             pending[task] = number
         diverged: dict[int, FloatingPointError] = {}
@@ -275,6 +276,7 @@ def _train_on_node(
     recipe: Recipe,
     seed: int,
     plan: Plan | None,
+    pool_paths: Sequence[Path],
     key: str,
     threads: int,
 ) -> dict[str, bytes]:
@@ -296,6 +298,7 @@ def _train_on_node(
             f"node {socket.gethostname()} would train to other numbers than the driver: install the same hbr-fast on "
             "both and set the recipe's precision to float32 or bfloat16"
         )
+    pools = [open_pool(path, dataset=dataset) for path in pool_paths]
     done, last = 0, time.monotonic()
 
     def advance(rows: int) -> None:
@@ -306,7 +309,9 @@ def _train_on_node(
             last = time.monotonic()
 
     with tempfile.TemporaryDirectory(prefix="hbr-fast-member-") as scratch:
-        member = train_and_store(dataset, recipe, seed=seed, plan=plan, store=Path(scratch), advance=advance)
+        member = train_and_store(
+            dataset, recipe, seed=seed, plan=plan, pools=pools, store=Path(scratch), advance=advance
+        )
         depot.report.remote(key, done)
         return {file.name: file.read_bytes() for file in member.path.iterdir()}
 

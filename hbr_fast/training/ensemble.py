@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.pool import Pool
 from hbr_fast.files import read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.plan import Plan
@@ -40,6 +42,7 @@ def train_ensemble(
     out: str | os.PathLike[str],
     seed: int = 0,
     plan: Plan | None = None,
+    pools: Sequence[Pool] = (),
     members_at_once: int = 1,
     cluster: Cluster | None = None,
 ) -> Ensemble:
@@ -57,6 +60,8 @@ def train_ensemble(
         Of the ensemble; member m trains with `member_seed(seed, m)`.
     plan : Plan, optional
         Rows of the train split that make an epoch; by default each sample once.
+    pools : sequence of Pool
+        Where a plan's generated images are.
     members_at_once, cluster
         See `hbr_fast.training.parallel.obtain_members`.
 
@@ -72,8 +77,8 @@ def train_ensemble(
     if members_at_once < 1:
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
     run = Path(out)
-    trainings = [Training(member_seed(seed, number), plan) for number in range(members)]
-    check_fit(dataset, recipe, plan)
+    trainings = [Training(member_seed(seed, number), plan, tuple(pools)) for number in range(members)]
+    check_fit(dataset, recipe, plan, pools)
     plan_hash = plan.content_hash() if plan is not None else None
     _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
     stored = obtain_members(

@@ -8,6 +8,7 @@ machine. They share the dataset's pages: it is memory-mapped.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -24,6 +25,7 @@ from typing import Any
 
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.data.pool import Pool, open_pool
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
 from hbr_fast.training.cluster import Cluster, train_on_cluster
@@ -36,10 +38,11 @@ REPORT_INTERVAL_S = 0.2  # how often a worker says what it did
 
 @dataclass(frozen=True)
 class Training:
-    """One member to have: its seed and the rows it trains on (None: every sample once an epoch)."""
+    """One member to have: its seed, the rows it trains on (None: every sample once an epoch), and their pools."""
 
     seed: int
     plan: Plan | None = None
+    pools: tuple[Pool, ...] = ()
 
 
 def default_members_at_once(members: int) -> int:
@@ -92,7 +95,7 @@ def obtain_members(
     if not missing:
         return [member for member in found if member is not None]
     for number in missing:
-        check_fit(dataset, recipe, trainings[number].plan)
+        check_fit(dataset, recipe, trainings[number].plan, trainings[number].pools)
     rows = sum(
         recipe.epochs * (len(plan) if (plan := trainings[number].plan) is not None else len(dataset.train))
         for number in missing
@@ -107,13 +110,20 @@ def obtain_members(
     with progress.task(title, total=rows, unit="images") as advance:
         if cluster is not None:
             diverged = train_on_cluster(
-                dataset, recipe, [(job.seed, job.plan) for job in jobs], store=store, cluster=cluster, advance=advance
+                dataset,
+                recipe,
+                [(job.seed, job.plan, [pool.path for pool in job.pools]) for job in jobs],
+                store=store,
+                cluster=cluster,
+                advance=advance,
             )
             for error in diverged.values():
                 raise error
         elif at_once == 1:
             for job in jobs:
-                train_and_store(dataset, recipe, seed=job.seed, plan=job.plan, store=store, advance=advance)
+                train_and_store(
+                    dataset, recipe, seed=job.seed, plan=job.plan, pools=job.pools, store=store, advance=advance
+                )
         else:
             _train_in_processes(dataset, recipe, jobs, store=store, at_once=at_once, advance=advance)
     for number in missing:
@@ -136,7 +146,17 @@ def _train_in_processes(
     """Train all into the store, `at_once` of them at a time."""
     with _workers(at_once, advance) as pool:
         with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
-            futures = [pool.submit(_train_in_worker, dataset.path, recipe, job, store) for job in jobs]
+            futures = [
+                pool.submit(
+                    _train_in_worker,
+                    dataset.path,
+                    recipe,
+                    dataclasses.replace(job, pools=()),
+                    [one.path for one in job.pools],
+                    store,
+                )
+                for job in jobs
+            ]
         wait(futures, return_when=FIRST_EXCEPTION)
         try:
             for future in futures:
@@ -210,7 +230,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _train_in_worker(dataset_path: Path, recipe: Recipe, job: Training, store: Path) -> None:
+def _train_in_worker(
+    dataset_path: Path, recipe: Recipe, job: Training, pool_paths: Sequence[Path], store: Path
+) -> None:
     done, last = 0, time.monotonic()
 
     def advance(rows: int) -> None:
@@ -220,5 +242,7 @@ def _train_in_worker(dataset_path: Path, recipe: Recipe, job: Training, store: P
             _reports.put(done)
             done, last = 0, time.monotonic()
 
-    train_and_store(open_dataset(dataset_path), recipe, seed=job.seed, plan=job.plan, store=store, advance=advance)
+    dataset = open_dataset(dataset_path)
+    pools = [open_pool(path, dataset=dataset) for path in pool_paths]  # memory-mapped here, not sent
+    train_and_store(dataset, recipe, seed=job.seed, plan=job.plan, pools=pools, store=store, advance=advance)
     _reports.put(done)

@@ -7,6 +7,7 @@ member's directory appears whole, by one rename, when everything in it is writte
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.pool import Pool
 from hbr_fast.files import DISK_FULL, atomic_directory, content_hash, read_json, sha256_of_file, write_json
 from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
@@ -52,6 +54,13 @@ class StoredMember:
         """Hardness by this member."""
         return HardnessScores.load(self.path / "hardness.safetensors")
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's `state_dict`."""
+        from safetensors.torch import load_file
+
+        weights: dict[str, torch.Tensor] = load_file(self.path / "weights.safetensors")
+        return weights
+
     def test_logits(self) -> np.ndarray:
         """Logits of the test split: float32 [N_test, C]."""
         return np.load(self.path / "logits.npy", allow_pickle=False)
@@ -79,13 +88,14 @@ def train_and_store(
     *,
     seed: int,
     plan: Plan | None,
+    pools: Sequence[Pool] = (),
     store: Path,
     advance: progress.Advance | None = None,
 ) -> StoredMember:
     """Train a member and keep it under `store/members/`, whole or not at all."""
     key = member_key(dataset, recipe, seed=seed, plan=plan)
     provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
-    member = train_member(dataset, recipe, seed=seed, plan=plan, provenance=provenance, advance=advance)
+    member = train_member(dataset, recipe, seed=seed, plan=plan, pools=pools, provenance=provenance, advance=advance)
     info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
     path = member_path(store, key)
     try:

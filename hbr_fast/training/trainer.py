@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hbr_fast.allocation import reallocate
 from hbr_fast.data.dataset import Dataset, Split
+from hbr_fast.data.pool import Pool
 from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
@@ -65,6 +66,7 @@ def train_member(
     *,
     seed: int,
     plan: Plan | None = None,
+    pools: Sequence[Pool] = (),
     provenance: Mapping[str, Any] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Member:
@@ -80,6 +82,8 @@ def train_member(
         In [0, 2**63).
     plan : Plan, optional
         Rows of the train split that make an epoch; by default each sample once.
+    pools : sequence of Pool
+        Where a plan's generated images are: its store 1, 2, ...
     provenance : dict, optional
         What the scores should say of where they come from.
     advance : callable, optional
@@ -96,8 +100,14 @@ def train_member(
     dtype = compute_dtype(recipe)
     model = initial_model(recipe, train, seed=seed)
     optimiser = make_optimiser(model, recipe)
-    recorder = HardnessRecorder(len(train), train.num_classes, el2n_epochs=recipe.el2n_epochs, provenance=provenance)
-    loader = training_loader(train, recipe, seed=seed, plan=plan, dtype=dtype)
+    recorder = HardnessRecorder(
+        len(train),
+        train.num_classes,
+        el2n_epochs=recipe.el2n_epochs,
+        provenance=provenance,
+        strangers=bool(pools),
+    )
+    loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype)
     history = []
     for epoch in range(recipe.epochs):
         start = time.perf_counter()
@@ -173,7 +183,7 @@ def compute_dtype(recipe: Recipe) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
 
 
-def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None) -> None:
+def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None, pools: Sequence[Pool] = ()) -> None:
     """Raise what a training would raise before its first step, without starting one.
 
     Raises
@@ -186,10 +196,16 @@ def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None) -> None:
             f"this plan was made for dataset {plan.provenance['dataset'][:12]}, not for {dataset.fingerprint[:12]}: "
             "resample again"
         )
+    wanted, given = plan.stores if plan is not None else (), tuple(pool.fingerprint for pool in pools)
+    if wanted != given:
+        raise ValueError(
+            f"this plan takes images from {len(wanted)} pools ({', '.join(one[:12] for one in wanted) or 'none'}) but "
+            f"{len(given)} are given ({', '.join(one[:12] for one in given) or 'none'}): give those it was made with"
+        )
     if plan is not None and recipe.online_every:
         raise ValueError("online_every resamples the full set while training: it does not go with a plan")
     initial_model(recipe, dataset.train, seed=0)
-    training_loader(dataset.train, recipe, seed=0, plan=plan, dtype=compute_dtype(recipe))
+    training_loader(dataset.train, recipe, seed=0, plan=plan, pools=pools, dtype=compute_dtype(recipe))
 
 
 def online_order(loader: Loader, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:
@@ -206,11 +222,20 @@ def online_order(loader: Loader, recorder: HardnessRecorder, split: Split, recip
     return quota_order(split.labels, moved, seed=seed)
 
 
-def training_loader(split: Split, recipe: Recipe, *, seed: int, plan: Plan | None = None, dtype: torch.dtype) -> Loader:
+def training_loader(
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    plan: Plan | None = None,
+    pools: Sequence[Pool] = (),
+    dtype: torch.dtype,
+) -> Loader:
     """The batches that a recipe trains on."""
     return Loader(
         split,
         plan=plan,
+        stores=[pool.split for pool in pools],
         augment=Augment(flip=recipe.flip, pad=recipe.pad),
         batch_size=recipe.batch_size,
         seed=seed,
@@ -227,6 +252,13 @@ def initial_model(recipe: Recipe, split: Split, *, seed: int) -> nn.Module:
         torch.manual_seed(spread_seed(seed, Stream.INITIALISATION, 0))
         model = build_model(recipe.model, channels=channels, image_size=(height, width), classes=split.num_classes)
     return model.to(memory_format=torch.channels_last)
+
+
+def trained_model(recipe: Recipe, split: Split, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model of a recipe with a member's weights, in eval mode."""
+    model = initial_model(recipe, split, seed=0)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -319,3 +319,19 @@ def test_recorder_sizes_out_of_range(arguments: tuple[int, int, int]) -> None:
     samples, classes, window = arguments
     with pytest.raises(ValueError, match=rf"got {samples}, {classes} and {window}"):
         HardnessRecorder(samples, classes, el2n_epochs=window)
+
+
+def test_rows_of_other_stores_leave_no_trace_where_they_are_let_pass() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = torch.tensor(rng.normal(size=(40, 3)), dtype=torch.float32), torch.tensor(rng.integers(0, 3, 40))
+    ids = torch.tensor(rng.integers(0, 12, 40))
+    own = ids < 8
+    one, other = HardnessRecorder(8, 3, strangers=True), HardnessRecorder(8, 3)
+    for epoch in range(3):
+        one.record(logits + epoch, labels, ids, epoch=epoch)
+        other.record(logits[own] + epoch, labels[own], ids[own], epoch=epoch)
+    assert len(one.scores()) == 8
+    for name, values in other.scores().values.items():
+        np.testing.assert_array_equal(one.scores().values[name], values, err_msg=name)
+    with pytest.raises(ValueError, match="was the recorder made for this dataset"):
+        other.record(logits, labels, ids, epoch=3)

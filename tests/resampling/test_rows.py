@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hbr_fast.allocation import allocate
 from hbr_fast.plan import Plan
-from hbr_fast.resampling import OVERSAMPLE, UNDERSAMPLE, resample
+from hbr_fast.resampling import UNDERSAMPLE, resample
 
 # Two classes, interleaved: their ids are below.
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0, 0])
@@ -26,7 +26,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
         "scores_n": np.array(draw(st.lists(st.integers(-3, 3), min_size=len(labels), max_size=len(labels))), float),
         "hard_is": draw(st.sampled_from(["low", "high"])),
         "undersample": draw(st.sampled_from(UNDERSAMPLE)),
-        "oversample": draw(st.sampled_from(OVERSAMPLE)),
+        "oversample": draw(st.sampled_from(["random", "none"])),
         "seed": draw(st.integers(0, 2**63 - 1)),
     }
 
@@ -209,8 +209,28 @@ SCORED = {"scores_n": np.arange(8.0), "hard_is": "low"}
             {**SCORED, "scores_n": np.array([0, 1, np.nan, 3, np.nan, 5, 6, 7])},
             '2 of 8 scores are NaN, the first is sample 2: .*undersample="random"',
         ),
-        ({**SCORED, "undersample": "smote"}, "one of easy, hard, extreme, random, none; got 'smote'"),
-        ({**SCORED, "oversample": "smote"}, "oversample must be one of random, none; got 'smote'"),
+        (
+            {**SCORED, "undersample": "smote"},
+            "undersample must be one of easy, hard, extreme, random, none; got 'smote'",
+        ),
+        (
+            {**SCORED, "oversample": "smotes"},
+            "oversample must be one of random, weighted-easy, weighted-hard, smote, holdout, pool-random, "
+            "pool-average, pool-hard, none; got 'smotes'",
+        ),
+        ({**SCORED, "oversample": "smote"}, 'oversample="smote" interpolates between neighbours: give neighbours_nk'),
+        ({**SCORED, "oversample": "holdout"}, 'oversample="holdout" adds samples that were set aside: give holdout'),
+        ({**SCORED, "oversample": "pool-hard"}, 'oversample="pool-hard" takes images from a pool: give pool'),
+        (
+            {"undersample": "random", "oversample": "weighted-hard"},
+            'oversample="weighted-hard" ranks samples: give scores_n and hard_is',
+        ),
+        ({**SCORED, "ids": np.array([0, 1, 8])}, r"ids must be samples in \[0, 8\), got some from 0 to 8"),
+        ({**SCORED, "ids": np.array([0, 1, 1])}, "ids holds sample 1 more than once"),
+        (
+            {**SCORED, "ids": np.array([0, 1, 2, 3]), "holdout": np.array([3, 4]), "oversample": "holdout"},
+            "sample 3 is in the holdout and among the ids",
+        ),
         ({**SCORED, "counts_c": [8]}, "label 1 is outside the 1 classes of counts_c"),
         ({**SCORED, "labels_n": LABELS - 1}, "label -1 is outside the 2 classes"),
         (

@@ -1,0 +1,219 @@
+"""Samples per class -> a Plan: which rows of a split make the resampled epoch. No pixel is touched here.
+
+Source: Pukowski & Osmani, arXiv 2504.07031: undersample easy classes, oversample hard ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hbr_fast.plan import Plan
+from hbr_fast.resampling.oversampling import OVERSAMPLE, WEIGHTED, Rows, gained
+from hbr_fast.resampling.pools import POOL, RANKED, RankedPool
+from hbr_fast.resampling.ranking import members_of_classes
+from hbr_fast.resampling.undersampling import DROPPED_HARD_END, UNDERSAMPLE, kept
+
+
+def resample(
+    labels_n: np.ndarray,
+    counts_c: np.ndarray | Sequence[int],
+    *,
+    ids: np.ndarray | None = None,
+    scores_n: np.ndarray | None = None,
+    hard_is: str | None = None,
+    undersample: str = "easy",
+    oversample: str = "random",
+    holdout: np.ndarray | None = None,
+    neighbours_nk: np.ndarray | None = None,
+    pool: RankedPool | None = None,
+    seed: int,
+    provenance: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Plan:
+    """Plan an epoch with a wanted number of samples of each class.
+
+    Where a class has more samples than wanted, `undersample` says which are kept; where it has fewer,
+    `oversample` says what is added. Random choices of a class depend on the seed and the class alone,
+    not on the counts of others, and a larger count keeps what a smaller one kept.
+
+    Parameters
+    ----------
+    labels_n : integer [N]
+        Class of each sample of the split, in [0, C).
+    counts_c : integer [C]
+        Samples wanted of each class, >= 0, e.g. `Allocation.counts`. A class of 0 is left out.
+    ids : integer [K], optional
+        The samples that are there, e.g. what pruning kept; by default all. Scores stay those of the whole split.
+    scores_n : float [N], optional
+        Hardness score of each sample; "easy", "hard", "extreme" and the weighted strategies need it. Equal scores
+        rank by sample id.
+    hard_is : "low" or "high", optional
+        Which end of the scores is hard; needed with them.
+    undersample : str
+        "easy" drops the easiest, "hard" the hardest, "extreme" half from either end (the odd one is an easy
+        one), "random" any, "none" leaves the class whole.
+    oversample : str
+        "random" repeats each sample floor or ceil of wanted / available times; "weighted-easy" and "weighted-hard"
+        draw copies, samples of that end up to twice as often; "smote" interpolates between a sample and one of its
+        neighbours, in the loader; "holdout" adds samples of `holdout`; "pool-random", "pool-average" and "pool-hard"
+        add images of `pool`; "none" leaves the class as it is.
+    holdout : integer [H], optional
+        Samples of the split set aside, none of them in `ids`; "holdout" needs it.
+    neighbours_nk : integer [N, k], optional
+        Sample ids of each sample's nearest neighbours of its class (`smote.same_class_neighbours`); "smote" needs it.
+    pool : RankedPool, optional
+        The pool strategies need it; it becomes the plan's store 1.
+    seed : int
+        In [0, 2**63).
+    provenance : mapping, optional
+        JSON values to keep with the plan, e.g. the dataset's fingerprint and alpha. What this function
+        records itself wins over equal names.
+    classes : sequence of str, optional
+        Class names for the messages of errors.
+
+    Returns
+    -------
+    Plan
+        Rows ascending by store and id, copies of a sample side by side: orders are the sampler's business. The
+        provenance holds the strategies, `hard_is`, `seed`, `counts_had`, `counts_wanted`, `counts` (of the
+        plan), `total` (rows) and `constant_size` (whether the plan has as many rows as there were samples,
+        which "none" breaks).
+
+    Raises
+    ------
+    ValueError
+        If a strategy is unknown, what it needs is missing, scores are NaN or sizes disagree; if what is wanted of a
+        class cannot be had, with class, wanted and available.
+    """
+    labels_n, counts_c = np.asarray(labels_n), np.asarray(counts_c)
+    _check_labels_and_counts(labels_n, counts_c)
+    labels_n, seed = labels_n.astype(np.int64, copy=False), int(seed)
+    ids = _checked_ids(ids, len(labels_n), "ids") if ids is not None else np.arange(len(labels_n))
+    _check_strategies(undersample, oversample, scores_n=scores_n, neighbours_nk=neighbours_nk, pool=pool)
+    if undersample in DROPPED_HARD_END or oversample in WEIGHTED:
+        scores_n = np.asarray(scores_n, dtype=np.float64)
+        _check_scores(scores_n, len(labels_n), ids, hard_is)
+    held = _checked_ids(holdout if holdout is not None else [], len(labels_n), "holdout")
+    if oversample == "holdout" and holdout is None:
+        raise ValueError('oversample="holdout" adds samples that were set aside: give holdout')
+    if np.isin(held, ids).any():
+        raise ValueError(f"sample {held[np.isin(held, ids)][0]} is in the holdout and among the ids: it can be in one")
+
+    num_classes = len(counts_c)
+    members = [ids[places] for places in members_of_classes(labels_n[ids], num_classes)]
+    held_members = [held[places] for places in members_of_classes(labels_n[held], num_classes)]
+    parts = []
+    for c, own in enumerate(members):
+        wanted, had = int(counts_c[c]), len(own)
+        if wanted < had:
+            own = kept(undersample, own, wanted, scores_n=scores_n, hard_is=hard_is, seed=seed, c=c)
+        parts.append(Rows.plain(own))
+        if wanted > had:
+            parts.append(
+                gained(
+                    oversample,
+                    own,
+                    wanted - had,
+                    scores_n=scores_n,
+                    hard_is=hard_is,
+                    holdout=held_members[c],
+                    neighbours_nk=neighbours_nk,
+                    pool=pool,
+                    seed=seed,
+                    c=c,
+                    classes=classes,
+                )
+            )
+    store, index, partner, weight = (
+        np.concatenate([getattr(part, column) for part in parts]) for column in ("store", "index", "partner", "weight")
+    )
+    order = np.lexsort((weight, partner, index, store))
+    store, index, partner, weight = store[order], index[order], partner[order], weight[order]
+    labels_r = labels_n[np.where(store == 0, index, 0)]
+    if pool is not None:
+        labels_r = np.where(store == 0, labels_r, pool.labels[np.where(store == 0, 0, index)])
+    record = {
+        "undersample": undersample,
+        "oversample": oversample,
+        "hard_is": hard_is,
+        "seed": seed,
+        "counts_had": [len(own) for own in members],
+        "counts_wanted": counts_c.tolist(),
+        "counts": np.bincount(labels_r, minlength=num_classes).tolist(),
+        "total": len(index),
+        "constant_size": len(index) == len(ids),
+    }
+    stores = (pool.fingerprint,) if pool is not None and oversample in POOL else ()
+    return Plan(store, index, partner, weight, provenance={**(provenance or {}), **record}, stores=stores)
+
+
+def _check_labels_and_counts(labels_n: np.ndarray, counts_c: np.ndarray) -> None:
+    for name, array in (("labels_n", labels_n), ("counts_c", counts_c)):
+        if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be a row of whole numbers, got {array.dtype} {array.shape}")
+    if counts_c.min() < 0:
+        c = int(counts_c.argmin())
+        raise ValueError(f"counts_c must not be negative, got {counts_c[c]} for class {c}")
+    for label in (int(labels_n.min()), int(labels_n.max())):
+        if not 0 <= label < len(counts_c):
+            raise ValueError(
+                f"label {label} is outside the {len(counts_c)} classes of counts_c: give each class a count"
+            )
+
+
+def _checked_ids(ids: np.ndarray | Sequence[int], num_samples: int, name: str) -> np.ndarray:
+    """Ascending int64 ids, each at most once and of the split."""
+    checked = np.sort(np.asarray(ids, dtype=np.int64))
+    if len(checked) and not 0 <= checked[0] <= checked[-1] < num_samples:
+        raise ValueError(
+            f"{name} must be samples in [0, {num_samples}), got some from {checked[0]} to {checked[-1]}: "
+            "were they made for another dataset?"
+        )
+    repeated = np.flatnonzero(np.diff(checked) == 0)
+    if len(repeated):
+        raise ValueError(f"{name} holds sample {checked[repeated[0]]} more than once: each can be there once")
+    return checked
+
+
+def _check_strategies(
+    undersample: str,
+    oversample: str,
+    *,
+    scores_n: np.ndarray | None,
+    neighbours_nk: np.ndarray | None,
+    pool: RankedPool | None,
+) -> None:
+    if undersample not in UNDERSAMPLE:
+        raise ValueError(f"undersample must be one of {', '.join(UNDERSAMPLE)}; got {undersample!r}")
+    if oversample not in OVERSAMPLE:
+        raise ValueError(f"oversample must be one of {', '.join(OVERSAMPLE)}; got {oversample!r}")
+    for word, value, ranks in (
+        ("undersample", undersample, undersample in DROPPED_HARD_END),
+        ("oversample", oversample, oversample in WEIGHTED),
+    ):
+        if ranks and scores_n is None:
+            raise ValueError(f'{word}="{value}" ranks samples: give scores_n and hard_is')
+    if oversample == "smote" and neighbours_nk is None:
+        raise ValueError('oversample="smote" interpolates between neighbours: give neighbours_nk')
+    if oversample in POOL and pool is None:
+        raise ValueError(f'oversample="{oversample}" takes images from a pool: give pool')
+    if oversample in RANKED and pool is not None and pool.confidence is None:
+        raise ValueError(f'oversample="{oversample}" ranks the pool: give it confidence')
+    if oversample == "pool-average" and pool is not None and pool.real_confidence is None:
+        raise ValueError('oversample="pool-average" compares with the real images: give the pool real_confidence')
+
+
+def _check_scores(scores_n: np.ndarray, num_samples: int, ids: np.ndarray, hard_is: str | None) -> None:
+    if scores_n.shape != (num_samples,):
+        raise ValueError(f"scores_n must have one score for each of {num_samples} labels, got {scores_n.shape}")
+    if hard_is not in ("low", "high"):
+        raise ValueError(f'hard_is must be "low" or "high" to rank scores, got {hard_is!r}')
+    unobserved = ids[np.isnan(scores_n[ids])]
+    if len(unobserved):
+        raise ValueError(
+            f"{len(unobserved)} of {len(ids)} scores are NaN, the first is sample {unobserved[0]}: "
+            'score every sample, or use undersample="random"'
+        )

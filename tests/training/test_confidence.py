@@ -1,0 +1,99 @@
+"""Pools in training: their images are seen, their hardness is nobody's, and the ensemble ranks them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hbr_fast.data.convert import convert
+from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.pool import Pool, open_pool
+from hbr_fast.resampling import RankedPool, resample
+from hbr_fast.training import confidence
+from hbr_fast.training.ensemble import train_ensemble
+from hbr_fast.training.parallel import Training, obtain_members
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.trainer import predict, trained_model
+
+RECIPE = Recipe(
+    name="t", model="cnn-8-16", epochs=4, batch_size=50, lr=0.05, schedule="triangular", flip=0.0, precision="float32"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("data") / "a.hbr"
+    return convert("synthetic", path, classes=3, train_per_class=60, test_per_class=10, shape=(1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def pool(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """600 images like the real ones, all hardnesses, from another draw of the same patterns."""
+    path = tmp_path_factory.mktemp("pool") / "p.npz"
+    more = convert(
+        "synthetic", path.with_suffix(".hbr"), classes=3, train_per_class=200, test_per_class=1, shape=(1, 8, 8)
+    )
+    np.savez(path, images=np.asarray(more.train.images), labels=more.train.labels)
+    return open_pool(path, dataset=data, cache=path.parent)
+
+
+def test_rank_pool_is_the_mean_probability_of_the_own_class_and_is_kept(
+    data: Dataset, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = train_ensemble(data, RECIPE, members=2, out=tmp_path / "run").members
+    ranked = confidence.rank_pool(pool, data, RECIPE, members, cache=tmp_path / "cache")
+    expected = np.zeros(600)
+    for member in members:
+        model = trained_model(RECIPE, data.train, member.weights())
+        images = (torch.from_numpy(np.array(pool.split.images)).float() / 255 - data.mean[0]) / data.std[0]
+        with torch.no_grad():
+            probabilities = model(images).softmax(1).numpy()
+        expected += probabilities[np.arange(600), pool.split.labels] / 2
+    np.testing.assert_allclose(ranked.confidence, expected, atol=1e-5)
+    assert ranked.real_confidence is not None
+    real = confidence.own_confidence(data.train, data, RECIPE, members, label="real")
+    np.testing.assert_allclose(ranked.real_confidence, [real[data.train.labels == c].mean() for c in range(3)])
+
+    def not_again(*args: object, **options: object) -> None:
+        raise AssertionError("ranked twice")
+
+    monkeypatch.setattr(confidence, "own_confidence", not_again)
+    again = confidence.rank_pool(pool, data, RECIPE, members, cache=tmp_path / "cache")
+    np.testing.assert_array_equal(again.confidence, ranked.confidence)
+    with pytest.raises(AssertionError, match="ranked twice"):
+        confidence.rank_pool(pool, data, RECIPE, members[:1], cache=tmp_path / "cache")
+
+
+def test_training_sees_pool_images_and_scores_only_the_split(data: Dataset, pool: Pool, tmp_path: Path) -> None:
+    ranked = RankedPool(labels=pool.split.labels, fingerprint=pool.fingerprint)
+    plan = resample(
+        data.train.labels, [30, 60, 90], undersample="random", oversample="pool-random", pool=ranked, seed=0
+    )
+    assert (plan.store == 1).sum() == 30
+    trainings = [Training(7, plan, (pool,))]
+    member = obtain_members(data, RECIPE, trainings, store=tmp_path / "one", label="t")[0]
+    scores = member.scores()
+    assert len(scores) == 180
+    assert scores.observations.sum() == RECIPE.epochs * 150, "rows of the split"
+    assert member.key != obtain_members(data, RECIPE, [Training(7)], store=tmp_path / "one", label="t")[0].key
+    # Workers open the pool by its path and train the same member.
+    pair = [Training(7, plan, (pool,)), Training(8, plan, (pool,))]
+    other = obtain_members(data, RECIPE, pair, store=tmp_path / "two", members_at_once=2, label="t")[0]
+    assert other.key == member.key
+    np.testing.assert_allclose(other.test_logits(), member.test_logits(), atol=0.05)
+    np.testing.assert_allclose(
+        predict(trained_model(RECIPE, data.train, member.weights()), data.test, dtype=torch.float32),
+        member.test_logits(),
+        atol=1e-4,
+    )
+
+
+def test_a_plan_without_its_pool_or_with_another_is_refused(data: Dataset, pool: Pool, tmp_path: Path) -> None:
+    for fingerprint, pools in ((pool.fingerprint, ()), ("another", (pool,))):
+        ranked = RankedPool(labels=pool.split.labels, fingerprint=fingerprint)
+        plan = resample(
+            data.train.labels, [60, 60, 61], undersample="random", oversample="pool-random", pool=ranked, seed=0
+        )
+        with pytest.raises(ValueError, match="this plan takes images from 1 pools"):
+            obtain_members(data, RECIPE, [Training(7, plan, pools)], store=tmp_path, label="t")
