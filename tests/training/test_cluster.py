@@ -68,7 +68,9 @@ def cluster(cluster_of_two: Any) -> Cluster:
 def train(dataset: Dataset, recipe: Recipe, trainings: list[tuple[int, Plan | None]], store: Path, on: Cluster) -> int:
     """Train on the cluster; rows that were reported."""
     rows: list[int] = []
-    diverged = train_on_cluster(dataset, recipe, trainings, store=store, cluster=on, advance=rows.append)
+    diverged = train_on_cluster(
+        dataset, recipe, [(seed, plan, []) for seed, plan in trainings], store=store, cluster=on, advance=rows.append
+    )
     assert diverged == {}
     return sum(rows)
 
@@ -123,7 +125,7 @@ def test_a_diverging_member_does_not_stop_the_others(
 ) -> None:
     wild = dataclasses.replace(recipe, lr=1e30, schedule="step")
     diverged = train_on_cluster(
-        tiny, wild, [(1, None), (2, None)], store=tmp_path, cluster=cluster, advance=lambda rows: None
+        tiny, wild, [(1, None, []), (2, None, [])], store=tmp_path, cluster=cluster, advance=lambda rows: None
     )
     assert set(diverged) == {0, 1}
     assert "diverged" in str(diverged[0])
@@ -202,7 +204,7 @@ from hbr_fast.files import read_json
 from hbr_fast.training.cluster import Cluster, train_on_cluster
 from hbr_fast.training.recipe import Recipe
 dataset, recipe, store, address = sys.argv[1:]
-train_on_cluster(open_dataset(dataset), Recipe.from_json(read_json(recipe)), [(seed, None) for seed in (1, 2, 3)],
+train_on_cluster(open_dataset(dataset), Recipe.from_json(read_json(recipe)), [(seed, None, []) for seed in (1, 2, 3)],
                  store=Path(store), cluster=Cluster(address), advance=lambda rows: None)
 """
 
