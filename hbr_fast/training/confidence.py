@@ -79,7 +79,7 @@ def own_confidence(
                 batch_size=min(EVALUATION_BATCH, len(split)),
                 dtype=dtype,
                 channels_last=True,
-                threads=0,
+                prefetch=0,
             )
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 for batch in loader.epoch(0):
