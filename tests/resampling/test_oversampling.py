@@ -118,9 +118,14 @@ def test_smote_neighbours_are_found_once_per_class_content(tmp_path: Any, monkey
     from hbr_fast.resampling import smote
 
     images = np.random.default_rng(0).integers(0, 256, (60, 1, 5, 4), dtype=np.uint8)
-    searched = []
+    searched: list[int] = []
     real = smote._search
-    monkeypatch.setattr(smote, "_search", lambda *args: searched.append(len(args[0])) or real(*args))
+
+    def counting(images_nchw: np.ndarray, k: int, device: Any) -> np.ndarray:
+        searched.append(len(images_nchw))
+        return real(images_nchw, k, device)
+
+    monkeypatch.setattr(smote, "_search", counting)
     options: dict[str, Any] = {"k": 3, "cache": tmp_path}
     first = same_class_neighbours(images, LABELS, 2, **options)
     assert searched == [40, 20]

@@ -50,8 +50,9 @@ def test_rank_pool_is_the_mean_probability_of_the_own_class_and_is_kept(
         with torch.no_grad():
             probabilities = model(images).softmax(1).numpy()
         expected += probabilities[np.arange(600), pool.split.labels] / 2
-    np.testing.assert_allclose(ranked.confidence, expected, atol=1e-5)
+    assert ranked.confidence is not None
     assert ranked.real_confidence is not None
+    np.testing.assert_allclose(ranked.confidence, expected, atol=1e-5)
     real = confidence.own_confidence(data.train, data, RECIPE, members, label="real")
     np.testing.assert_allclose(ranked.real_confidence, [real[data.train.labels == c].mean() for c in range(3)])
 
@@ -60,6 +61,7 @@ def test_rank_pool_is_the_mean_probability_of_the_own_class_and_is_kept(
 
     monkeypatch.setattr(confidence, "own_confidence", not_again)
     again = confidence.rank_pool(pool, data, RECIPE, members, cache=tmp_path / "cache")
+    assert again.confidence is not None
     np.testing.assert_array_equal(again.confidence, ranked.confidence)
     with pytest.raises(AssertionError, match="ranked twice"):
         confidence.rank_pool(pool, data, RECIPE, members[:1], cache=tmp_path / "cache")
