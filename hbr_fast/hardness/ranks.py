@@ -15,7 +15,7 @@ import torch.distributed
 
 from hbr_fast.kernels import cpu_hardness as k
 
-WRONG, RIGHT, NOT_FINITE = range(3)  # what a visit was; two bits of a log row
+WRONG, RIGHT, NOT_FINITE, IGNORED = range(4)  # what a visit was; two bits of a log row
 
 
 ADDED = [k.OBSERVATIONS, k.CORRECT, k.EL2N_OBSERVATIONS]  # counters that add up over visits in any order
@@ -35,6 +35,7 @@ class VisitLog:
         """Note the visits of one batch; nothing is read back from the device."""
         outcome = (logits_bc.argmax(1) == labels_b).long()
         outcome = torch.where(logits_bc.isfinite().all(1), outcome, NOT_FINITE)
+        outcome = torch.where(labels_b == k.IGNORED_LABEL, IGNORED, outcome)
         self._rows.append(torch.stack([torch.full_like(ids_b, epoch), ids_b << 2 | outcome], dim=1))
 
     def clear(self) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NeverLearnt = Literal["max+1", "zero", "inf"]
 
+_LEFT_OUT = [0, 2, 3]  # entries of the status that count rows
+
 
 class HardnessRecorder:
     """Accumulates every estimator from the logits of training steps, in one pass and in place.
@@ -90,6 +92,7 @@ class HardnessRecorder:
         self.epochs = 0
         self.provenance = dict(provenance or {})
         self.sums, self.counters, self.nonfinite = _empty_state(self._rows, device)
+        self._columns = _columns(self.estimators)
         self._log = VisitLog() if distributed else None
         # Of a distributed recording: the visits of all ranks up to the last merge. The state above is then what this
         # rank visited since.
@@ -102,10 +105,10 @@ class HardnessRecorder:
         Parameters
         ----------
         logits_bc : float [B, C]
-            On the recorder's device; gradients are not needed and not touched. float32 is read as it is, other floats
-            converted.
-        labels_b, ids_b : int64 [B]
-            Hard labels and sample ids. An id may occur more than once: its rows count in their order.
+            On the recorder's device, of any float type and strides; gradients are not needed and not touched.
+        labels_b, ids_b : int64 or int32 [B]
+            Hard labels and sample ids. Rows of label -100 are left out. An id may occur more than once: its rows count
+            in their order.
         epoch : int
             From 0.
 
@@ -115,6 +118,8 @@ class HardnessRecorder:
             If a shape, label, id or device does not fit. Then nothing of the batch is recorded. Rows with a logit that
             is NaN or infinite are left out, counted, and reported by `scores`.
         """
+        import torch
+
         if logits_bc.ndim != 2 or logits_bc.shape[1] != self.num_classes:
             raise ValueError(f"logits must be [B, {self.num_classes}], got {list(logits_bc.shape)}")
         if labels_b.shape != logits_bc.shape[:1] or ids_b.shape != logits_bc.shape[:1]:
@@ -132,12 +137,15 @@ class HardnessRecorder:
                     f"the {what} are on {tensor.device}, this recorder is on {device}: move them there, or make the "
                     "recorder with another device"
                 )
-        logits, labels, ids = logits_bc.detach().float(), labels_b.long(), ids_b.long()
+        logits = logits_bc.detach()
+        labels = labels_b if labels_b.dtype == torch.int32 else labels_b.long()
+        ids = ids_b if ids_b.dtype == torch.int32 else ids_b.long()
         if self.strangers:
             ids = ids.clamp(max=self.num_samples)
-        self._record(logits, labels, ids, epoch, self.el2n_epochs, self.sums, self.counters, self.nonfinite)
+        state = (self.sums, self.counters, self.nonfinite)
+        self._record(logits, labels, ids, epoch, self.el2n_epochs, self._columns, *state)
         if self._log is not None:
-            self._log.add(logits, labels, ids, epoch=epoch)
+            self._log.add(logits, labels, ids.long(), epoch=epoch)
         self.epochs = max(self.epochs, epoch + 1)
 
     def merge_ranks(self, group: torch.distributed.ProcessGroup | None = None) -> None:
@@ -163,10 +171,11 @@ class HardnessRecorder:
         ranks.add_visits(sums, counters, self.sums, self.counters)
         visits = self._log.gathered(device=sums.device, group=group)
         first_not_finite = ranks.replay_transitions(counters, visits)
-        ranks.all_reduce(self.nonfinite[:1], group)
+        left_out = self.nonfinite[_LEFT_OUT]
+        ranks.all_reduce(left_out, group)
         if nonfinite[0] == 0:
             nonfinite[1] = first_not_finite
-        nonfinite[0] += self.nonfinite[0]
+        nonfinite[_LEFT_OUT] += left_out
         epochs = torch.tensor([self.epochs], device=sums.device)
         ranks.all_reduce(epochs, group, "MAX")
         self.epochs = int(epochs)
@@ -202,7 +211,7 @@ class HardnessRecorder:
         counters[visited, k.LAST_CORRECT] = more_counters[visited, k.LAST_CORRECT]
         if nonfinite[0] == 0:
             nonfinite[1] = more_nonfinite[1]
-        nonfinite[0] += more_nonfinite[0]
+        nonfinite[_LEFT_OUT] += more_nonfinite[_LEFT_OUT]
         self.epochs = max(self.epochs, other.epochs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,7 +295,12 @@ class HardnessRecorder:
             "forgetting": np.where(seen, forgetting, np.nan),
             "first_learned": np.where(seen, first_learned, np.nan),
         }
-        left_out, first_id = nonfinite.tolist()
+        left_out, first_id, bad_labels, bad_ids = nonfinite.tolist()
+        if bad_labels or bad_ids:
+            raise ValueError(
+                f"{bad_labels} rows had a label outside [0, {self.num_classes}) and {bad_ids} an id outside "
+                f"[0, {self.num_samples}), and were left out: was the recorder made for this dataset?"
+            )
         provenance = {
             **self.provenance,
             "epochs": self.epochs,
@@ -359,8 +373,25 @@ def _chosen(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in RECORDED if name in names)
 
 
+def _columns(estimators: Sequence[str]) -> int:
+    """The mask of the kernels' sums that these estimators are made of; counters are always kept."""
+    from hbr_fast.kernels import cpu_hardness as k
+
+    made_of = {
+        "aum": [k.AUM],
+        "aum_softmax": [k.AUM_SOFTMAX],
+        "confidence": [k.CONFIDENCE],
+        "confidence_logit": [k.CONFIDENCE_LOGIT],
+        "variability": [k.CONFIDENCE, k.CONFIDENCE_SQUARED],
+        "dataiq": [k.CONFIDENCE, k.CONFIDENCE_SQUARED],
+        "loss": [k.LOSS],
+        "el2n": [k.EL2N],
+    }
+    return sum(1 << column for column in {column for name in estimators for column in made_of.get(name, [])})
+
+
 def _empty_state(num_samples: int, device: torch.device | str) -> State:
-    """Sums float64 [N, 8], counters int32 [N, 8] and rows that were not finite int64 [2], nothing recorded."""
+    """Sums float64 [N, 8], counters int32 [N, 8] and status int64 [4] (see `cpu_hardness`), nothing recorded."""
     import torch
 
     from hbr_fast.kernels import cpu_hardness as k
@@ -369,4 +400,4 @@ def _empty_state(num_samples: int, device: torch.device | str) -> State:
     counters = torch.zeros(num_samples, k.COUNTER_COLUMNS, dtype=torch.int32, device=device)
     counters[:, k.LAST_CORRECT] = -1
     counters[:, k.FIRST_LEARNED] = -1
-    return sums, counters, torch.tensor([0, -1], device=device)
+    return sums, counters, torch.tensor([0, -1, 0, 0], device=device)

@@ -91,6 +91,53 @@ def mix_pixels(
     return signature, codegen
 
 
+@intrinsic
+def from_bfloat16(typingctx: Any, bits: Any) -> Any:
+    """The float32 equal to the bfloat16 of these bits (uint16)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.zext(args[0], I32), ir.Constant(I32, 16)), F32)
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def from_float16(typingctx: Any, bits: Any) -> Any:
+    """The float32 equal to the float16 of these bits (uint16)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), F32)
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, to write to it soon. Any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = I8.as_pointer()
+        function = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        call = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0i8")
+        write, keep, data = ir.Constant(I32, 1), ir.Constant(I32, 3), ir.Constant(I32, 1)
+        builder.call(call, [builder.inttoptr(args[0], pointer), write, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_doubles(typingctx: Any, dst: Any, src: Any, lanes: Any) -> Any:
+    """Add `lanes` float64 (a literal) at address `src` to those at address `dst`."""
+    vector = ir.VectorType(ir.DoubleType(), lanes.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _store(builder, builder.fadd(_load(builder, args[0], vector), _load(builder, args[1], vector)), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, lanes), codegen
+
+
 @intrinsic(prefer_literal=True)
 def row_max(typingctx: Any, row: Any, chunks: Any, lanes: Any) -> Any:
     """Maximum of `chunks * lanes` finite float32 at address `row`; `lanes` is a literal."""

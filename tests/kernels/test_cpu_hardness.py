@@ -8,10 +8,11 @@ import torch
 
 from hbr_fast.hardness import RECORDED, HardnessRecorder
 from hbr_fast.kernels import cpu_hardness as k
-from hbr_fast.kernels import reference
+from hbr_fast.kernels import ops, reference
 from hbr_fast.kernels.vector import row_exp_sums, row_max
 
 Visit = tuple[int, np.ndarray, int]
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # Margins and logits are sums of float32 numbers in float64. Probabilities come from exponentials good to about
 # 1e-7 times the distance from the largest logit, where they are the smaller the farther; variability is the root of
@@ -194,25 +195,145 @@ def test_the_first_id_not_finite_is_kept_over_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "ids", "answer"),
+    ("labels", "ids", "message"),
     [
-        ([0, 1, 3], [0, 1, 2], (k.BAD_LABEL, 2)),
-        ([0, -1, 0], [0, 1, 2], (k.BAD_LABEL, 1)),
-        ([0, 1, 2], [0, 5, 2], (k.BAD_ID, 1)),
-        ([0, 1, 2], [-1, 0, 2], (k.BAD_ID, 0)),
+        ([0, 1, 3], [0, 1, 2], r"row 2 has label 3, outside \[0, 3\)"),
+        ([0, -1, 0], [0, 1, 2], r"row 1 has label -1, outside \[0, 3\)"),
+        ([0, 1, 2], [0, 5, 2], r"row 1 has id 5, outside \[0, 5\): was the recorder made for this dataset\?"),
+        ([0, 1, 2], [-1, 0, 2], r"row 0 has id -1, outside"),
     ],
 )
-def test_nothing_is_recorded_of_a_batch_with_a_bad_label_or_id(
-    labels: list[int], ids: list[int], answer: tuple[int, int]
-) -> None:
-    sums, counters = np.zeros((5, k.SUM_COLUMNS)), np.zeros((5, k.COUNTER_COLUMNS), np.int32)
-    nonfinite = np.array([0, -1])
-    logits = np.ones((3, 3), np.float32)
-    logits[0, 0] = np.nan
-    assert k.record(logits, np.array(labels), np.array(ids), 0, 20, sums, counters, nonfinite) == answer
+def test_nothing_is_recorded_of_a_batch_with_a_bad_label_or_id(labels: list[int], ids: list[int], message: str) -> None:
+    recorder = HardnessRecorder(5, 3)
+    before = [recorder.sums.clone(), recorder.counters.clone(), recorder.nonfinite.clone()]
+    logits = torch.ones(3, 3)
+    logits[0, 0] = math.nan
+    with pytest.raises(ValueError, match=message):
+        recorder.record(logits, torch.tensor(labels), torch.tensor(ids), epoch=0)
+    for old, now in zip(before, [recorder.sums, recorder.counters, recorder.nonfinite], strict=True):
+        assert torch.equal(old, now)
+
+
+def test_ignored_labels_leave_their_rows_out() -> None:
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    logits[3] = math.nan
+    recorder, expected = HardnessRecorder(5, 3), HardnessRecorder(5, 3)
+    labels, ids = np.array([0, -100, 2, -100, 1]), np.array([0, 77, 2, 3, 4])  # nor does an ignored row need an id
+    record_all(recorder, [(0, logits, labels, ids)])
+    kept = labels >= 0
+    record_all(expected, [(0, logits[kept], labels[kept], ids[kept])])
+    assert torch.equal(recorder.sums, expected.sums)
+    assert torch.equal(recorder.counters, expected.counters)
+    assert recorder.scores().provenance["rows_not_finite"] == 0
+
+
+def record_with(estimators: int, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, samples: int) -> State:
+    members = logits.shape[:-2]
+    sums = torch.zeros(*members, samples, k.SUM_COLUMNS, dtype=torch.float64)
+    counters = torch.zeros(*members, samples, k.COUNTER_COLUMNS, dtype=torch.int32)
+    counters[..., [k.LAST_CORRECT, k.FIRST_LEARNED]] = -1
+    status = torch.tensor([0, -1, 0, 0])
+    ops.record(logits, labels, ids, 0, 20, estimators, sums, counters, status)
+    return sums, counters, status
+
+
+def batch(shape: tuple[int, ...], samples: int, seed: int = 0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(*shape, generator=generator)
+    labels = torch.randint(shape[-1], shape[-2:-1], generator=generator)
+    return logits, labels, torch.randint(samples, shape[-2:-1], generator=generator)
+
+
+@pytest.mark.parametrize("column", range(7))
+def test_a_mask_chooses_columns_and_leaves_the_rest_zero(column: int) -> None:
+    logits, labels, ids = batch((40, 7), samples=9)
+    everything, counters, _ = record_with(k.ALL_COLUMNS, logits, labels, ids, 9)
+    chosen, same_counters, _ = record_with(1 << column, logits, labels, ids, 9)
+    assert torch.equal(chosen[:, column], everything[:, column])
+    assert everything[:, column].all()
+    chosen[:, column] = 0
+    assert not chosen.any()
+    assert torch.equal(counters, same_counters)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_members_at_once_are_the_members_one_by_one(shared: bool) -> None:
+    logits, labels, ids = batch((3, 50, 5), samples=20)
+    if not shared:  # every member saw other samples
+        labels, ids = torch.stack([labels.roll(m) for m in range(3)]), torch.stack([ids.roll(2 * m) for m in range(3)])
+    logits[1, 4, 0] = math.nan
+    together = record_with(k.ALL_COLUMNS, logits, labels, ids, 20)
+    for m in range(3):
+        own = (labels, ids) if shared else (labels[m], ids[m])
+        alone = record_with(k.ALL_COLUMNS, logits[m], *own, 20)
+        assert torch.equal(together[0][m], alone[0])
+        assert torch.equal(together[1][m], alone[1])
+    assert together[2].tolist() == [1, int(ids[4] if shared else ids[1, 4]), 0, 0]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_threads_change_nothing(threads: int) -> None:
+    logits, labels, ids = batch((1000, 17), samples=30)  # each sample some 30 times: order decides
+    logits[100] = math.nan
+    logits[7, 2] = -math.inf
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = record_with(k.ALL_COLUMNS, logits, labels, ids, 30)
+        torch.set_num_threads(threads)
+        for _ in range(5):
+            got = record_with(k.ALL_COLUMNS, logits, labels, ids, 30)
+            assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+    assert got[2].tolist() == [2, int(ids[7]), 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["plain", "columns first", "every second", "expanded"])
+def test_logits_of_any_type_and_stride_are_read_as_they_are(dtype: torch.dtype, layout: str) -> None:
+    logits, labels, ids = batch((20, 33), samples=30)
+    logits = logits.to(dtype)
+    if layout == "columns first":
+        logits = logits.T.contiguous().T
+    elif layout == "every second":
+        logits = logits.repeat_interleave(2, dim=1)[:, ::2]
+    elif layout == "expanded":
+        logits = logits[:1].expand(20, 33)
+    got = record_with(k.ALL_COLUMNS, logits, labels.int(), ids.int(), 30)
+    expected = record_with(k.ALL_COLUMNS, logits.float().contiguous(), labels, ids, 30)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_labels_and_ids_may_be_strided() -> None:
+    logits, labels, ids = batch((20, 4), samples=30)
+    pairs = torch.stack([labels, ids], dim=1)
+    got = record_with(k.ALL_COLUMNS, logits, pairs[:, 0], pairs[:, 1], 30)
+    expected = record_with(k.ALL_COLUMNS, logits, labels, ids, 30)
+    assert torch.equal(got[0], expected[0])
+
+
+def test_no_rows() -> None:
+    sums, _, _ = record_with(k.ALL_COLUMNS, torch.empty(0, 3), torch.empty(0).long(), torch.empty(0).long(), 2)
     assert not sums.any()
-    assert not counters.any()
-    assert nonfinite.tolist() == [0, -1]
+
+
+def test_a_hundred_thousand_classes() -> None:
+    logits, labels, _ = batch((2, 100_000), samples=2)
+    recorder = HardnessRecorder(2, 100_000)
+    visits = record_all(recorder, [(0, logits.numpy(), labels.numpy(), np.arange(2))])
+    assert_agrees(recorder, visits)
+
+
+def test_a_hundred_thousand_visits_lose_nothing() -> None:
+    # 0.1 is no binary fraction: float32 sums would be off in the fourth digit by now.
+    recorder = HardnessRecorder(1, 2)
+    logits = torch.tensor([[0.1, 0.0]]).expand(1000, 2)
+    zeros = torch.zeros(1000, dtype=torch.int64)
+    for _ in range(100):
+        recorder.record(logits, zeros, zeros, epoch=0)
+    assert recorder.scores().observations[0, 0] == 100_000
+    assert recorder.scores().per_sample("aum")[0] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
 def test_el2n_is_of_the_first_epochs_only() -> None:

@@ -13,7 +13,8 @@ def operator_arguments() -> tuple[Any, ...]:
     recorder = HardnessRecorder(6, 4)
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     state = (recorder.sums, recorder.counters, recorder.nonfinite)
-    return (logits, torch.tensor([0, 3, 1, 2, 0]), torch.tensor([5, 0, 1, 5, 2]), 0, 20, *state)
+    labels, ids = torch.tensor([0, 3, 1, 2, 0]), torch.tensor([5, 0, 1, 5, 2])
+    return (logits, labels, ids, 0, 20, cpu_hardness.ALL_COLUMNS, *state)
 
 
 def test_the_operator_passes_opcheck() -> None:
@@ -31,9 +32,9 @@ def test_the_operator_compiles_without_a_graph_break() -> None:
     eager, traced = operator_arguments(), operator_arguments()
     for _ in range(2):
         assert torch.equal(step(*eager), compiled(*traced))
-    for expected, got in zip(eager[5:], traced[5:], strict=True):
+    for expected, got in zip(eager[6:], traced[6:], strict=True):
         assert torch.equal(expected, got)
-    assert traced[6][:, cpu_hardness.OBSERVATIONS].tolist() == [2, 2, 2, 0, 0, 4]
+    assert traced[7][:, cpu_hardness.OBSERVATIONS].tolist() == [2, 2, 2, 0, 0, 4]
 
 
 def test_the_operator_works_on_fake_tensors() -> None:
@@ -41,4 +42,4 @@ def test_the_operator_works_on_fake_tensors() -> None:
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
         assert ops.record(*fake) is None
-    assert not arguments[5].any()
+    assert not arguments[6].any()
