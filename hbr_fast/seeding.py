@@ -38,6 +38,8 @@ class Stream(IntEnum):
     NOISE = 13
     THRESHOLD = 14
     BOOTSTRAP = 16
+    MEMBER_ORDER = 20
+    SECOND_SPLIT = 21
 
 
 @nb.njit(inline="always")

@@ -3,15 +3,18 @@
 from hbr_fast.hardness.estimators import ESTIMATORS, FINAL, RECORDED, Estimator, estimator
 from hbr_fast.hardness.recorder import HardnessRecorder, NeverLearnt
 from hbr_fast.hardness.scores import HardnessScores, stack_scores
+from hbr_fast.hardness.stability import EnsembleSizeCurve, ensemble_size_curve
 
 __all__ = [
     "ESTIMATORS",
     "FINAL",
     "RECORDED",
+    "EnsembleSizeCurve",
     "Estimator",
     "HardnessRecorder",
     "HardnessScores",
     "NeverLearnt",
+    "ensemble_size_curve",
     "estimator",
     "stack_scores",
 ]

@@ -324,6 +324,11 @@ class HardnessRecorder:
         """Write the table of `to_frame` to a CSV file."""
         self.scores().to_csv(path)
 
+    @property
+    def distributed(self) -> bool:
+        """Whether this is one rank of a distributed recording."""
+        return self._log is not None
+
     def _whole(self) -> State:
         """The state of the whole recording, all ranks of it."""
         if self._log is None or self._merged is None:

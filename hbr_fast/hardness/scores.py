@@ -50,9 +50,21 @@ class HardnessScores:
         """Number of samples."""
         return self.observations.shape[1]
 
+    def member_values(self, name: str) -> np.ndarray:
+        """Scores of each member: float64 [M, N], NaN where a member never observed a sample.
+
+        Raises
+        ------
+        ValueError
+            If there are none of that name; the message lists those there are.
+        """
+        if name not in self.values:
+            raise ValueError(f"no scores of estimator {name!r}: these hold {', '.join(self.values)}")
+        return self.values[name]
+
     def per_sample(self, name: str) -> np.ndarray:
         """Mean over members: float64 [N], NaN for a sample that no member observed."""
-        values = self._values(name)
+        values = self.member_values(name)
         seen = ~np.isnan(values)
         total = np.where(seen, values, 0.0).sum(axis=0)
         return np.divide(total, seen.sum(axis=0), out=np.full(len(self), np.nan), where=seen.any(axis=0))
@@ -234,11 +246,6 @@ class HardnessScores:
             values={name: arrays[name] for name in ESTIMATORS if name in arrays},
             provenance=metadata["provenance"],
         )
-
-    def _values(self, name: str) -> np.ndarray:
-        if name not in self.values:
-            raise ValueError(f"no scores of estimator {name!r}: these hold {', '.join(self.values)}")
-        return self.values[name]
 
 
 def hardest_low(scores: np.ndarray, name: str) -> np.ndarray:

@@ -1,0 +1,170 @@
+"""How many members an ensemble needs: hardness by its first members against hardness by all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hbr_fast.hardness.scores import HardnessScores, hardest_low, pearson
+from hbr_fast.seeding import Stream, generator
+
+if TYPE_CHECKING:
+    import polars as pl
+
+AGREEMENTS = ("spearman_samples", "kendall_samples", "spearman_classes", "kendall_classes", "jaccard_hardest")
+
+
+@dataclass(frozen=True)
+class EnsembleSizeCurve:
+    """Agreement of the first j members with all M, for every j and over random orders of the members.
+
+    Attributes
+    ----------
+    spearman_samples, kendall_samples : float64 [O, M]
+        Correlation of sample scores: column j - 1 is of j members. NaN where a correlation is not defined.
+    spearman_classes, kendall_classes : float64 [O, M]
+        Correlation of class means.
+    jaccard_hardest : float64 [O, M]
+        Size of the intersection of the two sets of hardest samples over that of their union.
+    hardest : int
+        Size of those sets.
+    """
+
+    spearman_samples: np.ndarray
+    kendall_samples: np.ndarray
+    spearman_classes: np.ndarray
+    kendall_classes: np.ndarray
+    jaccard_hardest: np.ndarray
+    hardest: int
+
+    def smallest_size(self, agreement: str, tolerance: float) -> int:
+        """The smallest j from which on, in the mean over orders, 1 - agreement stays at or under a tolerance.
+
+        Raises
+        ------
+        ValueError
+            If the agreement is unknown or the tolerance is not in [0, 1].
+        """
+        if agreement not in AGREEMENTS:
+            raise ValueError(f"unknown agreement {agreement!r}: available are {', '.join(AGREEMENTS)}")
+        if not 0 <= tolerance <= 1:
+            raise ValueError(f"the tolerance must be in [0, 1], got {tolerance}")
+        within = 1 - getattr(self, agreement).mean(axis=0) <= tolerance + 1e-12
+        within[-1] = True  # all members agree with themselves, also where a correlation is not defined
+        beyond = np.flatnonzero(~within)
+        return int(beyond[-1]) + 2 if len(beyond) else 1
+
+    def to_frame(self) -> pl.DataFrame:
+        """One row an order and a size: `order`, `members`, and the five agreements."""
+        import polars as pl
+
+        orders, members = self.spearman_samples.shape
+        return pl.DataFrame(
+            {
+                "order": np.repeat(np.arange(orders), members),
+                "members": np.tile(np.arange(1, members + 1), orders),
+                **{name: getattr(self, name).ravel() for name in AGREEMENTS},
+            }
+        )
+
+
+def ensemble_size_curve(
+    scores: HardnessScores,
+    name: str,
+    *,
+    labels_n: np.ndarray,
+    num_classes: int,
+    orders: int = 20,
+    hardest: int | None = None,
+    seed: int = 0,
+) -> EnsembleSizeCurve:
+    """Ensemble-size stability (method, section 6): nested ensembles along many random orders of the members.
+
+    Samples that some member never observed are left out.
+
+    Parameters
+    ----------
+    scores : HardnessScores
+        Of M members.
+    name : str
+        The estimator.
+    labels_n : int64 [N]
+        Classes of the samples, in [0, num_classes).
+    orders : int
+        Random orders of the members.
+    hardest : int, optional
+        Size of the set of hardest samples that is compared; by default a tenth of the samples.
+    seed : int
+        Of the orders.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or a class has no sample that every member observed.
+    """
+    if len(labels_n) != len(scores):
+        raise ValueError(f"{len(labels_n)} labels for scores of {len(scores)} samples: another dataset's scores?")
+    if orders < 1:
+        raise ValueError(f"a curve needs at least 1 order of the members, got {orders}")
+    values = hardest_low(scores.member_values(name), name)
+    observed = ~np.isnan(values).any(axis=0)
+    values, labels = values[:, observed], np.asarray(labels_n)[observed]
+    sizes = np.bincount(labels, minlength=num_classes)
+    if len(sizes) > num_classes or not sizes.all():
+        raise ValueError(
+            f"classes must be the {num_classes} of the labels, each with a sample that all members observed"
+        )
+    k = max(1, len(labels) // 10) if hardest is None else hardest
+    if not 1 <= k <= len(labels):
+        raise ValueError(f"the set of hardest samples must have 1 to {len(labels)} of them, got {k}")
+    members = len(values)
+    full = _Reference(values.mean(axis=0), labels, sizes, k)
+    random = generator(seed, Stream.MEMBER_ORDER)
+    curves = np.empty((len(AGREEMENTS), orders, members))
+    for order in range(orders):
+        total = np.zeros(len(labels))
+        for j, member in enumerate(random.permutation(members)):
+            total += values[member]
+            curves[:, order, j] = full.agreements(total / (j + 1))
+    return EnsembleSizeCurve(**dict(zip(AGREEMENTS, curves, strict=True)), hardest=k)
+
+
+class _Reference:
+    """Scores of the whole ensemble, the lowest the hardest, with what comparing others to them needs."""
+
+    def __init__(self, scores_n: np.ndarray, labels_n: np.ndarray, sizes_c: np.ndarray, hardest: int) -> None:
+        self.labels_n, self.sizes_c, self.hardest = labels_n, sizes_c, hardest
+        self.scores_n, self.ranks_n = scores_n, _ranks(scores_n)
+        self.means_c = self._class_means(scores_n)
+        self.set_n = self._hardest(scores_n)
+
+    def agreements(self, scores_n: np.ndarray) -> tuple[float, ...]:
+        """In the order of `AGREEMENTS`."""
+        from scipy import stats
+
+        means_c = self._class_means(scores_n)
+        shared = int((self.set_n & self._hardest(scores_n)).sum())
+        return (
+            pearson(_ranks(scores_n), self.ranks_n),
+            float(stats.kendalltau(scores_n, self.scores_n).statistic),
+            pearson(_ranks(means_c), _ranks(self.means_c)),
+            float(stats.kendalltau(means_c, self.means_c).statistic),
+            shared / (2 * self.hardest - shared),
+        )
+
+    def _class_means(self, scores_n: np.ndarray) -> np.ndarray:
+        return np.bincount(self.labels_n, weights=scores_n, minlength=len(self.sizes_c)) / self.sizes_c
+
+    def _hardest(self, scores_n: np.ndarray) -> np.ndarray:
+        """Whether each sample is among the hardest; equal ones go by the smaller id."""
+        chosen = np.zeros(len(scores_n), bool)
+        chosen[np.argsort(scores_n, kind="stable")[: self.hardest]] = True
+        return chosen
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    from scipy import stats
+
+    return stats.rankdata(values)
