@@ -14,7 +14,7 @@ LEVELS = {
     1: {"kernels"},
     2: {"data", "sampler", "allocation", "plan"},
     3: {"loaders", "evaluation", "hardness", "resampling", "pruning", "noise", "torch_sampler"},
-    4: {"training"},
+    4: {"training", "integrations"},
     5: {"studies"},
     6: {"report"},
     7: {"cli"},

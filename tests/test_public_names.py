@@ -15,6 +15,8 @@ import hbr_fast
 
 # Modules whose examples are run, i.e. those that have some.
 ALL_MODULES = ["hbr_fast", *(info.name for info in pkgutil.walk_packages(hbr_fast.__path__, "hbr_fast."))]
+# Modules that need an extra, and what it installs.
+EXTRAS = {f"hbr_fast.integrations.{library}": library for library in ("lightning", "transformers")}
 HEAVY = {"torch", "torchvision", "numba", "numpy", "ffcv", "nvidia", "triton", "ray", "polars", "matplotlib"}
 HEAVY_FOR_CLI = {"torch", "torchvision", "numba", "matplotlib", "polars", "scipy", "sklearn", "jinja2", "ffcv", "ray"}
 
@@ -103,6 +105,8 @@ def test_the_check_itself_sees_a_heavy_import() -> None:
 
 @pytest.mark.parametrize("name", ALL_MODULES)
 def test_examples_run(name: str) -> None:
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name])
     module = importlib.import_module(name)
     result = doctest.testmod(module)
     assert result.failed == 0
