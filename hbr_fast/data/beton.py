@@ -55,8 +55,10 @@ class Beton:
     Attributes
     ----------
     path : Path
+    fields : tuple of str
+        Names of all fields.
     image, label : str
-        Names of the fields.
+        Names of those of the images and labels.
     kind : int
         FFCV's number of the image field's kind.
     labels : int64 [N]
@@ -75,6 +77,7 @@ class Beton:
     """
 
     path: Path
+    fields: tuple[str, ...]
     image: str
     label: str
     kind: int
@@ -245,7 +248,7 @@ def read_beton(path: str | os.PathLike[str], *, image: str | None = None, label:
     labels_n = np.ascontiguousarray(columns[label][place], np.int64)
     if labels_n.min() < 0:
         raise ValueError(f"{path}: label {labels_n.min()} of sample {labels_n.argmin()} is negative: correct it")
-    return Beton(path, image, label, kinds[image], labels_n, place, has_ids, encoded, planar, shape, read)
+    return Beton(path, tuple(kinds), image, label, kinds[image], labels_n, place, has_ids, encoded, planar, shape, read)
 
 
 def _part(path: Path, dtype: np.dtype[Any], count: int, at: int, length: int) -> np.ndarray:

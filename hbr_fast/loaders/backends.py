@@ -55,6 +55,26 @@ BACKENDS: dict[str, Backend] = {
         keyed=True,
         prefetch=2,
     ),
+    "ffcv": Backend(
+        classes={"cpu": "ffcv:FfcvBackend"},
+        features=frozenset(FEATURES) - {"random-resized crop", "several stores"},
+        keyed=True,
+        prefetch=2,
+        extra="ffcv",
+    ),
+    "dali": Backend(
+        classes={"cpu": "dali:DaliBackend", "cuda": "dali:DaliBackend"},
+        features=frozenset(FEATURES) - {"crop with reflect padding", "crop with edge padding"},
+        keyed=True,
+        prefetch=2,
+        extra="dali",
+    ),
+    "torchvision": Backend(
+        classes={"cpu": "torchvision:TorchvisionBackend"},
+        features=frozenset(FEATURES),
+        keyed=True,
+        prefetch=4,
+    ),
 }
 
 

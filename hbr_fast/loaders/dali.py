@@ -1,0 +1,123 @@
+"""The DALI backend: one pipeline, on the CPU or a GPU, fed with our rows, crops and flips.
+
+DALI's own readers and random operators know neither plans nor our numbers. So a batch's pixels and draws are fed in
+from outside, and the pixels that come out are those of the other backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn
+from nvidia.dali.types import DALIDataType, DALIInterpType
+
+from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.rows import Rows, RowsOfJob
+
+
+class DaliBackend:
+    """Batches of a job through a DALI pipeline, which is built anew for each epoch: that takes milliseconds."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._rows = RowsOfJob(job)
+        self._names = list(self._inputs(self._rows.batch(0, 0)))
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of an epoch."""
+        fed: dict[int, tuple[Rows, dict[str, np.ndarray]]] = {}  # DALI reads these arrays where they lie
+
+        def feed(iteration: int) -> list[np.ndarray]:
+            number = start + iteration
+            if number >= self.job.batches:
+                raise StopIteration
+            rows = self._rows.batch(epoch, number)
+            inputs = self._inputs(rows)
+            fed[number] = rows, inputs
+            return list(inputs.values())
+
+        pipeline = self._pipeline(self._names, feed)
+        for number in range(start, self.job.batches):
+            (images,) = pipeline.run()
+            rows, _ = fed.pop(number)
+            yield self._batch(images, rows)
+
+    def _inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        """What the pipeline is fed with for a batch."""
+        augment = self.job.augment
+        inputs = {"images": self._rows.images(rows), "mirror": rows.flipped.astype(np.int32)}
+        if augment.pad or augment.resized_crop:
+            inputs["start"] = rows.crop[:, :2].astype(np.int32)
+        if augment.resized_crop:
+            inputs["shape"] = rows.crop[:, 2:].astype(np.int32)
+        if augment.cutout:  # erased before the image is mirrored, so that it lies right afterwards
+            top, left = rows.cutout.T
+            mirrored = self.job.split.images.shape[3] - augment.cutout - left
+            inputs["anchor"] = np.stack([top, np.where(rows.flipped, mirrored, left)], axis=1).astype(np.float32)
+        return inputs
+
+    def _pipeline(self, names: Sequence[str], feed: Callable[[int], Sequence[np.ndarray]]) -> Pipeline:
+        """The pipeline, built; `feed(batch)` gives it the inputs of these names."""
+        job, augment = self.job, self.job.augment
+        height, width = job.split.images.shape[2:]
+        pipeline = Pipeline(
+            batch_size=job.batch_size,
+            num_threads=job.threads,
+            device_id=None if job.device.type == "cpu" else job.device.index or 0,
+            prefetch_queue_depth=max(1, job.prefetch),
+        )
+        with pipeline:
+            layouts = ["CHW" if name == "images" else "" for name in names]
+            sources = fn.external_source(
+                feed, num_outputs=len(names), batch=True, batch_info=False, layout=layouts, no_copy=True
+            )
+            inputs: dict[str, Any] = dict(zip(names, sources, strict=True))
+            images = inputs["images"].gpu() if job.device.type == "cuda" else inputs["images"]
+            if augment.pad:
+                images = fn.slice(
+                    images,
+                    start=inputs["start"],
+                    shape=(height, width),
+                    axis_names="HW",
+                    out_of_bounds_policy="pad",
+                    fill_values=job.padding_c.tolist(),
+                )
+            if augment.resized_crop:
+                images = fn.slice(images, start=inputs["start"], shape=inputs["shape"], axis_names="HW")
+                images = fn.resize(
+                    images,
+                    size=(height, width),
+                    antialias=False,
+                    dtype=DALIDataType.FLOAT,
+                    interp_type=DALIInterpType.INTERP_LINEAR,
+                )
+            if augment.cutout:
+                images = fn.erase(
+                    images,
+                    anchor=inputs["anchor"],
+                    shape=(augment.cutout, augment.cutout),
+                    axis_names="HW",
+                    fill_value=job.cutout_c.tolist(),
+                )
+            images = fn.crop_mirror_normalize(
+                images,
+                mirror=inputs["mirror"],
+                mean=(255 * job.split.mean.astype(np.float64)).tolist(),
+                std=(255 * job.split.std.astype(np.float64)).tolist(),
+                dtype=DALIDataType.FLOAT,
+                output_layout="HWC" if job.channels_last else "CHW",
+            )
+            pipeline.set_outputs(images)
+        pipeline.build()
+        return pipeline
+
+    def _batch(self, images: Any, rows: Rows) -> Batch:
+        pixels = torch.from_dlpack(images.as_tensor())  # not copied: DALI lets go of what it gave out
+        if self.job.channels_last:
+            pixels = pixels.permute(0, 3, 1, 2)
+        labels, ids, numbers = (torch.from_numpy(column) for column in (rows.labels, rows.ids, rows.rows))
+        device = self.job.device
+        return Batch(pixels.to(self.job.dtype), labels.to(device), ids.to(device), numbers.to(device))

@@ -1,0 +1,146 @@
+"""What a batch is made of, before any pixel is touched: for backends whose kernels are other people's.
+
+The numbers drawn are those of `hbr_fast.kernels.reference.make_batch`, so that every backend makes the same pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hbr_fast.kernels.cpu_words import words_of
+from hbr_fast.kernels.reference import crop_sizes
+from hbr_fast.loaders.batch import Job
+from hbr_fast.seeding import Stream, stream_key
+
+_32 = np.uint64(32)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one batch and what is drawn for them.
+
+    Attributes
+    ----------
+    rows, ids, labels : int64 [B]
+        As in `Batch`.
+    store, index, partner, weight : [B]
+        As in `Plan`.
+    crop : int64 [B, 4]
+        Top, left, height and width of the crop. In the image, where it may reach `pad` pixels outside.
+    flipped : bool [B]
+    cutout : int64 [B, 2]
+        Top and left of the square that is cut out.
+    """
+
+    rows: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    store: np.ndarray
+    index: np.ndarray
+    partner: np.ndarray
+    weight: np.ndarray
+    crop: np.ndarray
+    flipped: np.ndarray
+    cutout: np.ndarray
+
+
+class RowsOfJob:
+    """The rows of a job's batches."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.splits = (job.split, *job.stores)
+        self.interpolates = bool((job.plan.partner >= 0).any())
+        self._first_ids = np.cumsum([0, *(len(split) for split in self.splits[:-1])])
+        self._labels = np.concatenate([split.labels for split in self.splits])
+        self._key = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
+        augment, (height, width) = job.augment, job.split.images.shape[2:]
+        self._sizes = crop_sizes(height, width, augment.resized_crop, augment.aspect) if augment.resized_crop else None
+
+    def batch(self, epoch: int, number: int) -> Rows:
+        """Of batch `number` of an epoch.
+
+        Raises
+        ------
+        ValueError
+            If the order does not give as many rows as asked for, or one that the plan does not have.
+        """
+        job, plan = self.job, self.job.plan
+        position = number * job.batch_size
+        count = min(job.batch_size, len(job.order) - position)
+        rows = job.order.rows(position, count, epoch=epoch)
+        if rows.shape != (count,):
+            raise ValueError(f"the order gave {rows.shape} rows at position {position} of epoch {epoch}, not {count}")
+        bad = np.flatnonzero((rows < 0) | (rows >= len(plan)))
+        if len(bad):
+            raise ValueError(
+                f"the order gave row {rows[bad[0]]} at position {position + bad[0]} of epoch {epoch}, outside the "
+                f"plan's {len(plan)} rows"
+            )
+        first, step = job.order.global_positions(position)
+        store, index = plan.store[rows], plan.index[rows]
+        ids = self._first_ids[store] + index
+        positions = first + step * np.arange(count)
+        words = self._words(positions, epoch, 0)
+        return Rows(
+            rows=rows,
+            ids=ids,
+            labels=self._labels[ids],
+            store=store,
+            index=index,
+            partner=plan.partner[rows],
+            weight=plan.weight[rows],
+            crop=self._crops(words),
+            flipped=self._flips(words, index, epoch),
+            cutout=self._cutouts(positions, epoch),
+        )
+
+    def images(self, rows: Rows) -> np.ndarray:
+        """Raw pixels [B, C, H, W], interpolated: float32 where the plan interpolates, else uint8."""
+        images = self._gathered(rows.store, rows.index)
+        if not self.interpolates:
+            return images
+        mixed = images.astype(np.float32)
+        has = rows.partner >= 0
+        share = rows.weight[has, None, None, None]
+        mixed[has] *= share
+        mixed[has] += (1 - share) * self._gathered(rows.store[has], rows.partner[has])
+        return mixed
+
+    def _gathered(self, store: np.ndarray, index: np.ndarray) -> np.ndarray:
+        if len(self.splits) == 1:
+            return self.job.split.images[index]
+        images = np.empty((len(index), *self.job.split.images.shape[1:]), np.uint8)
+        for number, split in enumerate(self.splits):
+            images[store == number] = split.images[index[store == number]]
+        return images
+
+    def _words(self, places: np.ndarray, epoch: int, use: int) -> np.ndarray:
+        words = np.empty((len(places), 4), np.uint64)
+        words_of(places, epoch, use, self._key, words)
+        return words
+
+    def _crops(self, words: np.ndarray) -> np.ndarray:
+        pad, (height, width) = self.job.augment.pad, self.job.split.images.shape[2:]
+        crops = np.empty((len(words), 4), np.int64)
+        crops[:, 2:] = height, width
+        if self._sizes is not None:
+            crops[:, 2:] = self._sizes[(words[:, 3] * np.uint64(len(self._sizes))) >> _32]
+        room = np.array([height, width]) + 2 * pad - crops[:, 2:] + 1
+        crops[:, :2] = ((words[:, 1:3] * room.astype(np.uint64)) >> _32).astype(np.int64) - pad
+        return crops
+
+    def _flips(self, words: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
+        below = np.uint64(self.job.flip_below)
+        if not self.job.augment.alternating_flip:
+            return words[:, 0] < below
+        return (self._words(index, 0, 2)[:, 0] < below) != bool(epoch % 2)
+
+    def _cutouts(self, positions: np.ndarray, epoch: int) -> np.ndarray:
+        side, (height, width) = self.job.augment.cutout, self.job.split.images.shape[2:]
+        if not side:
+            return np.zeros((len(positions), 2), np.int64)
+        room = np.array([height - side + 1, width - side + 1], np.uint64)
+        return ((self._words(positions, epoch, 1)[:, :2] * room) >> _32).astype(np.int64)

@@ -1,0 +1,40 @@
+import multiprocessing
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from hbr_fast.loaders.batch import Augment
+from hbr_fast.loaders.loader import Loader
+from hbr_fast.plan import Plan
+from loaders.contracts import MakeLoader, assert_same, checks_of, textured_split
+
+
+@pytest.mark.parametrize("check", checks_of("torchvision"), ids=lambda check: check.__name__)
+def test_contract(check: Callable[[MakeLoader], None]) -> None:
+    check(MakeLoader("torchvision"))
+
+
+def test_an_early_break_leaves_no_processes() -> None:
+    loader = Loader(textured_split(60), batch_size=10, backend="torchvision", threads=2)
+    before = multiprocessing.active_children()
+    for epoch in range(3):
+        for _ in loader.epoch(epoch):
+            assert len(multiprocessing.active_children()) > len(before), "workers make the batches"
+            break
+        assert multiprocessing.active_children() == before
+    list(loader.epoch(0))
+    assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bits_are_those_of_the_native_backend(dtype: torch.dtype) -> None:
+    split = textured_split(40, size=12)
+    plan = Plan.of_rows(np.random.default_rng(0).integers(0, 40, 60))
+    augment = Augment(flip=0.5, pad=3)
+    native, other = (
+        Loader(split, plan=plan, augment=augment, batch_size=25, dtype=dtype, backend=backend).epoch(3)
+        for backend in ("native", "torchvision")
+    )
+    assert_same(other, list(native))
