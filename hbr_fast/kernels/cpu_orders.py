@@ -108,64 +108,68 @@ def bijection(start, stride, length, a, b, keys, out):
                 out[first + i] = _walk(out[first + i], length, a, b, keys, 0)
 
 
+def guide_shift(length: int, num_classes: int) -> int:
+    """The power of two of slots for which the guide of `quota_rows` has one entry: 8 to 16 entries a class."""
+    return max((length // (8 * num_classes)).bit_length() - 1, 0)
+
+
 @nb.njit(nogil=True, cache=True)
-def quota_rows(
-    start, stride, length, a, b, keys, guide, starts_c, sizes_c, a_c, b_c, salts_c, member_keys, first_c, members, out
-):
+def quota_rows(start, stride, length, a, b, keys, shift, guide, classes, member_keys, members, out):
     """`out[i]` = the sample at position `start + i * stride` of an epoch with a quota a class.
 
-    A position becomes a slot by one bijection; class c owns the slots from `starts_c[c]` to `starts_c[c + 1] - 1`. Its
-    k-th slot takes the member that a second bijection, of the class, puts at k modulo the class's size: every run of
-    `sizes_c[c]` slots visits each member once, and which members a last, shorter run visits is as good as random.
+    A position becomes a slot by one bijection; each class owns a run of slots. Its k-th slot takes the member that a
+    second bijection, of the class, puts at k modulo the class's size: every run of as many slots as members visits each
+    member once, and which members a last, shorter run visits is as good as random.
 
     Parameters
     ----------
     start, stride, length, a, b, keys
         As in `bijection`, of the slots.
-    guide : int64 [G]
-        Class of the slot at each G-th of the length: where to look first.
-    starts_c : int64 [C + 1]
-        Cumulative quotas.
-    sizes_c : int64 [C]
-        Members of each class; at least 1 where the quota is not 0.
-    a_c, b_c, salts_c : int64 [C]
-        `grid` of each size, and a 32-bit number of its own for each class.
+    shift : int
+        `guide_shift(length, C)`, or any other.
+    guide : int32 [((length - 1) >> shift) + 1]
+        Class of slot `g << shift`: where to look first.
+    classes : int64 [C + 1, 6]
+        Of each class its first slot, its size (at least 1), the two numbers of `grid(size)`, a 32-bit number of its
+        own, and where its members start. The last row has nothing but a first slot, `length`.
     member_keys : int64 [even number]
         Round keys of the second bijections; empty takes the members in the order they are listed in.
-    first_c : int64 [C], members : int64 [N]
-        Samples listed class after class, and where each class starts.
+    members : integer [N]
+        Samples listed class after class.
     out : int64 [count]
         Written in full.
     """
+    places, sizes, firsts = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     lefts, rights = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    tops, bottoms = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    classes, salts = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    tops, bottoms, salts = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     bijection(start, stride, length, a, b, keys, out)
-    per_slot = guide.shape[0] / length
     for first in range(0, out.shape[0], _BLOCK):
         size = min(_BLOCK, out.shape[0] - first)
         for i in range(size):
             slot = out[first + i]
-            c = guide[np.int64(slot * per_slot)]
-            while slot >= starts_c[c + 1]:
+            c = np.int64(guide[slot >> shift])
+            while slot >= classes[c + 1, 0]:
                 c += 1
-            while slot < starts_c[c]:
-                c -= 1
-            classes[i] = c
-            k = slot - starts_c[c]
-            turn = np.int64(k / sizes_c[c])
-            k -= turn * sizes_c[c]
-            tops[i], bottoms[i], salts[i] = a_c[c], b_c[c], salts_c[c]
-            lefts[i], rights[i] = _split(k, b_c[c], 1.0 / b_c[c])
+            places[i] = slot - classes[c, 0]
+            sizes[i], tops[i], bottoms[i] = classes[c, 1], classes[c, 2], classes[c, 3]
+            salts[i], firsts[i] = classes[c, 4], classes[c, 5]
+        for i in range(size):
+            # Quotients of numbers below 2**48 are far enough from the next whole number to be right in float64.
+            place = places[i] - np.int64(places[i] / sizes[i]) * sizes[i]
+            left = np.int64(place / bottoms[i])
+            lefts[i], rights[i] = left, place - left * bottoms[i]
         for j in range(0, member_keys.shape[0], 2):
             key, next_key = member_keys[j], member_keys[j + 1]
             for i in range(size):
                 left = _add(lefts[i], (_hash(rights[i], key ^ salts[i]) * tops[i]) >> 32, tops[i])
                 lefts[i] = left
                 rights[i] = _add(rights[i], (_hash(left, next_key ^ salts[i]) * bottoms[i]) >> 32, bottoms[i])
+        outside = 0
         for i in range(size):
-            c = classes[i]
-            k = lefts[i] * bottoms[i] + rights[i]
-            if k >= sizes_c[c]:
-                k = _walk(k, sizes_c[c], tops[i], bottoms[i], member_keys, salts[i])
-            out[first + i] = members[first_c[c] + k]
+            places[i] = lefts[i] * bottoms[i] + rights[i]
+            outside += places[i] >= sizes[i]
+        if outside:
+            for i in range(size):
+                places[i] = _walk(places[i], sizes[i], tops[i], bottoms[i], member_keys, salts[i])
+        for i in range(size):  # by itself: the shorter the loop, the more of these reads are under way at once
+            out[first + i] = members[firsts[i] + places[i]]

@@ -165,7 +165,7 @@ class Shard(Sampler):
 def filled(count: int, fill: Callable[[int, np.ndarray], None]) -> np.ndarray:
     """`count` rows from `fill(first, out)`, which writes those from `first` on; threads share many rows."""
     out = np.empty(count, np.int64)
-    threads = min(usable_cpus(), count // PARALLEL_ROWS)
+    threads = 1 if count < 2 * PARALLEL_ROWS else min(usable_cpus(), count // PARALLEL_ROWS)
     if threads < 2:
         fill(0, out)
         return out

@@ -130,10 +130,12 @@ class WeightedOrder(Sampler):
 
     def _drawn(self, epoch: int) -> np.ndarray:
         """All rows of an epoch drawn without replacement, in the order they were drawn; the last epoch's are kept."""
-        if epoch not in self._drawn_of_epoch:
+        drawn = self._drawn_of_epoch.get(epoch)
+        if drawn is None:
             keys = np.empty(len(self.weights))
             cpu_draws.exponential_keys(self.weights, epoch, self._key, keys)
             chosen = np.argpartition(keys, self.length - 1)[: self.length]
+            drawn = chosen[np.argsort(keys[chosen], kind="stable")]
             self._drawn_of_epoch.clear()
-            self._drawn_of_epoch[epoch] = chosen[np.argsort(keys[chosen], kind="stable")]
-        return self._drawn_of_epoch[epoch]
+            self._drawn_of_epoch[epoch] = drawn
+        return drawn

@@ -151,12 +151,17 @@ def quota_rows(
     start: int,
     stride: int,
     count: int,
-    guide_points: int = 7,
+    shift: int = 3,
 ) -> np.ndarray:
     total, sizes = sum(counts), np.bincount(labels, minlength=len(counts))
     starts = np.cumsum([0, *counts])
-    guide = [np.searchsorted(starts, g * total // guide_points, side="right") - 1 for g in range(guide_points)]
-    grids = np.array([cpu_orders.grid(max(int(size), 1)) for size in sizes])
+    guide = [np.searchsorted(starts, slot, side="right") - 1 for slot in range(0, total, 1 << shift)]
+    classes = np.zeros((len(counts) + 1, 6), np.int64)
+    classes[:, 0] = starts
+    classes[:-1, 1] = np.maximum(sizes, 1)
+    classes[:-1, 2:4] = [cpu_orders.grid(max(int(size), 1)) for size in sizes]
+    classes[:-1, 4] = salts
+    classes[:-1, 5] = np.cumsum(sizes) - sizes
     out = np.full(count, -1)
     cpu_orders.quota_rows(
         start,
@@ -164,14 +169,10 @@ def quota_rows(
         total,
         *cpu_orders.grid(total),
         keys,
-        np.array(guide, np.int64),
-        starts,
-        np.maximum(sizes, 1),
-        grids[:, 0].copy(),
-        grids[:, 1].copy(),
-        salts,
+        shift,
+        np.array(guide, np.int32),
+        classes,
         member_keys,
-        np.cumsum(sizes) - sizes,
         np.argsort(labels, kind="stable"),
         out,
     )
@@ -191,8 +192,10 @@ def test_quota_rows_agree_with_the_reference(data: st.DataObject, sizes: list[in
     count = data.draw(st.integers(1, min(total, 25)))
     stride = data.draw(st.integers(1, max((total - 1) // max(count - 1, 1), 1)))
     start = data.draw(st.integers(0, total - 1 - (count - 1) * stride))
-    # The guide only says where to look first: one point for all classes is as right as many.
-    for guide_points in (1, 50):
+    # The guide only says where to look first: few entries are as right as many.
+    best = cpu_orders.guide_shift(total, len(sizes))
+    assert total >> best < 16 * len(sizes)
+    for shift in (best, best + 5):
         got = quota_rows(
             labels,
             counts,
@@ -202,7 +205,7 @@ def test_quota_rows_agree_with_the_reference(data: st.DataObject, sizes: list[in
             start=start,
             stride=stride,
             count=count,
-            guide_points=guide_points,
+            shift=shift,
         )
         assert got.tolist() == [
             reference.quota_row(
