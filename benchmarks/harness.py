@@ -27,6 +27,7 @@ from rich.table import Table
 from hbr_fast.machine import cpu_name, usable_cpus
 
 PERCENTILES = (20, 50, 80)
+SLOW = 5.0  # seconds: a call that takes longer is made once a round, whatever it is, and not tried out before
 NOOP = "noop"  # the variant that does nothing: what the loop itself costs
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "ffcv", "nvidia-dali-cuda130", "hbr-fast")
 COLUMNS = (
@@ -134,7 +135,8 @@ def measure(variants: Sequence[Variant], *, rounds: int, seconds: float) -> dict
 
 
 def _calls_for(variant: Variant, seconds: float) -> int:
-    variant.run()  # warm-up: compiles, fills caches
+    if _seconds_per_call(variant, 1) > SLOW:  # warm-up: compiles, fills caches
+        return 1
     calls = 1
     while (spent := _seconds_per_call(variant, calls) * calls) < seconds / 4:
         calls *= 2

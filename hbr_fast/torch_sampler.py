@@ -9,8 +9,10 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from hbr_fast.allocation import Hard, allocate
+from hbr_fast.allocation import Hard, Nonpositive, allocate
 from hbr_fast.sampler import Sampler, Uneven, quota_order
+from hbr_fast.sampler.order import check_epoch
+from hbr_fast.sampler.quota import checked_labels
 
 BLOCK = 4096  # indices made at once: calling for one at a time would cost more than making it
 
@@ -59,8 +61,7 @@ class OrderSampler(torch.utils.data.Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration this epoch, from its beginning, as with `DistributedSampler`."""
-        if epoch < 0:
-            raise ValueError(f"epoch must be >= 0, got {epoch}")
+        check_epoch(epoch)
         self.epoch, self._position = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,6 +137,8 @@ class HardnessSampler(OrderSampler):
         Which end of the scores is hard: "low" for aum and confidence.
     alpha : float
         Degree of resampling; 0 balances the classes.
+    nonpositive, clip
+        What to do where the scores give no ratio, and where alpha is too large; see `allocate`.
     seed : int
         In [0, 2**63).
     rank, world_size, uneven
@@ -164,6 +167,8 @@ class HardnessSampler(OrderSampler):
         counts_c: np.ndarray | Sequence[int] | None = None,
         hard_is: Hard = "low",
         alpha: float = 1.0,
+        nonpositive: Nonpositive | None = None,
+        clip: bool = False,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -172,7 +177,11 @@ class HardnessSampler(OrderSampler):
         if (scores_n is None) == (counts_c is None):
             raise ValueError("give either scores_n or counts_c")
         if scores_n is not None:
-            counts_c = _counts_by_hardness(np.asarray(labels_n), np.asarray(scores_n), hard_is=hard_is, alpha=alpha)
+            labels, scores = checked_labels(labels_n), np.asarray(scores_n)
+            means = _class_means(labels, scores)
+            counts_c = allocate(
+                means, hard_is=hard_is, alpha=alpha, total=len(labels), nonpositive=nonpositive, clip=clip
+            ).counts
         assert counts_c is not None
         order = quota_order(labels_n, counts_c, seed=seed)
         super().__init__(order, rank=rank, world_size=world_size, uneven=uneven)
@@ -186,13 +195,12 @@ def process_place() -> tuple[int, int]:
     return 0, 1
 
 
-def _counts_by_hardness(labels_n: np.ndarray, scores_n: np.ndarray, *, hard_is: Hard, alpha: float) -> np.ndarray:
+def _class_means(labels_n: np.ndarray, scores_n: np.ndarray) -> np.ndarray:
+    """Mean score of each class, float64 [C], over the samples that have one."""
     if labels_n.shape != scores_n.shape:
         raise ValueError(f"{len(labels_n)} labels but {len(scores_n)} scores: give one of each a sample")
     seen = ~np.isnan(scores_n)
-    sizes = np.bincount(labels_n[seen])
-    if len(sizes) <= labels_n.max() or not sizes.all():
-        missing = np.setdiff1d(np.arange(labels_n.max() + 1), labels_n[seen])
-        raise ValueError(f"class {missing[0]} has no sample with a score")
-    means = np.bincount(labels_n[seen], weights=scores_n[seen]) / sizes
-    return allocate(means, hard_is=hard_is, alpha=alpha, total=len(labels_n)).counts
+    sizes = np.bincount(labels_n[seen], minlength=labels_n.max() + 1)
+    if not sizes.all():
+        raise ValueError(f"class {int(np.flatnonzero(sizes == 0)[0])} has no sample with a score")
+    return np.bincount(labels_n[seen], weights=scores_n[seen]) / sizes

@@ -78,11 +78,11 @@ def test_sequential_order_takes_rows_as_they_stand() -> None:
     assert order.rows(7, 3, epoch=9).dtype == np.int64
 
 
-@pytest.mark.parametrize("length", [0, -1, 2**48 + 1])
+@pytest.mark.parametrize("length", [0, -1, 2**48 + 1, 10.5])
 def test_length_out_of_range(length: int) -> None:
-    with pytest.raises(ValueError, match=rf"length in \[1, 2\*\*48\], got {length}"):
+    with pytest.raises(ValueError, match=rf"whole length in \[1, 2\*\*48\], got {length}"):
         uniform_order(length, seed=0)
-    with pytest.raises(ValueError, match=rf"length in \[1, 2\*\*48\], got {length}"):
+    with pytest.raises(ValueError, match=rf"whole length in \[1, 2\*\*48\], got {length}"):
         sequential_order(length)
 
 
@@ -318,11 +318,13 @@ def test_labels_of_any_integer_type_give_the_same_order(dtype: type) -> None:
         ([0, 1], [1.0, 1.0], r"counts must be whole numbers, one a class, got float64 \(2,\)"),
         ([0, 1], [[1, 1]], r"counts must be whole numbers, one a class, got int64 \(1, 2\)"),
         ([0, 1], [], "counts must be whole numbers"),
-        ([0, 2], [1, 1], "labels go from 0 to 2, but there are counts for 2 classes"),
-        ([-1, 1], [1, 1], "labels go from -1 to 1, but there are counts for 2 classes"),
+        ([0, 2], [1, 1], "labels go up to 2, but there are counts for 2 classes"),
+        ([-1, 1], [1, 1], "labels must not be negative, got -1"),
         ([0, 1], [1, -2], "counts must not be negative, class 1 has -2"),
+        ([0, 2], [1, 1, 1], "class 1 has no samples but is to give 1: give it a count of 0"),
+        ([0, 1], [1, 1, 1], "class 2 has no samples but is to give 1: give it a count of 0"),
         ([0, 0], [1, 3], "class 1 has no samples but is to give 3: give it a count of 0"),
-        ([0, 1], [0, 0], r"length in \[1, 2\*\*48\], got 0"),
+        ([0, 1], [0, 0], r"whole length in \[1, 2\*\*48\], got 0"),
         ([0.0, 1.0], [1, 1], r"labels must be whole numbers, one a sample, got float64 \(2,\)"),
         ([[0, 1]], [1, 1], r"labels must be whole numbers, one a sample, got int64 \(1, 2\)"),
         ([], [1, 1], "labels must be whole numbers"),
@@ -409,7 +411,7 @@ def test_a_ratio_may_take_turns_between_epochs() -> None:
         ([0.0, 0.0], "ratios must be finite, >= 0 and not all 0"),
         ([[1.0, 1.0]], "ratios must be finite, >= 0 and not all 0, one a class"),
         ([1.0, 0.05], "class 1 would get 0.476 samples an epoch: it needs at least 1"),
-        ([1.0], "labels go from 0 to 1, but there are counts for 1 classes"),
+        ([1.0], "labels go up to 1, but there are counts for 1 classes"),
         ([1.0, 1.0, 1.0], "class 2 has no samples but is to give 3.33333: give it a count of 0"),
     ],
 )
@@ -419,7 +421,7 @@ def test_ratios_that_do_not_fit(ratios: list[float], message: str) -> None:
 
 
 def test_a_ratio_order_needs_a_length_in_range() -> None:
-    with pytest.raises(ValueError, match=r"length in \[1, 2\*\*48\], got 0"):
+    with pytest.raises(ValueError, match=r"whole length in \[1, 2\*\*48\], got 0"):
         ratio_order(np.array([0]), [1.0], length=0, seed=0)
 
 
@@ -549,7 +551,7 @@ def test_bad_weights(weights: list[float], message: str) -> None:
 def test_more_draws_without_replacement_than_rows_to_draw() -> None:
     with pytest.raises(ValueError, match="5 draws without replacement need as many weights above 0, there are 3"):
         weighted_order(np.array([1.0, 0.0, 2.0, 3.0, 0.0]), seed=0, replacement=False)
-    with pytest.raises(ValueError, match=r"length in \[1, 2\*\*48\], got 0"):
+    with pytest.raises(ValueError, match=r"whole length in \[1, 2\*\*48\], got 0"):
         weighted_order(np.ones(3), seed=0, length=0)
 
 
@@ -707,6 +709,12 @@ def test_states_that_cannot_be() -> None:
     for schema in (0, 2, None):
         with pytest.raises(ValueError, match=f"this state has schema {schema}, this version reads 1"):
             order.restore(good | {"schema": schema})
+    for name in ("order", "epoch", "position"):
+        for broken in ({key: value for key, value in good.items() if key != name}, good | {name: [1]}):
+            with pytest.raises(ValueError, match=f"this state is not whole: its {name} is"):
+                order.restore(broken)
+    with pytest.raises(ValueError, match=r"a state is what state_dict\(\) or state\(\) gave, got list"):
+        order.restore([good])  # type: ignore[arg-type]
     for change in ({"position": -1}, {"position": 11}, {"epoch": -1}):
         with pytest.raises(ValueError, match=r"this state is at epoch -?\d+, position -?\d+: not one of 10 positions"):
             order.restore(good | change)

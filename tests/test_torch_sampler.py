@@ -129,13 +129,44 @@ def test_hardness_sampler_leaves_unobserved_samples_out_of_the_class_means() -> 
         HardnessSampler(LABELS, scores_n=scores)
 
 
+def test_hardness_sampler_shifts_and_clips_where_told_to() -> None:
+    scores = np.array([-1.0, 0.5, 4.0])[LABELS]
+    with pytest.raises(ValueError, match="nonpositive="):
+        HardnessSampler(LABELS, scores_n=scores)
+    with pytest.raises(ValueError, match="clip=True"):
+        HardnessSampler(LABELS, scores_n=scores, nonpositive="shift", alpha=9)
+    sampler = HardnessSampler(LABELS, scores_n=scores, nonpositive="shift", alpha=9, clip=True)
+    assert np.bincount(LABELS[list(sampler)]).tolist() == [18, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS.astype(float), "labels must be whole numbers, one a sample, got float64"),
+        (LABELS[:, None], "labels must be whole numbers, one a sample"),
+        (LABELS[:0], "labels must be whole numbers, one a sample"),
+        (LABELS - 1, "labels must not be negative, got -1"),
+        (LABELS * 2, "class 1 has no sample with a score"),
+    ],
+)
+def test_hardness_sampler_refuses_labels_that_are_none(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HardnessSampler(labels, scores_n=np.ones(len(labels)))
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**32])
+def test_an_epoch_out_of_range_is_refused_at_once(epoch: int) -> None:
+    with pytest.raises(ValueError, match=r"epoch must be in \[0, 2\*\*32\)"):
+        OrderSampler(uniform_order(10, seed=0)).set_epoch(epoch)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "either scores_n or counts_c"),
         ({"scores_n": np.ones(20), "counts_c": [1, 1, 1]}, "either scores_n or counts_c"),
         ({"scores_n": np.ones(19)}, "20 labels but 19 scores"),
-        ({"counts_c": [1, 1]}, "labels go from 0 to 2, but there are counts for 2 classes"),
+        ({"counts_c": [1, 1]}, "labels go up to 2, but there are counts for 2 classes"),
     ],
 )
 def test_hardness_sampler_refuses_what_does_not_fit(arguments: dict[str, Sequence[float]], message: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from hbr_fast.seeding import Stream, philox, stream_key
 Uneven = Literal["pad", "drop"]
 
 STATE_SCHEMA = 1
-PARALLEL_ROWS = 2**16  # a call for this many rows and more is shared between threads; below, starting them costs more
+PARALLEL_ROWS = 2**16  # rows that a thread makes at least where a call is shared: for fewer, starting it costs more
 
 # What the counters of the order stream are used for: their last word. 0 to 2 belong to the kernels of weighted draws.
 ROUND_KEYS, MEMBER_KEYS, CLASS_SALTS = 3, 4, 5
@@ -93,8 +94,13 @@ class Sampler:
         ValueError
             If the state has another schema or is another order's; the message names what differs.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"a state is what state_dict() or state() gave, got {type(state).__name__}")
         if state.get("schema") != STATE_SCHEMA:
             raise ValueError(f"this state has schema {state.get('schema')!r}, this version reads {STATE_SCHEMA}")
+        for name, kind in (("order", Mapping), ("epoch", Integral), ("position", Integral)):
+            if not isinstance(state.get(name), kind):
+                raise ValueError(f"this state is not whole: its {name} is {state.get(name)!r}")
         mine, theirs = self.describe(), state["order"]
         for name in [*mine, *(name for name in theirs if name not in mine)]:
             if mine.get(name) != theirs.get(name):
@@ -200,13 +206,17 @@ def content_of(*parts: bytes) -> str:
 
 
 def check_length(length: int) -> None:
-    if not 1 <= length <= cpu_orders.MAX_LENGTH:
-        raise ValueError(f"an order needs a length in [1, 2**48], got {length}")
+    if not 1 <= length <= cpu_orders.MAX_LENGTH or int(length) != length:
+        raise ValueError(f"an order needs a whole length in [1, 2**48], got {length}")
 
 
 def check_positions(start: int, count: int, stride: int, length: int, epoch: int) -> None:
     last = start + (count - 1) * stride
     if start < 0 or count < 0 or stride < 1 or (count > 0 and last >= length):
         raise ValueError(f"positions {start} to {last} in steps of {stride} are not inside the epoch's {length}")
+    check_epoch(epoch)
+
+
+def check_epoch(epoch: int) -> None:
     if not 0 <= epoch < 2**32:
         raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")

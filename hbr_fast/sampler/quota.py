@@ -141,7 +141,7 @@ class QuotaOrder(Sampler):
         arguments = self._arguments(epoch)
 
         def fill(first: int, out: np.ndarray) -> None:
-            cpu_orders.quota_rows(start + first * stride, stride, *arguments, self._members, out)
+            cpu_orders.quota_rows(*(start + first * stride, stride, *arguments, self._members, out))
 
         return filled(count, fill)
 
@@ -221,16 +221,22 @@ class QuotaOrder(Sampler):
         return arguments
 
 
-def _quota_order(
-    labels_n: np.ndarray, quotas: Sequence[Fraction], *, seed: int, preference: np.ndarray | None
-) -> QuotaOrder:
+def checked_labels(labels_n: np.ndarray) -> np.ndarray:
+    """Labels as an array [N], if they can be labels at all."""
     labels = np.asarray(labels_n)
     if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be whole numbers, one a sample, got {labels.dtype} {labels.shape}")
-    if labels.min() < 0 or labels.max() >= len(quotas):
-        raise ValueError(
-            f"labels go from {labels.min()} to {labels.max()}, but there are counts for {len(quotas)} classes"
-        )
+    if labels.min() < 0:
+        raise ValueError(f"labels must not be negative, got {labels.min()}")
+    return labels
+
+
+def _quota_order(
+    labels_n: np.ndarray, quotas: Sequence[Fraction], *, seed: int, preference: np.ndarray | None
+) -> QuotaOrder:
+    labels = checked_labels(labels_n)
+    if labels.max() >= len(quotas):
+        raise ValueError(f"labels go up to {labels.max()}, but there are counts for {len(quotas)} classes")
     if min(quotas) < 0:
         raise ValueError(f"counts must not be negative, class {quotas.index(min(quotas))} has {float(min(quotas)):g}")
     check_length(int(sum(quotas)))

@@ -58,13 +58,13 @@ def weighted_order(
         raise ValueError(f"weights must be finite and >= 0: weight {bad} is {weights[bad]}")
     if largest == 0:
         raise ValueError("all weights are 0: there is nothing to draw")
-    length = len(weights) if length is None else int(length)
+    length = len(weights) if length is None else length
     check_length(length)
     if not replacement and length > (positive := int(np.count_nonzero(weights))):
         raise ValueError(f"{length} draws without replacement need as many weights above 0, there are {positive}")
     stream_key(seed, Stream.ORDER)
     # Only ratios matter. Relative to the largest, neither their sum nor its inverse overflows.
-    return WeightedOrder(kept(weights / largest), length, int(seed), replacement)
+    return WeightedOrder(kept(weights / largest), int(length), int(seed), replacement)
 
 
 @dataclass(frozen=True, eq=False)
