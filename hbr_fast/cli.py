@@ -206,14 +206,21 @@ def hardness(
     run: Positional[Path],
     *,
     estimator: str = "aum",
+    top: int | None = None,
+    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None,
+    easiest: bool = False,
     csv: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Print how hard the classes are by a trained ensemble.
+    """Print how hard the classes are by a trained ensemble, or which samples are the hardest.
 
     Args:
         run: A run directory that train wrote.
-        estimator: aum, confidence, loss, el2n, forgetting, ... (an unknown name lists them all).
+        estimator: aum, confidence, loss, el2n, forgetting, ... (an unknown name lists them all); aum_final,
+            confidence_final, loss_final and dataiq_final evaluate the trained models, once.
+        top: Print so many samples, the hardest first, instead of the classes.
+        class_: With --top, samples of this class only: its name or number.
+        easiest: With --top, the easiest instead.
         csv: Write every sample's scores by every estimator to this file.
         force: Replace the file.
     """
@@ -221,18 +228,30 @@ def hardness(
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.studies.results import sample_table
     from hbr_fast.training.ensemble import open_ensemble
+    from hbr_fast.training.final import scores_by
 
+    if top is None and (class_ is not None or easiest):
+        raise ValueError("--class and --easiest say which samples --top prints: give --top too")
     if csv is not None:
         _refuse_to_overwrite(csv, force)
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = _dataset_of(run, about)
-    scores = ensemble.scores()
-    means = scores.class_means(estimator, opened.train.labels, opened.train.num_classes)
-    sign = 1 if chosen.hard_is == "low" else -1
-    print(f"{estimator}: {chosen.meaning}; {chosen.hard_is} is hard; {scores.members} members, hardest class first")
-    for value, name in sorted(zip(means.tolist(), opened.classes, strict=True), key=lambda pair: sign * pair[0]):
-        print(f"{value:>12.4f}  {name}")
+    scores = scores_by(ensemble.members, opened, estimator)
+    labels = opened.train.labels
+    if top is None:
+        sign = 1 if chosen.hard_is == "low" else -1
+        means = scores.class_means(estimator, labels, opened.train.num_classes).tolist()
+        lines = sorted(zip(means, opened.classes, strict=True), key=lambda pair: sign * pair[0])
+    else:
+        number = None if class_ is None else _class_number(class_, opened)
+        samples = scores.top(estimator, top, hardest=not easiest, class_=number, labels_n=labels)
+        values = scores.per_sample(estimator)
+        lines = [(values[sample], f"sample {sample}  {opened.classes[labels[sample]]}") for sample in samples]
+    order = f"{'easiest' if easiest else 'hardest'} {'class' if top is None else 'sample'} first"
+    print(f"{estimator}: {chosen.meaning}; {chosen.hard_is} is hard; {scores.members} members, {order}")
+    for value, what in lines:
+        print(f"{value:>12.4f}  {what}")
     if csv is not None:
         with atomic_write(csv) as file:
             sample_table(scores, opened).write_csv(file)
@@ -270,12 +289,13 @@ def resample(
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.resampling import resample as resample_labels
     from hbr_fast.training.ensemble import open_ensemble
+    from hbr_fast.training.final import scores_by
 
     _refuse_to_overwrite(out, force)
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = _dataset_of(run, about)
-    scores = ensemble.scores()
+    scores = scores_by(ensemble.members, opened, estimator)
     allocation = allocate(
         scores.class_means(estimator, opened.train.labels, opened.train.num_classes),
         hard_is=chosen.hard_is,
@@ -437,6 +457,15 @@ def _cluster(address: str | None, cpus: float, gpus: float) -> Cluster | None:
     from hbr_fast.training.cluster import Cluster
 
     return None if address is None else Cluster(address, cpus_per_member=cpus, gpus_per_member=gpus)
+
+
+def _class_number(name: str, dataset: Dataset) -> int:
+    """The class of a name or, where no class is called that, of a number."""
+    if name in dataset.classes:
+        return dataset.classes.index(name)
+    if name.isdecimal() and int(name) < len(dataset.classes):
+        return int(name)
+    raise ValueError(f"no class {name!r}: the classes are {', '.join(dataset.classes)}")
 
 
 def _dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:

@@ -510,6 +510,63 @@ def test_resample_does_not_overwrite_without_force(run: Path, tmp_path: Path, fa
     assert len(Plan.load(out)) == 240
 
 
+def test_hardness_prints_the_extreme_samples_of_all_or_of_a_class(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def samples(*words: str) -> list[tuple[float, int, str]]:
+        capsys.readouterr()
+        cli.main(["hardness", str(run), *words])
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+        return [(float(value), int(sample), name) for value, _, sample, name in lines]
+
+    dataset = open_dataset(data)
+    hardest, easiest = samples("--top", "5"), samples("--top", "5", "--easiest")
+    assert [value for value, *_ in hardest] == sorted(value for value, *_ in hardest)
+    assert hardest[-1][0] < easiest[-1][0] <= easiest[0][0]
+    for _, sample, name in [*hardest, *easiest]:
+        assert dataset.classes[dataset.train.labels[sample]] == name
+    second = dataset.classes[1]
+    of_class = samples("--top", "3", "--class", second, "--estimator", "loss")
+    assert {name for *_, name in of_class} == {second}
+    assert of_class == samples("--top", "3", "--class", "1", "--estimator", "loss")
+    assert [value for value, *_ in of_class] == sorted((value for value, *_ in of_class), reverse=True)
+
+
+def test_hardness_by_the_final_models_is_computed_once_and_can_be_resampled_by(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    about = json.loads((copy / "ensemble.json").read_text())
+    about["dataset"]["path"] = os.path.relpath(data, copy)
+    (copy / "ensemble.json").write_text(json.dumps(about))
+    cli.main(["hardness", str(copy), "--estimator", "loss_final", "--csv", str(tmp_path / "scores.csv")])
+    said = capsys.readouterr().out
+    assert "loss_final: loss of the trained model; high is hard; 2 members, hardest class first" in said
+    assert len(list(copy.rglob("final.safetensors"))) == 2
+    assert {"aum", "aum_final", "loss_final"} <= set(pl.read_csv(tmp_path / "scores.csv").columns)
+    cli.main(["hardness", str(copy), "--estimator", "loss_final"])
+    assert capsys.readouterr().out.splitlines() == said.splitlines()[:-1]
+    cli.main(["resample", str(copy), str(tmp_path / "plan"), "--estimator", "loss_final", "--alpha", "0.2"])
+    assert Plan.load(tmp_path / "plan").provenance["estimator"] == "loss_final"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--class", "0"], "--class and --easiest say which samples --top prints: give --top too"),
+        (["--easiest"], "--class and --easiest say which samples --top prints: give --top too"),
+        (["--top", "0"], "cannot give 0 samples: 240 were observed"),
+        (["--top", "81", "--class", "2"], "cannot give 81 samples of class 2: 80 were observed"),
+        (["--top", "1", "--class", "cat"], "no class 'cat': the classes are "),
+        (["--top", "1", "--class", "3"], "no class '3': the classes are "),
+        (["--estimator", "ssft"], "ssft needs a second training: see hbr_fast.training.ssft.second_split_forgetting"),
+    ],
+)
+def test_what_hardness_cannot_print(run: Path, fails: Fails, words: list[str], message: str) -> None:
+    assert message in fails("hardness", run, *words)
+
+
 def test_hardness_does_not_overwrite_a_file_without_force(run: Path, tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "scores.csv"
     out.write_bytes(b"precious")

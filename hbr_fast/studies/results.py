@@ -18,6 +18,7 @@ from hbr_fast.files import atomic_write, read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
 from hbr_fast.studies.study import BASELINE, Arm, Study
+from hbr_fast.training.final import scores_by
 from hbr_fast.training.store import StoredMember
 
 SCHEMA = 1
@@ -75,7 +76,8 @@ def write_results(
     for arm in arms:
         for cell in arm.cells:
             evaluation = evaluate(cell.stored.test_logits(), dataset.test.labels, classes=dataset.classes)
-            own = cell.stored.scores().class_means(study.estimator, dataset.train.labels, dataset.train.num_classes)
+            scores_of_cell = scores_by([cell.stored], dataset, study.estimator)
+            own = scores_of_cell.class_means(study.estimator, dataset.train.labels, dataset.train.num_classes)
             who = {"arm": arm.name, "variant": cell.variant, "member": cell.member, "seed": cell.stored.seed}
             by = compared if arm.arm is None else arm.counts
             per_member.append({**who, **_member_row(evaluation, cell.stored, counts=by)})

@@ -12,12 +12,13 @@ import numpy as np
 from hbr_fast import progress
 from hbr_fast.allocation import Allocation, allocate
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.hardness import HardnessScores, estimator, stack_scores
+from hbr_fast.hardness import HardnessScores, estimator
 from hbr_fast.plan import Plan
 from hbr_fast.resampling import resample
 from hbr_fast.studies.results import ArmResult, Cell, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.training.cluster import Cluster
+from hbr_fast.training.final import scores_by
 from hbr_fast.training.parallel import Training, obtain_members
 
 
@@ -73,7 +74,7 @@ def run_study(
 
     full = dataset.train.class_counts()
     baseline = ArmResult(BASELINE, None, None, full, train(BASELINE, [None] * len(seeds)))
-    scores = stack_scores([cell.stored.scores() for cell in baseline.cells])
+    scores = scores_by([cell.stored for cell in baseline.cells], dataset, study.estimator)
     class_hardness = scores.class_means(study.estimator, dataset.train.labels, dataset.train.num_classes)
     treatments = []
     for arm in study.arms:
