@@ -48,6 +48,10 @@ if [[ -n ${CI:-} ]]; then
     done
 fi
 
+command -v chromium >/dev/null || apt_install chromium || {
+    [[ -z ${CI:-} ]] || die "with CI set the report's page is opened in a browser: run as root: apt-get install chromium"
+    say "no Chromium here: the report's page is not opened in a browser"
+}
 have_fashion_mnist "$fashion_mnist" || apt_install dataset-fashion-mnist ||
     say "Fashion-MNIST is not in $fashion_mnist: tests that use it are skipped"
 

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
@@ -30,8 +31,8 @@ WIDTH = 5.2  # inches: one column of a page at about 100 %, of a two-column pape
 MOST_LABELS = 20  # classes up to which points and bars carry names and numbers
 
 # Okabe & Ito's palette; the baseline is black.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("D", "s", "^", "v", "P", "X", "*")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("D", "s", "^", "v", "P", "X", "*")
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -97,9 +98,9 @@ def report_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
 
 
-def new_figure(study: StudyFiles, title: str, subtitle: str, body: float) -> tuple[Figure, Axes]:
-    """A figure with a heading, room for the legend that `_legend` fills, and axes `body` inches high."""
-    head = 0.56 + 0.19 * -(-len(study.arms) // _legend_columns(study))
+def titled_figure(title: str, subtitle: str, body: float, *, legend_rows: int = 0) -> tuple[Figure, Axes]:
+    """A figure with a heading, room for a legend of so many rows, and axes `body` inches high."""
+    head = 0.5 + (0.06 + 0.19 * legend_rows if legend_rows else 0)
     height = head + body
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     engine = figure.get_layout_engine()
@@ -110,10 +111,66 @@ def new_figure(study: StudyFiles, title: str, subtitle: str, body: float) -> tup
     return figure, figure.add_subplot()
 
 
-def rows_of_classes(study: StudyFiles, order: np.ndarray, title: str, subtitle: str) -> tuple[Figure, Axes]:
-    """A figure with a row for every class, as high as it needs to be."""
-    row = max(0.14 * len(study.arms) + 0.06, 0.2)
-    figure, axes = new_figure(study, title, subtitle, 0.6 + row * len(order))
+def new_figure(
+    study: StudyFiles, title: str, subtitle: str, body: float, *, arms: int | None = None
+) -> tuple[Figure, Axes]:
+    """As `titled_figure`, with room for the legend of the first `arms` (or all) that `legend` fills."""
+    shown = len(study.arms) if arms is None else arms
+    return titled_figure(title, subtitle, body, legend_rows=-(-shown // _legend_columns(study)))
+
+
+def heat_map(
+    title: str,
+    subtitle: str,
+    values_rc: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    scale: Normalize,
+    form: str,
+    colours: str,
+    label: str,
+    written: np.ndarray | None = None,
+) -> tuple[Figure, Axes]:
+    """A shaded table with its numbers written in, where they fit; NaN is left white.
+
+    Parameters
+    ----------
+    values_rc : float `[rows, columns]`
+    scale : from a value to [0, 1] of the colour map
+    form : format specification of a number
+    written : the numbers written in, with one digit, where they are not the shaded ones
+    """
+    figure, axes = titled_figure(title, subtitle, 1.0 + 0.27 * len(rows))
+    image = axes.imshow(values_rc, norm=scale, cmap=colours, aspect="auto", interpolation="none")
+    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
+    turned = max(map(len, columns), default=0) > 5
+    axes.set_xticks(
+        range(len(columns)), [short(name) for name in columns], rotation=45 if turned else 0,
+        ha="right" if turned else "center", rotation_mode="anchor" if turned else "default",
+    )  # fmt: skip
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if len(columns) <= 14 and len(rows) <= 3 * MOST_LABELS:
+        for (r, c), value in np.ndenumerate(values_rc):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+                text = f"{value:{form}}" if written is None else f"{written[r, c]:.1f}"
+                axes.text(c, r, text, ha="center", va="center", fontsize=7, color=ink)
+    figure.colorbar(image, ax=axes, label=label)
+    return figure, axes
+
+
+def rows_of_classes(
+    study: StudyFiles, order: np.ndarray, title: str, subtitle: str, *, arms: bool = True
+) -> tuple[Figure, Axes]:
+    """A figure with a row for every class, as high as it needs to be for its arms (or for one mark)."""
+    if arms:
+        row = max(0.14 * len(study.arms) + 0.06, 0.2)
+        figure, axes = new_figure(study, title, subtitle, 0.6 + row * len(order))
+    else:
+        figure, axes = titled_figure(title, subtitle, 0.6 + 0.2 * len(order))
     axes.set_yticks(range(len(order)), [short(study.classes[i]) for i in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -128,7 +185,7 @@ def look(study: StudyFiles, arm: str) -> tuple[str, str]:
     if arm == BASELINE:
         return "#000000", "o"
     i = study.treatments.index(arm)
-    return _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
 
 
 def offsets_of(arms: int, *, height: float = 0.0) -> np.ndarray:
@@ -217,8 +274,8 @@ def count(study: StudyFiles, arm: str) -> str:
     return f"{members} member" + ("s" if members != 1 else "")
 
 
-def counts(study: StudyFiles) -> str:
-    return ", ".join(f"{arm_label(arm)} {study.members(arm)}" for arm in study.arms)
+def counts(study: StudyFiles, arms: Sequence[str] | None = None) -> str:
+    return ", ".join(f"{arm_label(arm)} {study.members(arm)}" for arm in (study.arms if arms is None else arms))
 
 
 def short(name: str, most: int = 22) -> str:

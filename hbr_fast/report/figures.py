@@ -6,7 +6,7 @@ give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,25 @@ from hbr_fast.report.drawing import (
     rows_of_classes,
 )
 from hbr_fast.report.gallery import gallery
+from hbr_fast.report.hardness_figures import (
+    confidence_against_margin,
+    cumulative_aum,
+    estimator_overlap,
+    precision_against_recall,
+    suspected_noise,
+)
+from hbr_fast.report.stability import stability_pictures
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, estimator_label, spread
+from hbr_fast.report.sweeps import (
+    change_per_class,
+    gaps_by_alpha,
+    gaps_by_pruning_rate,
+    gaps_of_arms,
+    recall_of_arms,
+    samples_of_arms,
+)
+
+MOST_ARMS = 5  # with the baseline: more do not fit side by side in a row of a class, and heat maps take over
 
 
 def pictures_of(study: StudyFiles, *, images: Any = None) -> list[Picture]:
@@ -40,16 +58,25 @@ def pictures_of(study: StudyFiles, *, images: Any = None) -> list[Picture]:
     images : the train split's images, uint8 `[N, C, H, W]`, indexed by sample id; anything with `shape` and
         `__getitem__` does. None leaves the galleries out.
     """
-    draw: list[Callable[[StudyFiles], Picture]] = [
-        recall_per_class,
-        gap_metrics,
-        samples_per_class,
-        class_hardness_against_recall,
+    few = len(study.arms) <= MOST_ARMS
+    pictures: list[Picture | None] = [
+        recall_per_class(study) if few else recall_of_arms(study),
+        gap_metrics(study) if few else gaps_of_arms(study),
+        gaps_by_alpha(study),
+        gaps_by_pruning_rate(study),
+        change_per_class(study),
+        samples_per_class(study) if few else samples_of_arms(study),
+        class_hardness_against_recall(study) if few else None,
+        precision_against_recall(study),
+        cumulative_aum(study),
+        confidence_against_margin(study, images),
+        suspected_noise(study),
+        estimator_overlap(study),
+        *stability_pictures(study),
     ]
-    pictures = [function(study) for function in draw]
     if images is not None:
         pictures += [gallery(study, images, hardest=True), gallery(study, images, hardest=False)]
-    return pictures
+    return [picture for picture in pictures if picture is not None]
 
 
 def recall_per_class(study: StudyFiles) -> Picture:

@@ -12,7 +12,7 @@ from hbr_fast.report.drawing import DPI, MOST_LABELS, Picture, count, report_sty
 from hbr_fast.report.study_files import BASELINE, StudyFiles
 
 PER_CLASS = 8  # images a row
-_CELL = 112  # pixels: an image's side at most
+CELL = 112  # pixels: an image's side at most
 
 
 def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = PER_CLASS) -> Picture:
@@ -44,11 +44,11 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
         .with_columns(pl.int_range(pl.len()).over("class_index").alias("rank"))
     )
     order = study.hard_to_easy().tolist()
-    step = -(-max(images.shape[2:]) // _CELL)
-    tiles = {i: _tile(images[i], step) for i in chosen["sample_id"].to_list()}
+    step = -(-max(images.shape[2:]) // CELL)
+    tiles = {i: tile(images[i], step) for i in chosen["sample_id"].to_list()}
     height = -(-images.shape[2] // step)
     width = -(-images.shape[3] // step)
-    scale = max(1, _CELL // max(height, width))
+    scale = max(1, CELL // max(height, width))
     height, width = height * scale, width * scale
 
     margin, gap, strip, head, foot = 200, 10, 32, 96, 8  # pixels
@@ -72,8 +72,8 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
             )
             for entry in chosen.filter(pl.col("class_index") == index).iter_rows(named=True):
                 x = margin + entry["rank"] * cell
-                tile = tiles[entry["sample_id"]].repeat(scale, axis=0).repeat(scale, axis=1)
-                canvas[y : y + height, x : x + width] = tile
+                shown = tiles[entry["sample_id"]].repeat(scale, axis=0).repeat(scale, axis=1)
+                canvas[y : y + height, x : x + width] = shown
                 axes.text(x + width / 2, y + height + 2, f"{entry['aum']:.2f}", ha="center", va="top", fontsize=7.5)
         title = f"{kind} training images of each class"
         axes.text(16, 16, title, fontsize=10, fontweight="bold", va="top")
@@ -108,7 +108,7 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
     )
 
 
-def _tile(image_chw: np.ndarray, step: int) -> np.ndarray:
+def tile(image_chw: np.ndarray, step: int = 1) -> np.ndarray:
     """An image as RGB `[H, W, 3]`, every `step`-th pixel; otherwise its first channel as grey."""
     thin = np.asarray(image_chw)[:, ::step, ::step]
     return np.moveaxis(thin, 0, -1) if thin.shape[0] == 3 else np.repeat(thin[0][..., None], 3, axis=-1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import importlib.resources
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,13 +14,15 @@ from typing import Any
 
 import jinja2
 import markupsafe
+from plotly.offline import get_plotlyjs
 
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.files import atomic_directory
 from hbr_fast.report import drawing, figures, tables
+from hbr_fast.report.charts import charts_of
+from hbr_fast.report.explorer import explorer_data
 from hbr_fast.report.study_files import (
     BASELINE,
-    FILES,
     Comparison,
     StudyFiles,
     arm_label,
@@ -25,6 +30,7 @@ from hbr_fast.report.study_files import (
     read_study,
 )
 
+MOST_ANSWERS = 4  # arms with a sentence of their own
 _MARK = '<meta name="generator" content="hbr_fast report">'
 
 
@@ -70,9 +76,18 @@ def write_report(
             (folder / f"{table.name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
             (folder / f"{table.name}.tex").write_text(tables.to_latex(table), encoding="utf-8")
         (folder / "study").mkdir()
-        for name in FILES:
+        for name in study.files:
             shutil.copyfile(study.path / name, folder / "study" / name)
+        inlined = {name: _data_uri(folder / name) for name in sizes}
+        charts = charts_of(study)
+        explorer = None if images is None else explorer_data(study, images)
         page = _template().render(
+            css=markupsafe.Markup(_resource("page.css")),
+            script=markupsafe.Markup(_resource("page.js")),
+            plotly=markupsafe.Markup(get_plotlyjs()),
+            data=_json_in_html({"charts": [dataclasses.asdict(chart) for chart in charts], "explorer": explorer}),
+            charts=charts,
+            inlined=inlined,
             mark=markupsafe.Markup(_MARK),
             title=f"{study.meta['dataset']['name']}: {study.meta['study']}",
             answers=answers(study),
@@ -82,7 +97,7 @@ def write_report(
             why_no_gallery=why_no_gallery,
             facts=_facts(study),
             arms=study.meta["arms"],
-            files=FILES,
+            files=study.files,
             label=arm_label,
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
@@ -90,7 +105,8 @@ def write_report(
 
 
 def answers(study: StudyFiles) -> list[str]:
-    """One sentence an arm: whether the gap between classes closed, by how much, and what accuracy did."""
+    """Whether the gap between classes closed, by how much, and what accuracy did: one sentence an arm, where they are
+    few, else one over all and one each for the smallest and the largest gap."""
     if not study.treatments:
         gap = 100 * study.member_metric(BASELINE, "recall_max_min").mean()
         accuracy = 100 * study.member_metric(BASELINE, "accuracy").mean()
@@ -98,7 +114,28 @@ def answers(study: StudyFiles) -> list[str]:
             f"Only the baseline was trained ({_members(study, BASELINE)}): its best and its worst class lie "
             f"{gap:.1f} points of recall apart, at an accuracy of {accuracy:.1f} %."
         ]
-    return [answer(study, arm) for arm in study.treatments]
+    if len(study.treatments) <= MOST_ANSWERS:
+        return [answer(study, arm) for arm in study.treatments]
+    return [overview(study), *(answer(study, arm) for arm in extremes(study))]
+
+
+def overview(study: StudyFiles) -> str:
+    """One sentence over many arms: in how many the max-min gap of recall narrowed or widened beyond chance."""
+    gaps = [compare(study, arm, "recall_max_min") for arm in study.treatments]
+    narrowed = sum(gap.distinguishable and gap.difference < 0 for gap in gaps)
+    widened = sum(gap.distinguishable and gap.difference > 0 for gap in gaps)
+    unclear = len(gaps) - narrowed - widened
+    return (
+        f"Of {len(gaps)} arms, {narrowed} narrowed the recall gap between the best and the worst class and {widened} "
+        f"widened it by a 95 % interval that excludes zero; {unclear} cannot be told from no change. One arm in twenty "
+        "would pass by chance alone: the table of tests corrects for that."
+    )
+
+
+def extremes(study: StudyFiles) -> list[str]:
+    """The arm of the smallest and the arm of the largest mean max-min gap of recall."""
+    by_gap = sorted(study.treatments, key=lambda arm: float(study.member_metric(arm, "recall_max_min").mean()))
+    return [by_gap[0], by_gap[-1]]
 
 
 def answer(study: StudyFiles, arm: str) -> str:
@@ -219,9 +256,22 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _json_in_html(value: Any) -> markupsafe.Markup:
+    """JSON that no text of a user can end the script element with."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return markupsafe.Markup(text.replace("<", "\\u003c"))
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files("hbr_fast.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
 def _template() -> jinja2.Template:
-    source = importlib.resources.files("hbr_fast.report").joinpath("templates/index.html.j2")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    return environment.from_string(_resource("index.html.j2"))

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hbr_fast.evaluation.statistics import paired_difference
+from hbr_fast.evaluation.statistics import members_t_test, paired_difference
 from hbr_fast.files import read_json
 from hbr_fast.hardness import ESTIMATORS
 
 SCHEMA = 1
 BASELINE = "baseline"
 FILES = ("study.json", "per_class.csv", "per_member.csv", "samples.csv")
+ENSEMBLE_SIZE = "ensemble_size.csv"  # left by a study of robustness only
 GAPS = {
     "max_min": "max - min",
     "quantile": "quantile",
@@ -49,6 +50,23 @@ _PER_MEMBER = {
     "recall_mean": _REAL,
     **{f"recall_{gap}": _REAL for gap in GAPS},
 }
+_ENSEMBLE_SIZE = {
+    "estimator": _TEXT,
+    "measure": _TEXT,
+    "size": _WHOLE,
+    "mean": _REAL,
+    "low": _REAL,
+    "high": _REAL,
+}
+# What an arm does where `study.json` does not say.
+_SETTINGS: dict[str, Any] = {
+    "alpha": 0.0,
+    "undersample": "none",
+    "oversample": "none",
+    "prune_level": "none",
+    "prune_by": "none",
+    "prune_rate": 0.0,
+}
 _SAMPLES = {"sample_id": _WHOLE, "class_index": _WHOLE, "class_name": _TEXT, "aum": _REAL}
 
 
@@ -64,6 +82,7 @@ class StudyFiles:
     samples : data frame, one row a sample of the train split
     classes : names, by class index
     arms : names, the baseline first and the others in the order of `study.json`
+    ensemble_size : data frame, or None where the study did not look at it
     """
 
     path: Path
@@ -73,6 +92,18 @@ class StudyFiles:
     samples: pl.DataFrame
     classes: tuple[str, ...]
     arms: tuple[str, ...]
+    ensemble_size: pl.DataFrame | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that the study left."""
+        return FILES if self.ensemble_size is None else (*FILES, ENSEMBLE_SIZE)
+
+    def setting(self, arm: str, name: str) -> Any:
+        """What `study.json` says of an arm: alpha, undersample, oversample, prune_level, prune_by or prune_rate."""
+        (entry,) = [entry for entry in self.meta["arms"] if entry["name"] == arm]
+        value = entry.get(name)
+        return _SETTINGS[name] if value is None else value
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -141,15 +172,18 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
         raise ValueError(
             f"{path / 'samples.csv'}: sample {sample} has class {index} of {len(classes)}: run the study again"
         )
-    return StudyFiles(path, meta, per_class, per_member, samples, classes, arms)
+    size = path / ENSEMBLE_SIZE
+    ensemble_size = _read_csv(size, _ENSEMBLE_SIZE) if size.is_file() else None
+    return StudyFiles(path, meta, per_class, per_member, samples, classes, arms, ensemble_size)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A quantity of the baseline against the same of another arm, in percent or percentage points.
 
-    `low` and `high` bound the 95 % interval of the difference and `p` is the sign-flip p-value; all three are
-    NaN where `why_no_interval` says so. `smallest_p` is the least p that the design can reach.
+    `low` and `high` bound the 95 % interval of the difference, `effect_size` is standardised (d_z) and `p` the
+    sign-flip p-value; all are NaN where `why_no_interval` says so. `smallest_p` is the least p that the design can
+    reach. `paper_t` and `paper_p` are the paper's paired t-test over all members, for comparison with the paper only.
     """
 
     baseline: float
@@ -159,6 +193,9 @@ class Comparison:
     high: float = float("nan")
     p: float = float("nan")
     smallest_p: float = float("nan")
+    effect_size: float = float("nan")
+    paper_t: float = float("nan")
+    paper_p: float = float("nan")
     why_no_interval: str = ""
 
     @property
@@ -200,6 +237,7 @@ def compare(study: StudyFiles, arm: str, metric: str) -> Comparison:
     if not (np.isfinite(before_vm).all() and np.isfinite(after_vm).all()):
         return without("it is undefined for some members")
     paired = paired_difference(before_vm, after_vm)
+    paper_t, paper_p = members_t_test(before_vm, after_vm)
     return Comparison(
         float(before_vm.mean()),
         float(after_vm.mean()),
@@ -208,6 +246,9 @@ def compare(study: StudyFiles, arm: str, metric: str) -> Comparison:
         high=paired.high,
         p=paired.p_value,
         smallest_p=paired.smallest_p,
+        effect_size=paired.effect_size,
+        paper_t=paper_t,
+        paper_p=paper_p,
     )
 
 
@@ -221,6 +262,12 @@ def spread(values_m: np.ndarray) -> np.ndarray:
 def arm_label(arm: str) -> str:
     """How an arm is called in legends and tables."""
     return "HBR" if arm == "hbr" else arm
+
+
+def tests_of(study: StudyFiles) -> list[tuple[str, str, Comparison]]:
+    """Every arm against the baseline in every gap of recall, in mean recall and in accuracy: (arm, metric, result)."""
+    metrics = [*(f"recall_{gap}" for gap in GAPS), "recall_mean", "accuracy"]
+    return [(arm, metric, compare(study, arm, metric)) for arm in study.treatments for metric in metrics]
 
 
 def estimator_label(study: StudyFiles) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from hbr_fast.evaluation.statistics import holm
 from hbr_fast.report.study_files import (
     BASELINE,
     GAPS,
@@ -24,9 +25,12 @@ from hbr_fast.report.study_files import (
     estimator_label,
     read_study,
     spread,
+    tests_of,
 )
 
 Cell = str | float
+
+MOST_ARMS = 4  # treatments with tables of their own; more share one
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,11 @@ def summary_tables(study_dir: str | os.PathLike[str]) -> list[Table]:
 def tables_of(study: StudyFiles) -> list[Table]:
     """As `summary_tables`, for a study that was read already. A study of a baseline only has one of each."""
     arms: Sequence[str | None] = study.treatments or [None]
+    if len(arms) > MOST_ARMS:
+        return [arms_table(study), tests_table(study)]
     tables = [table for arm in arms for table in (class_table(study, arm), gap_table(study, arm))]
+    if study.treatments:
+        tables.append(tests_table(study))
     assert len({table.name for table in tables}) == len(tables), "arm names differ in letters or digits"
     return tables
 
@@ -166,6 +174,66 @@ def gap_table(study: StudyFiles, arm: str | None) -> Table:
         tuple(rows),
         note.strip(),
     )
+
+
+def arms_table(study: StudyFiles) -> Table:
+    """An arm a row: accuracy, mean recall and every gap of recall, means over members."""
+    metrics = {"accuracy": "accuracy", "recall_mean": "mean recall", **{f"recall_{g}": w for g, w in GAPS.items()}}
+    rows = [
+        (
+            arm_label(arm),
+            float(study.members(arm)),
+            *(float(100 * study.member_metric(arm, metric).mean()) for metric in metrics),
+        )
+        for arm in study.arms
+    ]
+    return Table(
+        "table_arms",
+        "Arms",
+        ("arm", "members", *metrics.values()),
+        ("", ".0f", *([".2f"] * len(metrics))),
+        tuple(rows),
+        "Means over the members of an arm, on the test set. Accuracy and mean recall in percent, gaps of recall "
+        "between classes in percentage points.",
+    )
+
+
+def tests_table(study: StudyFiles) -> Table:
+    """Every arm against the baseline in every gap, mean recall and accuracy: what can be claimed, and what the paper's
+    test would say."""
+    tests = tests_of(study)
+    corrected = holm([test.p for _, _, test in tests])
+    names = {f"recall_{gap}": f"recall gap: {words}" for gap, words in GAPS.items()}
+    names |= {"recall_mean": "recall: mean over classes", "accuracy": "accuracy"}
+    rows = []
+    for (arm, metric, test), p_holm in zip(tests, corrected.tolist(), strict=True):
+        direction = "smaller" if test.difference < 0 else "larger" if test.difference > 0 else "same"
+        rows.append(
+            (
+                arm_label(arm), names[metric], test.difference, test.low, test.high, test.effect_size, test.p, p_holm,
+                test.smallest_p, direction, test.paper_t, test.paper_p,
+            )
+        )  # fmt: skip
+    reasons = dict.fromkeys(test.why_no_interval for _, _, test in tests if test.why_no_interval)
+    note = (
+        "Arm minus baseline, in points, paired by training seed; interval and tests over the means of the resampled "
+        "variants, which are what is independent. d_z: difference over their standard deviation. p: sign-flip test, "
+        "with the smallest value that so many variants can give; p (Holm): corrected for all rows of this table. For "
+        "a gap, smaller is better. The last two columns are the paper's paired t-test, which takes members that share "
+        "a resampled set for independent and corrects nothing: they are here to compare with the paper, not to claim "
+        "by."
+    )
+    if reasons:
+        note += f" Where there is no interval: {'; '.join(reasons)}."
+    return Table(
+        "table_tests",
+        "Tests of every arm against the baseline",
+        ("arm", "metric", "difference", "95 % low", "95 % high", "d_z", "p", "p (Holm)", "smallest p", "direction",
+         "paper's t", "paper's p"),
+        ("", "", "+.2f", "+.2f", "+.2f", "+.2f", ".3f", ".3f", ".3f", "", "+.2f", ".3f"),
+        tuple(rows),
+        note,
+    )  # fmt: skip
 
 
 def print_tables(tables: Sequence[Table], *, file: IO[str] | None = None) -> None:

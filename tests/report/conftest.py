@@ -40,8 +40,11 @@ def write_study(
     classes: Sequence[str] = CLASSES,
     aum: np.ndarray = AUM,
     dataset: Path | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+    ensemble_size: bool = False,
 ) -> Path:
-    """Write a study; `recall` is `[members, classes]` by arm, `variants` (variant, member) by arm."""
+    """Write a study; `recall` is `[members, classes]` by arm, `variants` (variant, member) by arm, `settings` what
+    `study.json` says of an arm."""
     rng = np.random.default_rng(7)
     num_classes = len(classes)
     if recall is None:
@@ -86,7 +89,8 @@ def write_study(
                 for c in range(num_classes)
             ]
         alpha = 0.0 if arm == "baseline" else 0.25
-        arms.append({"name": arm, "alpha": alpha, "undersample": "easy", "oversample": "random", "members": members})
+        says = {"alpha": alpha, "undersample": "easy", "oversample": "random", **(settings or {}).get(arm, {})}
+        arms.append({"name": arm, **says, "members": members})
     labels = rng.permutation(np.repeat(np.arange(num_classes), 50))
     samples = [
         {
@@ -98,6 +102,10 @@ def write_study(
         }
         for i, c in enumerate(labels)
     ]
+    for sample in samples:  # a second and a third estimator: one that agrees but for its end, one that does not
+        sample["confidence"] = float(1 / (1 + np.exp(-sample["aum"])))
+        sample["loss"] = -sample["aum"]
+        sample["forgetting"] = int(sample["sample_id"]) % 7
     samples[0]["aum"] = float("nan")  # never observed
     path.mkdir(parents=True, exist_ok=True)
     for name, rows in (("per_class", per_class), ("per_member", per_member), ("samples", samples)):
@@ -105,6 +113,15 @@ def write_study(
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+    if ensemble_size:
+        measures = [f"{what}_{how}" for what in ("class", "sample") for how in ("spearman", "kendall")]
+        with open(path / "ensemble_size.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["estimator", "measure", "size", "mean", "low", "high"])
+            for name in ("aum", "loss"):
+                for measure in (*measures, "pruned_jaccard"):
+                    writer.writerows([name, measure, j, 1 - 0.3 / j, 1 - 0.4 / j, 1 - 0.2 / j] for j in (1, 2, 3))
+                writer.writerows([name, "counts_change", j, 30 / j, 20 / j, 40 / j] for j in (2, 3))
     meta = {
         "schema": 1,
         "study": "quickstart",
@@ -125,6 +142,7 @@ def write_study(
         "versions": {"hbr_fast": "0.1.0", "python": "3.11"},
         "arms": arms,
         "estimator": "aum",
+        "enough_members": {"aum": 2, "loss": None},
         "allocation": {
             "alpha": 0.25,
             "max_alpha": 1.1,

@@ -1,18 +1,22 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 import numpy as np
 import polars as pl
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from hbr_fast.report import drawing, figures, gallery
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report import drawing, figures, gallery, hardness_figures, stability, sweeps
+from hbr_fast.report.study_files import StudyFiles, compare, read_study
+
+from .conftest import RECALL
 
 StudyWriter = Callable[..., Path]
 
@@ -143,7 +147,7 @@ def test_same_results_give_the_same_bytes(study_writer: StudyWriter, dataset: Si
         for picture in figures.pictures_of(read_study(study_writer()), images=dataset.train.images):
             drawing.save(picture, folder)
     names = sorted(file.name for file in folders[0].iterdir())
-    assert len(names) == 6 * 3
+    assert len(names) == 12 * 3
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
@@ -161,10 +165,166 @@ def test_many_arms_one_member_and_odd_names_are_drawn(study_writer: StudyWriter,
     study = read_study(study_writer(recall=recall, classes=classes))
     for picture in figures.pictures_of(study):
         drawing.save(picture, tmp_path)
-        assert set(picture.data["arm"]) == set(recall)
+        assert picture.data.height
     recall_picture = figures.recall_per_class(study)
     assert recall_picture.data["recall_std_percent"].is_nan().all()
     assert "thick bar" not in recall_picture.caption
+
+
+def study_of_a_path(study_writer: StudyWriter, *, along: str) -> StudyFiles:
+    """Three values along alpha or the pruning rate for each of two treatments, three variants of two members."""
+    rng = np.random.default_rng(3)
+    cells = [(v, m) for v in range(3) for m in range(2)]
+    recall = {"baseline": RECALL + rng.normal(0, 0.005, (6, 10))}
+    settings: dict[str, dict[str, Any]] = {}
+    for what in ("random", "smote"):
+        for value in (0.75, 0.25, 0.5):
+            recall[f"{what}-{value}"] = RECALL + rng.normal(0, 0.01, (6, 10))
+            settings[f"{what}-{value}"] = {along: value, "oversample": what}
+            if along == "prune_rate":
+                settings[f"{what}-{value}"] |= {"alpha": 0.0, "prune_level": "class", "prune_by": "hardness"}
+    seeds = {arm: list(range(6)) for arm in recall}
+    return read_study(
+        study_writer(along, recall=recall, settings=settings, variants=dict.fromkeys(recall, cells), seeds=seeds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("along", "column", "draw"),
+    [("alpha", "alpha", sweeps.gaps_by_alpha), ("prune_rate", "rate", sweeps.gaps_by_pruning_rate)],
+)
+def test_a_path_is_drawn_as_its_csv(
+    study_writer: StudyWriter, along: str, column: str, draw: Callable[[StudyFiles], drawing.Picture | None]
+) -> None:
+    study = study_of_a_path(study_writer, along=along)
+    picture = draw(study)
+    assert picture is not None
+    assert picture.data["line"].unique().len() == 2
+    for axes, metric in zip(picture.figure.axes, picture.data["metric"].unique(maintain_order=True), strict=True):
+        drawn = [np.asarray(bar.lines[0].get_xydata()) for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+        for (_, rows), points in zip(
+            picture.data.filter(pl.col("metric") == metric).group_by("line", maintain_order=True), drawn, strict=True
+        ):
+            assert rows[column].is_sorted()
+            np.testing.assert_allclose(points, rows.select(column, "mean_percent").to_numpy())
+    row = picture.data.filter((pl.col("metric") == "recall_std") & (pl.col("arm") == "smote-0.5")).row(0, named=True)
+    compared = compare(study, "smote-0.5", "recall_std")
+    assert (row["difference_points"], row["difference_low"]) == (compared.difference, compared.low)
+    assert row["mean_percent"] == pytest.approx(100 * study.member_metric("smote-0.5", "recall_std").mean())
+    assert row[column] == (0.5 if along == "alpha" else 50.0)
+
+
+def test_without_two_values_there_is_no_path(study_writer: StudyWriter) -> None:
+    study = read_study(study_writer())
+    assert sweeps.gaps_by_alpha(study) is None
+    assert sweeps.gaps_by_pruning_rate(study) is None
+
+
+def test_many_arms_become_heat_maps(study_writer: StudyWriter, tmp_path: Path) -> None:
+    study = study_of_a_path(study_writer, along="alpha")
+    names = [picture.name for picture in figures.pictures_of(study)]
+    assert names == [
+        "recall_per_class",
+        "gap_metrics",
+        "gaps_by_alpha",
+        "change_per_class",
+        "samples_per_class",
+        "precision_against_recall",
+        "cumulative_aum",
+        "confidence_against_margin",
+        "suspected_noise",
+        "estimator_overlap",
+    ]
+    recall = sweeps.recall_of_arms(study)
+    shown = np.asarray(recall.figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(shown, recall.data.select(study.arms).to_numpy())
+    shirt = recall.data.row(0, named=True)
+    assert shirt["class_name"] == "Shirt"
+    assert shirt["smote-0.5"] == pytest.approx(100 * study.class_metric("smote-0.5", "recall")[:, 6].mean())
+    gaps = sweeps.gaps_of_arms(study).data
+    assert gaps["arm"].to_list() == list(study.arms)
+    assert gaps["mad"][2] == pytest.approx(100 * study.member_metric(study.arms[2], "recall_mad").mean())
+    samples = sweeps.samples_of_arms(study)
+    assert samples.data.columns == ["class_index", "class_name", "baseline", "random-0.75"]  # the others equal it
+    assert "random-0.75 also for random-0.25" in samples.caption
+
+
+def test_change_per_class_by_hand(study_writer: StudyWriter) -> None:
+    before, after = np.full((1, 10), 0.9), np.full((1, 10), 0.9)
+    before[0, 6], after[0, 6] = 0.6, 0.75
+    data = sweeps.change_per_class(read_study(study_writer(recall={"baseline": before, "hbr": after})))
+    assert data is not None
+    rows = dict(data.data.select("class_name", "hbr").rows())
+    assert rows.pop("Shirt") == pytest.approx(15)
+    assert all(value == pytest.approx(0) for value in rows.values())
+
+
+# --- hardness ---
+
+
+def test_cumulative_aum_is_the_distribution(study_writer: StudyWriter) -> None:
+    study = read_study(study_writer())
+    picture = hardness_figures.cumulative_aum(study)
+    scores = study.samples.filter((pl.col("class_index") == 6) & pl.col("aum").is_finite())["aum"].to_numpy()
+    drawn = line(picture.figure, "class 6")
+    for aum, share in drawn[::40]:
+        assert share == pytest.approx(100 * (scores <= aum + 1e-9).mean(), abs=100 / len(scores) + 0.5)
+    assert picture.data["class_name"][0] == "Shirt"
+
+
+def test_suspected_noise_is_the_share_below_zero(study_writer: StudyWriter) -> None:
+    study = read_study(study_writer())
+    picture = hardness_figures.suspected_noise(study)
+    for name, share in picture.data.select("class_name", "share_percent").rows():
+        scores = study.samples.filter((pl.col("class_name") == name) & pl.col("aum").is_finite())["aum"]
+        assert share == pytest.approx(100 * (scores < 0).sum() / len(scores))
+    drawn = [bar.get_width() for bar in picture.figure.axes[0].patches if isinstance(bar, Rectangle)]
+    np.testing.assert_allclose(drawn, picture.data["share_percent"])
+
+
+def test_estimators_that_rank_alike_overlap_wholly(study_writer: StudyWriter) -> None:
+    data = hardness_figures.estimator_overlap(read_study(study_writer())).data
+    assert data["estimator"].to_list() == ["aum", "confidence", "loss", "forgetting"]
+    # Loss is minus AUM, and high is hard for it: the same tenth. Forgetting has nothing to do with them.
+    aum = data.filter(pl.col("estimator") == "aum").row(0, named=True)
+    assert (aum["aum"], aum["confidence"], aum["loss"]) == (1, 1, 1)
+    assert aum["forgetting"] < 0.3
+
+
+def test_examples_of_confidence_against_margin(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+    study = read_study(study_writer())
+    picture = hardness_figures.confidence_against_margin(study, dataset.train.images)
+    assert picture is not None
+    assert picture.data["class_index"].n_unique() == picture.data.height == 8
+    np.testing.assert_allclose(line(picture.figure, "examples"), picture.data.select("aum", "confidence").to_numpy())
+    assert len(picture.figure.axes) == 2 + 8  # the plot, its scale and the images
+    first = picture.data["sample_id"][0]
+    shown = np.asarray(picture.figure.axes[2].images[0].get_array())
+    assert (shown == dataset.train.images[first, 0, 0, 0]).all()
+
+
+def test_precision_against_recall_is_its_csv(study_writer: StudyWriter) -> None:
+    study = read_study(study_writer())
+    picture = hardness_figures.precision_against_recall(study)
+    for arm in study.arms:
+        rows = picture.data.filter(pl.col("arm") == arm).select("recall_mean_percent", "precision_mean_percent")
+        np.testing.assert_allclose(line(picture.figure, f"points {arm}"), rows.to_numpy())
+    assert "no correlation can be told" in picture.caption  # the writer's precision is one number
+
+
+# --- ensemble size ---
+
+
+def test_ensemble_size_pictures(study_writer: StudyWriter) -> None:
+    assert stability.stability_pictures(read_study(study_writer("without"))) == []
+    study = read_study(study_writer("with", ensemble_size=True))
+    overlap, change, agreement = stability.stability_pictures(study)
+    shown = np.asarray(overlap.figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(shown, [[0.7, 0.85, 0.9]] * 2)
+    np.testing.assert_allclose(change.figure.axes[0].lines[0].get_xydata(), [[2, 15], [3, 10]])  # type: ignore[arg-type]
+    assert len(agreement.figure.axes[0].lines) == 4
+    assert "from 2 members on" in agreement.caption
+    assert agreement.data["estimator"].unique().to_list() == ["aum"]
 
 
 def test_words_carry_the_main_numbers(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:

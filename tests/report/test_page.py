@@ -127,6 +127,9 @@ def test_the_report_is_whole_and_its_links_resolve(study_writer: StudyWriter, da
     linked = set()
     for link in page.links:
         target = urlparse(link)
+        if target.scheme == "data":
+            assert link.startswith("data:image/png;base64,")
+            continue
         assert not target.scheme
         assert not target.netloc, "nothing may come from elsewhere"
         if target.path:
@@ -135,11 +138,12 @@ def test_the_report_is_whole_and_its_links_resolve(study_writer: StudyWriter, da
         else:
             assert target.fragment in page.ids
     everything = {str(file.relative_to(index.parent)) for file in index.parent.rglob("*") if file.is_file()}
+    shown = {file for file in everything if file.endswith(".png")}
+    assert shown <= linked
     assert linked == everything - {"index.html"}
     assert len(page.ids) == len(set(page.ids))
-    assert len(page.alts) == 6
+    assert len(page.alts) == len(shown) > 10
     assert all(page.alts)
-    assert "script" not in page.tags
     assert page.tags.count("h1") == 1
 
 
@@ -183,7 +187,7 @@ def test_a_report_moved_elsewhere_still_works(study_writer: StudyWriter, quick: 
     moved = shutil.move(write_report(study).parent, tmp_path / "moved")
     shutil.rmtree(study)
     for link in Page(Path(moved) / "index.html").links:
-        if urlparse(link).path:
+        if urlparse(link).path and not link.startswith("data:"):
             assert (Path(moved) / unquote(urlparse(link).path)).is_file()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hbr_fast.evaluation.statistics import holm, members_t_test, paired_difference
+from hbr_fast.report.study_files import read_study
 from hbr_fast.report.tables import Table, print_tables, summary_tables, to_csv, to_html, to_latex, to_text
 
 StudyWriter = Callable[..., Path]
@@ -86,7 +88,9 @@ def test_gap_table_by_hand(study_writer: StudyWriter) -> None:
 
 def test_one_member_has_no_spread_and_one_variant_no_interval(study_writer: StudyWriter) -> None:
     recall = {arm: values[:1] for arm, values in study_of_two_members().items()}
-    classes, gaps = summary_tables(study_writer(recall=recall))
+    classes, gaps, tests = summary_tables(study_writer(recall=recall))
+    assert tests.note.endswith("Where there is no interval: one resampled variant gives no interval.")
+    assert {cell for row in tests.shown() for cell in row[3:9]} == {"n/a"}
     assert classes.shown()[0][5] == "n/a"
     assert "p" not in gaps.columns
     assert "No interval: one resampled variant gives no interval." in gaps.note
@@ -101,10 +105,50 @@ def test_every_other_arm_gets_tables_and_a_baseline_alone_too(study_writer: Stud
         "table_gaps_hbr_alpha_0.5",
         "table_classes_smote",
         "table_gaps_smote",
+        "table_tests",
     ]
     alone = summary_tables(study_writer("alone", recall={"baseline": recall["baseline"]}))
     assert [table.name for table in alone] == ["table_classes_baseline", "table_gaps_baseline"]
     assert "change (points)" not in alone[0].columns
+
+
+def test_many_arms_share_two_tables(study_writer: StudyWriter) -> None:
+    recall = study_of_two_members()
+    arms = {"baseline": recall["baseline"], **{f"arm-{i}": recall["hbr"] for i in range(5)}}
+    arms_table, tests = summary_tables(study_writer(recall=arms))
+    assert (arms_table.name, tests.name) == ("table_arms", "table_tests")
+    assert [row[0] for row in arms_table.rows] == list(arms)
+    for name, row in zip(arms, arms_table.rows, strict=True):
+        recall_mc = arms[name]
+        assert row[1] == 2
+        assert row[2] == pytest.approx(100 * recall_mc.mean())  # the writer's accuracy
+        assert row[4] == pytest.approx(100 * (recall_mc.max(axis=1) - recall_mc.min(axis=1)).mean())
+    assert [row[:2] for row in tests.rows[:8]] == [
+        ("arm-0", "recall gap: max - min"),
+        ("arm-0", "recall gap: quantile"),
+        ("arm-0", "recall gap: easy - hard"),
+        ("arm-0", "recall gap: std"),
+        ("arm-0", "recall gap: MAD"),
+        ("arm-0", "recall: mean over classes"),
+        ("arm-0", "accuracy"),
+        ("arm-1", "recall gap: max - min"),
+    ]
+
+
+def test_the_tests_are_those_of_the_statistics(study_writer: StudyWriter) -> None:
+    path = study_writer()
+    table = summary_tables(path)[-1]
+    study = read_study(path)
+    baseline, hbr = (study.member_metric(arm, "recall_std").reshape(3, 1) for arm in ("baseline", "hbr"))
+    paired = paired_difference(100 * baseline, 100 * hbr)
+    row = dict(zip(table.columns, next(row for row in table.rows if row[1] == "recall gap: std"), strict=True))
+    assert row["difference"] == pytest.approx(paired.difference)
+    assert (row["95 % low"], row["95 % high"]) == pytest.approx((paired.low, paired.high))
+    assert row["d_z"] == pytest.approx(paired.effect_size)
+    assert (row["p"], row["smallest p"], row["direction"]) == (paired.p_value, 0.25, paired.direction)
+    assert (row["paper's t"], row["paper's p"]) == pytest.approx(members_t_test(baseline, hbr))
+    p = [row[table.columns.index("p")] for row in table.rows]
+    assert [row[table.columns.index("p (Holm)")] for row in table.rows] == holm(p).tolist()
 
 
 def test_trap_08_a_class_never_predicted_is_said(study_writer: StudyWriter) -> None:

@@ -1,0 +1,275 @@
+"""Pictures of many arms at once: gaps along alpha or along the pruning rate, and change class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, count, heat_map, report_style, titled_figure
+from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare
+
+# What is drawn along a sweep: columns of `per_member.csv` and their names.
+_PANELS = {**{f"recall_{gap}": f"recall gap, {words}" for gap, words in GAPS.items()}, "accuracy": "accuracy"}
+
+
+def gaps_by_alpha(study: StudyFiles) -> Picture | None:
+    """Each gap metric and accuracy against alpha, a line an oversampler; None where fewer than two alphas are."""
+    arms = [arm for arm in study.treatments if study.setting(arm, "alpha") > 0]
+    return _sweep(
+        study,
+        arms,
+        along=lambda arm: float(study.setting(arm, "alpha")),
+        line=lambda arm: _named(study, arm, ("oversample", "undersample", "prune")),
+        words=("alpha", "degree of resampling, alpha", "gaps_by_alpha", "Gaps along alpha"),
+    )
+
+
+def gaps_by_pruning_rate(study: StudyFiles) -> Picture | None:
+    """Each gap metric and accuracy against the pruning rate, a line a treatment; None without two rates."""
+    arms = [arm for arm in study.treatments if study.setting(arm, "prune_rate") > 0]
+    return _sweep(
+        study,
+        arms,
+        along=lambda arm: 100 * float(study.setting(arm, "prune_rate")),
+        line=lambda arm: _named(study, arm, ("oversample", "undersample", "level")),
+        words=("rate", "samples pruned (%)", "gaps_by_pruning_rate", "Gaps along the pruning rate"),
+    )
+
+
+def change_per_class(study: StudyFiles) -> Picture | None:
+    """Change of recall of every class by every arm, in points; None without an arm."""
+    if not study.treatments:
+        return None
+    order = study.hard_to_easy()
+    before = 100 * study.class_metric(BASELINE, "recall").mean(axis=0)[order]
+    change = np.stack(
+        [100 * study.class_metric(arm, "recall").mean(axis=0)[order] - before for arm in study.treatments], axis=1
+    )
+    reach = max(0.1, float(np.abs(change).max()))
+    classes = [study.classes[c] for c in order]
+    with report_style():
+        figure, _ = heat_map(
+            "Change of recall, class by class",
+            "points against the baseline, mean over members; hardest class first",
+            change,
+            rows=classes,
+            columns=[arm_label(arm) for arm in study.treatments],
+            scale=TwoSlopeNorm(0, -reach, reach),
+            form="+.1f",
+            colours="PuOr",
+            label="points of recall",
+        )
+    hardest = "; ".join(f"{arm_label(a)} {change[0, i]:+.1f}" for i, a in enumerate(study.treatments[:6]))
+    return Picture(
+        "change_per_class",
+        "Change of recall, class by class",
+        f"Recall on the test set, arm minus baseline, in percentage points: means over members "
+        f"({count(study, BASELINE)} of the baseline). Violet is better, orange is worse.",
+        f"Heat map of the change of recall of {len(order)} classes in {len(study.treatments)} arms. Hardest class, "
+        f"{classes[0]}: {hardest}.",
+        _wide(study, order, study.treatments, change),
+        figure,
+    )
+
+
+def recall_of_arms(study: StudyFiles) -> Picture:
+    """Mean recall of every class in every arm: for studies of more arms than a dot plot can hold."""
+    order = np.argsort(study.class_metric(BASELINE, "recall").mean(axis=0), kind="stable")
+    recall = np.stack([100 * study.class_metric(arm, "recall").mean(axis=0)[order] for arm in study.arms], axis=1)
+    classes = [study.classes[c] for c in order]
+    with report_style():
+        figure, _ = heat_map(
+            "Recall per class",
+            "on the test set (%), mean over members; worst class of the baseline first",
+            recall,
+            rows=classes,
+            columns=[arm_label(arm) for arm in study.arms],
+            scale=Normalize(float(recall.min()), max(float(recall.max()), float(recall.min()) + 1e-6)),
+            form=".0f",
+            colours="cividis",
+            label="recall (%)",
+        )
+    words = "; ".join(f"{arm_label(arm)} {recall[0, i]:.1f} %" for i, arm in enumerate(study.arms[:6]))
+    return Picture(
+        "recall_per_class",
+        "Recall per class",
+        f"Recall on the test set in percent, mean over the members of an arm ({count(study, BASELINE)} of the "
+        "baseline), classes from the lowest to the highest baseline recall.",
+        f"Heat map of the recall of {len(order)} classes in {len(study.arms)} arms. Worst class of the baseline, "
+        f"{classes[0]}: {words}.",
+        _wide(study, order, study.arms, recall),
+        figure,
+    )
+
+
+def gaps_of_arms(study: StudyFiles) -> Picture:
+    """Every gap metric of every arm, means over members."""
+    gaps = np.array([[100 * study.member_metric(arm, f"recall_{gap}").mean() for gap in GAPS] for arm in study.arms])
+    # A column is shaded against the baseline's value: what a gap is worth differs between the measures.
+    shade = np.divide(gaps, gaps[0], out=np.ones_like(gaps), where=gaps[0] != 0)
+    reach = max(0.02, float(np.nanmax(np.abs(shade - 1))))
+    with report_style():
+        figure, _ = heat_map(
+            "Recall gaps between classes",
+            "shade: share of the baseline's gap, mean over members; numbers: points",
+            shade,
+            rows=[arm_label(arm) for arm in study.arms],
+            columns=list(GAPS.values()),
+            scale=TwoSlopeNorm(1, 1 - reach, 1 + reach),
+            form="",
+            colours="PuOr_r",
+            label="gap over the baseline's",
+            written=gaps,
+        )
+    frame = pl.DataFrame({"arm": study.arms, **{gap: gaps[:, i] for i, gap in enumerate(GAPS)}})
+    best = int(gaps[:, 0].argmin())
+    return Picture(
+        "gap_metrics",
+        "Recall gaps between classes",
+        "Five measures of how far the recalls of the classes lie apart, in percentage points, means over the members "
+        f"of an arm ({count(study, BASELINE)} of the baseline): less is better. Violet is smaller than the baseline's.",
+        f"Heat map of five gap measures of {len(study.arms)} arms. Smallest max - min: {arm_label(study.arms[best])}, "
+        f"{gaps[best, 0]:.1f} points; baseline {gaps[0, 0]:.1f}.",
+        frame,
+        figure,
+    )
+
+
+def samples_of_arms(study: StudyFiles) -> Picture:
+    """Samples of every class in every arm, arms with the same counts once."""
+    order = study.hard_to_easy()
+    unlike: dict[tuple[float, ...], list[str]] = {}
+    for arm in study.arms:
+        unlike.setdefault(tuple(study.class_metric(arm, "samples").mean(axis=0)[order]), []).append(arm)
+    counts = np.array(list(unlike)).T
+    firsts = [arms[0] for arms in unlike.values()]
+    with report_style():
+        figure, _ = heat_map(
+            "Samples per class",
+            "in an epoch, hardest class first; arms with the same counts once",
+            counts,
+            rows=[study.classes[c] for c in order],
+            columns=[arm_label(arm) for arm in firsts],
+            scale=Normalize(0, float(counts.max())),
+            form=",.0f",
+            colours="viridis",
+            label="samples",
+        )
+    same = "; ".join(f"{arms[0]} also for {', '.join(arms[1:])}" for arms in unlike.values() if len(arms) > 1)
+    return Picture(
+        "samples_per_class",
+        "Samples per class",
+        f"How the epoch is shared between classes, the hardest first. {same + '.' if same else ''}".strip(),
+        f"Heat map of the samples of {len(order)} classes in {len(firsts)} different allocations.",
+        _wide(study, order, firsts, counts),
+        figure,
+    )
+
+
+def _sweep(
+    study: StudyFiles,
+    arms: Sequence[str],
+    *,
+    along: Callable[[str], float],
+    line: Callable[[str], str],
+    words: tuple[str, str, str, str],
+) -> Picture | None:
+    if len({along(arm) for arm in arms}) < 2:
+        return None
+    column, axis, name, title = words
+    lines = list(dict.fromkeys(line(arm) for arm in arms))
+    rows = []
+    with report_style():
+        subtitle = "mean over members; bars: 95 % interval of the difference from the baseline"
+        figure, panels = _panels(title, subtitle, legend_rows=-(-(len(lines) + 1) // _legend_columns(lines)))
+        for (metric, label), axes in zip(_PANELS.items(), panels, strict=True):
+            start = 100 * study.member_metric(BASELINE, metric).mean()
+            first = axes is panels[0]  # the one that the legend is made from
+            dashes = axes.axhline(start, color="#000000", linewidth=0.9, linestyle=(0, (4, 2)))
+            dashes.set_label(BASELINE if first else "")
+            for number, of_line in enumerate(lines):
+                points = sorted(((along(arm), arm) for arm in arms if line(arm) == of_line), key=lambda pair: pair[0])
+                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+                compared = [compare(study, arm, metric) for _, arm in points]
+                x = np.array([place for place, _ in points])
+                y = np.array([c.treatment for c in compared])
+                half = np.nan_to_num(np.array([(c.high - c.low) / 2 for c in compared]))
+                axes.errorbar(
+                    x, y, yerr=half, color=colour, marker=marker, markersize=4, linewidth=1.2, elinewidth=0.8,
+                    capsize=2, label=of_line if first else None,
+                )  # fmt: skip
+                rows += [
+                    {
+                        "metric": metric,
+                        "line": of_line,
+                        "arm": arm,
+                        column: place,
+                        "baseline_percent": c.baseline,
+                        "mean_percent": c.treatment,
+                        "difference_points": c.difference,
+                        "difference_low": c.low,
+                        "difference_high": c.high,
+                    }
+                    for (place, arm), c in zip(points, compared, strict=True)
+                ]
+            axes.set_title(label, fontsize=8.5, fontweight="normal")
+            axes.grid(visible=True)
+        for axes in panels[-2:]:
+            axes.set_xlabel(axis, fontsize=8)
+        figure.supylabel("percentage points (accuracy: %)", fontsize=8)
+        figure.legend(
+            loc="upper left", bbox_to_anchor=(0.02, 1 - 0.49 / figure.get_size_inches()[1]),
+            ncols=_legend_columns(lines), borderpad=0, borderaxespad=0, fontsize=8,
+        )  # fmt: skip
+    best = min(
+        (row for row in rows if row["metric"] == "recall_max_min"), key=lambda row: float(str(row["mean_percent"]))
+    )
+    return Picture(
+        name,
+        title,
+        f"Five measures of the recall gap (less is better) and accuracy against the {axis}, a line a treatment, means "
+        f"over members ({count(study, BASELINE)} of the baseline, dashed). Bars: half width of the 95 % interval of "
+        "the paired difference from the baseline over resampled variants, where the design gives one.",
+        f"Line charts of five gap measures and accuracy along the {axis} for {', '.join(lines)}. Smallest max - min "
+        f"gap: {best['mean_percent']:.1f} points by {best['arm']}, baseline {best['baseline_percent']:.1f}.",
+        pl.DataFrame(rows),
+        figure,
+    )
+
+
+def _panels(title: str, subtitle: str, *, legend_rows: int) -> tuple[Figure, list[Axes]]:
+    """A heading, room for a legend, and two columns of three panels."""
+    figure, axes = titled_figure(title, subtitle, 5.4, legend_rows=legend_rows)
+    axes.remove()
+    return figure, list(figure.subplots(3, 2, sharex=True).ravel())
+
+
+def _legend_columns(lines: Sequence[str]) -> int:
+    return max(1, 66 // (max(map(len, lines)) + 8))
+
+
+def _named(study: StudyFiles, arm: str, parts: Sequence[str]) -> str:
+    """What an arm does, in those of the words that tell this study's arms apart."""
+    texts = []
+    for part in parts:
+        if part in ("prune", "level"):
+            level, by = study.setting(arm, "prune_level"), study.setting(arm, "prune_by")
+            rate = f" {100 * study.setting(arm, 'prune_rate'):g} %" if part == "prune" else ""
+            told = "" if level == "none" else f"pruned{rate} by {by} in the {level}"
+        else:
+            told = f"{study.setting(arm, part)} {part.removesuffix('e')}ing"
+            if len({study.setting(other, part) for other in study.treatments}) == 1:
+                told = ""
+        if told:
+            texts.append(told)
+    return ", ".join(texts) or "resampled"
+
+
+def _wide(study: StudyFiles, order: np.ndarray, arms: Sequence[str], values_ca: np.ndarray) -> pl.DataFrame:
+    head = {"class_index": order, "class_name": [study.classes[c] for c in order]}
+    return pl.DataFrame({**head, **{arm: values_ca[:, i] for i, arm in enumerate(arms)}})
