@@ -254,7 +254,7 @@ def _insets(figure: Figure, odd: pl.DataFrame, images: Any) -> None:
     height = figure.get_size_inches()[1]
     engine = figure.get_layout_engine()
     assert engine is not None
-    left, bottom, width, old = engine.get()["rect"]  # type: ignore[attr-defined]
+    left, bottom, width, old = engine.get()["rect"]
     room = 0.75 / height
     engine.set(rect=(left, bottom + room, width, old - room))  # type: ignore[call-arg]
     for place, sample in enumerate(odd["sample_id"].to_list()):

@@ -179,7 +179,7 @@ def gap_table(study: StudyFiles, arm: str | None) -> Table:
 def arms_table(study: StudyFiles) -> Table:
     """An arm a row: accuracy, mean recall and every gap of recall, means over members."""
     metrics = {"accuracy": "accuracy", "recall_mean": "mean recall", **{f"recall_{g}": w for g, w in GAPS.items()}}
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             arm_label(arm),
             float(study.members(arm)),

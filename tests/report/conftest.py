@@ -116,12 +116,12 @@ def write_study(
     if ensemble_size:
         measures = [f"{what}_{how}" for what in ("class", "sample") for how in ("spearman", "kendall")]
         with open(path / "ensemble_size.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["estimator", "measure", "size", "mean", "low", "high"])
+            table = csv.writer(file)
+            table.writerow(["estimator", "measure", "size", "mean", "low", "high"])
             for name in ("aum", "loss"):
                 for measure in (*measures, "pruned_jaccard"):
-                    writer.writerows([name, measure, j, 1 - 0.3 / j, 1 - 0.4 / j, 1 - 0.2 / j] for j in (1, 2, 3))
-                writer.writerows([name, "counts_change", j, 30 / j, 20 / j, 40 / j] for j in (2, 3))
+                    table.writerows([name, measure, j, 1 - 0.3 / j, 1 - 0.4 / j, 1 - 0.2 / j] for j in (1, 2, 3))
+                table.writerows([name, "counts_change", j, 30 / j, 20 / j, 40 / j] for j in (2, 3))
     meta = {
         "schema": 1,
         "study": "quickstart",

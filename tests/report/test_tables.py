@@ -147,7 +147,7 @@ def test_the_tests_are_those_of_the_statistics(study_writer: StudyWriter) -> Non
     assert row["d_z"] == pytest.approx(paired.effect_size)
     assert (row["p"], row["smallest p"], row["direction"]) == (paired.p_value, 0.25, paired.direction)
     assert (row["paper's t"], row["paper's p"]) == pytest.approx(members_t_test(baseline, hbr))
-    p = [row[table.columns.index("p")] for row in table.rows]
+    p = [float(row[table.columns.index("p")]) for row in table.rows]
     assert [row[table.columns.index("p (Holm)")] for row in table.rows] == holm(p).tolist()
 
 
