@@ -1,241 +1,313 @@
-"""One pass that makes a batch: gather, interpolate, crop, flip, normalise, convert (numba).
+"""One pass that makes a batch: gather, interpolate, crop, flip, cut out, normalise, convert (numba).
 
-An image is copied once into a padded scratch image that stays in the first-level cache; a crop is then a fixed-width
-copy at an offset, and each row of it a few vector operations (load, reverse, convert, multiply-add, store).
+A crop reads the image itself at an offset: what lies beside it in memory is masked away, so that nothing is copied to
+make room for a border, and each row is a few vector operations (load, mask, reverse, convert, multiply-add, store).
+Images that have nothing beside them (the first and last of a store), and borders that hold pixels of the image, go
+through a padded copy that stays in the first-level cache. `hbr_fast.kernels.reference.make_batch` is the definition.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import numba as nb
 import numpy as np
 
-from hbr_fast.kernels.vector import convert_pixels, copy_bytes, mix_pixels
+from hbr_fast.kernels import team
+from hbr_fast.kernels.cpu_crops import CONSTANT, cut_out, padded_copy, resized_crop, write_window
+from hbr_fast.kernels.pixel_vectors import SLACK, prefetch_image
 from hbr_fast.seeding import philox4x32
 
-_LOW, _32, _0 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
+# What stays the same from batch to batch: numbers, and addresses of arrays.
+_JOB = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "sources", "sizes", "first_ids", "labels", "store", "index", "partner", "weight",
+            "channels", "height", "width", "channels_last", "bf16", "scale", "bias", "mask", "num_stores", "mixed",
+            "key0", "key1", "flip_below", "alternating_flip", "pad", "padding", "border", "scratch_size",
+            "crop_sizes", "num_crop_sizes", "cutout", "cutout_level",
+        )
+    ]
+)  # fmt: skip
+
+_LOW, _32, _0, _1, _2 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1), np.uint64(2)
 
 
-@nb.njit(nogil=True, cache=True)
-def make_batch(
-    images_nchw,
-    sources_s,
-    first_id_s,
-    labels_n,
-    store_r,
-    index_r,
-    partner_r,
-    weight_r,
-    rows_b,
-    first_position,
-    step,
-    epoch,
-    key,
-    flip_below,
-    pad,
-    scale_c,
-    bias_c,
-    channels_last,
-    scratch,
-    out,
-    labels_out,
-    ids_out,
-):
-    """Fill one batch; `hbr_fast.kernels.reference.make_batch` is the definition.
+class ImagePass:
+    """Makes batches of one set of images, rows and augmentations.
 
     The plan's indices must have been checked by the caller: memory is walked by address here.
 
     Parameters
     ----------
-    images_nchw : uint8 [N, C, H, W]
-        Images of store 0; the others have the same shape and are known by address only.
-    sources_s : uint64 [S], first_id_s : int64 [S]
-        Address of each store's first image and its sample id; the ids of store 0 start at 0.
-    labels_n : int64 [all images]
-        By sample id, over all stores.
+    stores : sequence of uint8 [N, C, H, W]
+        C-contiguous images of one shape.
+    labels : int64 [all images]
+        By sample id, over all stores in turn.
     store_r : int16 [R], index_r, partner_r : int64 [R], weight_r : float32 [R]
         The plan; partner -1 is none.
-    rows_b : int64 [B]
-        Plan rows of this batch.
-    first_position, step, epoch : int
-        Place of the batch's first row in the epoch's order, from one row to the next, and the epoch: they key the
-        random numbers.
-    key : uint64 [2]
+    key : (int, int)
         Philox key of the augmentation stream.
-    flip_below : int
-        Flip where a uniform 32-bit number is below this: probability * 2**32.
-    pad : int
-        Zeros put round the raw image before a random crop of its own size.
     scale_c, bias_c : float32 [C]
         `pixel * scale + bias` normalises a byte.
-    channels_last : bool
-        Store the channels of a pixel side by side instead of plane after plane.
-    scratch : uint8 [2 * C * (H + 2 pad) * (W + 2 pad)]
-        Zeros: the border stays so, only the inside is rewritten. It is the caller's, because this function knows it by
-        address only, and numba frees an array of its own after the last use of its name.
-    out : float32 or uint16 (bfloat16 bits) [B * C * H * W]
-        The batch, written in full.
-    labels_out, ids_out : int64 [B]
-        Written in full.
-
-    Returns
-    -------
-    int
-        Place in the batch of the first row that the plan does not have, where it stopped; or -1.
+    channels_last, bf16 : bool
+        Layout and type of the output: the channels of a pixel side by side; bfloat16 bits instead of float32.
+    flip_below : int
+        Flip where a uniform 32-bit number is below this: probability * 2**32.
+    alternating_flip : bool
+    pad : int
+    padding : CONSTANT, REFLECT or EDGE
+    border_c, cutout_c : uint8 [C]
+        Grey level of each channel round the image and in a cutout.
+    crop_sizes : int64 [K, 2], optional
+        Of random-resized crops, `reference.crop_sizes`.
+    cutout : int
     """
-    channels, height, width = images_nchw.shape[1:]
-    image_size = channels * height * width
-    wide, tall = width + 2 * pad, height + 2 * pad
-    padded_size = channels * tall * wide
-    own_scratch = np.uint64(scratch.ctypes.data)
-    mate_scratch = own_scratch + np.uint64(padded_size)
-    target = np.uint64(out.ctypes.data)
-    pixel_step = channels if channels_last else 1
-    channel_step = 1 if channels_last else height * width
-    for b in range(rows_b.shape[0]):
-        row = rows_b[b]
-        if not 0 <= row < index_r.shape[0]:
-            return b
-        store, sample, partner = store_r[row], index_r[row], partner_r[row]
-        source = sources_s[store]
-        ids_out[b] = first_id_s[store] + sample
-        labels_out[b] = labels_n[ids_out[b]]
-        position = np.uint64(first_position + b * step)
-        draw = philox4x32(position & _LOW, position >> _32, np.uint64(epoch), _0, key[0], key[1])
-        flip = draw[0] < np.uint64(flip_below)
-        offsets = np.uint64(2 * pad + 1)
-        crop = ((draw[1] * offsets) >> _32) * np.uint64(wide) + ((draw[2] * offsets) >> _32)
-        own = source + np.uint64(sample * image_size)
-        mate = own if partner < 0 else source + np.uint64(partner * image_size)
-        if pad > 0:
-            _copy_inside(own_scratch, own, channels, height, width, pad)
+
+    def __init__(
+        self,
+        stores: Sequence[np.ndarray],
+        *,
+        labels: np.ndarray,
+        store_r: np.ndarray,
+        index_r: np.ndarray,
+        partner_r: np.ndarray,
+        weight_r: np.ndarray,
+        key: tuple[int, int],
+        scale_c: np.ndarray,
+        bias_c: np.ndarray,
+        channels_last: bool = False,
+        bf16: bool = False,
+        flip_below: int = 0,
+        alternating_flip: bool = False,
+        pad: int = 0,
+        padding: int = CONSTANT,
+        border_c: np.ndarray,
+        crop_sizes: np.ndarray | None = None,
+        cutout: int = 0,
+        cutout_c: np.ndarray,
+    ) -> None:
+        channels, height, width = stores[0].shape[1:]
+        sizes = np.array([len(images) for images in stores], np.int64)
+        mask = np.zeros(SLACK + width + SLACK, np.uint8)
+        mask[SLACK : SLACK + width] = 255
+        arrays = {
+            "sources": np.array([images.ctypes.data for images in stores], np.int64),
+            "sizes": sizes,
+            "first_ids": np.cumsum(sizes) - sizes,
+            "labels": labels,
+            "store": store_r,
+            "index": index_r,
+            "partner": partner_r,
+            "weight": weight_r,
+            "scale": np.ascontiguousarray(scale_c, np.float32),
+            "bias": np.ascontiguousarray(bias_c, np.float32),
+            "mask": mask,
+            "border": np.ascontiguousarray(border_c, np.uint8),
+            "cutout_level": np.ascontiguousarray(cutout_c, np.uint8),
+            **({"crop_sizes": np.ascontiguousarray(crop_sizes, np.int64)} if crop_sizes is not None else {}),
+        }
+        numbers = {
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "channels_last": channels_last,
+            "bf16": bf16,
+            "key0": key[0],
+            "key1": key[1],
+            "flip_below": flip_below,
+            "alternating_flip": alternating_flip,
+            "num_stores": len(stores),
+            "mixed": (partner_r >= 0).any(),
+            "pad": pad,
+            "padding": padding,
+            "num_crop_sizes": 0 if crop_sizes is None else len(crop_sizes),
+            "cutout": cutout,
+            "scratch_size": 2 * channels * (height + 2 * pad) * (width + 2 * pad) if pad else 1,
+        }
+        together = channels if channels_last and channels <= 4 else 1
+        widest = 1 if channels_last and together == 1 else 16 if together > 1 else 32
+        lanes = max(lanes for lanes in (1, 8, 16, 32) if lanes <= min(max(width, 1), widest))
+        self._kernel = _kernel(lanes, together, bool((partner_r >= 0).any()), bf16)
+        self._job = np.zeros(1, _JOB)
+        for name, array in arrays.items():
+            self._job[name] = array.ctypes.data
+        for name, number in numbers.items():
+            self._job[name] = number
+        self._kept = (stores, arrays)  # what the addresses point to
+
+    def make(
+        self,
+        rows_b: np.ndarray,
+        *,
+        first_position: int,
+        step: int,
+        epoch: int,
+        images: np.ndarray,
+        labels_b: np.ndarray,
+        ids_b: np.ndarray,
+        threads: int,
+    ) -> None:
+        """Make a batch.
+
+        Parameters
+        ----------
+        rows_b : int64 [B]
+            Its rows of the plan.
+        first_position, step, epoch : int
+            Place of its first row in the epoch's order, from one row to the next, and the epoch: they key the random
+            numbers.
+        images : float32 or uint16 (bfloat16 bits) [B * C * H * W]
+            Written in full; may be larger.
+        labels_b, ids_b : int64 [B]
+            Written in full.
+        threads : int
+        """
+        words = (
+            self._job.ctypes.data, rows_b.ctypes.data, first_position, step, epoch, images.ctypes.data,
+            labels_b.ctypes.data, ids_b.ctypes.data,
+        )  # fmt: skip
+        team.run(self._kernel, len(rows_b), words, threads=threads)
+
+
+@nb.njit(inline="always")
+def _draw(job, position, epoch, use):
+    """Four random words; `use` tells apart what they are for."""
+    place = np.uint64(position)
+    return philox4x32(place & _LOW, place >> _32, np.uint64(epoch), use, np.uint64(job.key0), np.uint64(job.key1))
+
+
+@nb.njit(inline="always")
+def _below(word, size):
+    """A uniform 32-bit word as a whole number below `size`."""
+    return np.int64((word * np.uint64(size)) >> _32)
+
+
+@nb.njit(nogil=True, cache=True)
+def _look_up(job, rows, labels_out, ids_out, own, mate, weight, alone):
+    """What the plan says of each row: labels, ids, addresses of images; `alone` where nothing is beside one of them.
+
+    Apart from the pixels, so that the lookups, each in another place of memory, are under way together.
+    """
+    labels = team.array_at(job.labels, (1,), np.int64)
+    store_r, index_r = team.array_at(job.store, (1,), np.int16), team.array_at(job.index, (1,), np.int64)
+    partner_r, weight_r = team.array_at(job.partner, (1,), np.int64), team.array_at(job.weight, (1,), np.float32)
+    sources, first_ids = team.array_at(job.sources, (1,), np.uint64), team.array_at(job.first_ids, (1,), np.int64)
+    sizes = team.array_at(job.sizes, (1,), np.int64)
+    image_size = job.channels * job.height * job.width
+    for b in range(rows.shape[0]):
+        row = rows[b]
+        store = store_r[row] if job.num_stores > 1 else 0
+        index = index_r[row]
+        own[b] = sources[store] + np.uint64(index * image_size)
+        ids_out[b] = first_ids[store] + index
+        lowest = highest = index
+        if job.mixed:
+            partner = partner_r[row]
+            mate[b] = 0
             if partner >= 0:
-                _copy_inside(mate_scratch, mate, channels, height, width, pad)
-            own, mate = own_scratch + crop, mate_scratch + crop
-        for c in range(channels):
-            first = np.uint64((b * image_size + c * channel_step) * out.itemsize)
-            skipped = np.uint64(c * tall * wide)
-            if partner < 0:
-                _plane(
-                    target + first, own + skipped, height, width, wide, pixel_step, flip,
-                    scale_c[c], bias_c[c], out.itemsize == 2,
-                )  # fmt: skip
+                mate[b] = sources[store] + np.uint64(partner * image_size)
+                lowest, highest = min(index, partner), max(index, partner)
+            weight[b] = weight_r[row]
+        alone[b] = image_size < SLACK or lowest == 0 or highest == sizes[store] - 1
+    for b in range(rows.shape[0]):
+        labels_out[b] = labels[ids_out[b]]
+
+
+@nb.njit(nogil=True, cache=True)
+def _draw_numbers(job, first_position, step, epoch, ids, flip, draws):
+    """The random numbers of each row: whether it is flipped, and the words for crop and cutout."""
+    for b in range(ids.shape[0]):
+        position = first_position + b * step
+        words = _draw(job, position, epoch, _0)
+        flip[b] = words[0] < np.uint64(job.flip_below)
+        draws[b, 0], draws[b, 1], draws[b, 2] = words[1], words[2], words[3]
+    if job.alternating_flip:
+        for b in range(ids.shape[0]):
+            flip[b] = (_draw(job, ids[b], 0, _2)[0] < np.uint64(job.flip_below)) != (epoch % 2 == 1)
+    if job.cutout > 0:
+        for b in range(ids.shape[0]):
+            words = _draw(job, first_position + b * step, epoch, _1)
+            draws[b, 3], draws[b, 4] = words[0], words[1]
+
+
+@functools.cache
+def _kernel(lanes, together, mixed, bf16):
+    """The pass for one width of vectors and one type; with `mixed` some rows have a partner.
+
+    Each is compiled when it is first used, so that nobody waits for those of other images.
+    """
+
+    @nb.cfunc(team.KERNEL, cache=True)
+    def make_images(first, last, words):
+        job = team.array_at(words[0], (1,), _JOB)[0]
+        count = last - first
+        rows = team.array_at(words[1] + 8 * first, (count,), np.int64)
+        first_position, step, epoch = words[2] + first * words[3], words[3], words[4]
+        height, width, pad = job.height, job.width, job.pad
+        image_size = job.channels * height * width
+        out = np.uint64(words[5]) + np.uint64(first * image_size * (2 if bf16 else 4))
+        labels_out = team.array_at(words[6] + 8 * first, (count,), np.int64)
+        ids_out = team.array_at(words[7] + 8 * first, (count,), np.int64)
+        own, mate = np.empty(count, np.uint64), np.empty(count, np.uint64)
+        weight, alone, flip = np.empty(count, np.float32), np.empty(count, np.bool_), np.empty(count, np.bool_)
+        draws = np.empty((count, 5), np.uint64)
+        _look_up(job, rows, labels_out, ids_out, own, mate, weight, alone)
+        _draw_numbers(job, first_position, step, epoch, ids_out, flip, draws)
+        scratch = np.empty(job.scratch_size, np.uint8)
+        for b in range(count):
+            if b + 1 < count:
+                prefetch_image(own[b + 1], image_size)
+            src, other, blend = own[b], own[b], np.float32(1)
+            two = mixed and mate[b] != 0
+            if two:
+                other, blend = mate[b], weight[b]
+            dst = out + np.uint64(b * image_size * (2 if bf16 else 4))
+            down, right, plane, stride = 0, 0, height * width, width
+            if job.num_crop_sizes > 0:
+                sizes = team.array_at(job.crop_sizes, (job.num_crop_sizes, 2), np.int64)
+                chosen = _below(draws[b, 2], job.num_crop_sizes)
+                tall, wide = sizes[chosen, 0], sizes[chosen, 1]
+                top, left = _below(draws[b, 0], height - tall + 1), _below(draws[b, 1], width - wide + 1)
+                resized_crop(job, dst, src, other, blend, two, flip[b], top, left, tall, wide)
             else:
-                _mixed_plane(
-                    target + first, own + skipped, mate + skipped, weight_r[row], height, width, wide, pixel_step,
-                    flip, scale_c[c], bias_c[c], out.itemsize == 2,
-                )  # fmt: skip
-    return -1
+                if pad > 0:
+                    top, left = _below(draws[b, 0], 2 * pad + 1), _below(draws[b, 1], 2 * pad + 1)
+                    if job.padding != CONSTANT or alone[b]:
+                        tall, wide = height + 2 * pad, width + 2 * pad
+                        plane, stride = tall * wide, wide
+                        padded = np.uint64(scratch.ctypes.data)
+                        padded_copy(job, src, padded)
+                        src = padded + np.uint64(top * wide + left)
+                        if two:
+                            padded += np.uint64(job.channels * plane)
+                            padded_copy(job, other, padded)
+                            other = padded + np.uint64(top * wide + left)
+                    else:
+                        down, right = top - pad, left - pad
+                if not mixed:
+                    if flip[b]:
+                        write_window(
+                            job, dst, src, src, blend, down, right, plane, stride, lanes, together, False, True, bf16
+                        )  # fmt: skip
+                    else:
+                        write_window(
+                            job, dst, src, src, blend, down, right, plane, stride, lanes, together, False, False, bf16
+                        )  # fmt: skip
+                elif flip[b]:
+                    write_window(
+                        job, dst, src, other, blend, down, right, plane, stride, lanes, together, True, True, bf16
+                    )  # fmt: skip
+                else:
+                    write_window(
+                        job, dst, src, other, blend, down, right, plane, stride, lanes, together, True, False, bf16
+                    )  # fmt: skip
+            if job.cutout > 0:
+                top = _below(draws[b, 3], height - job.cutout + 1)
+                cut_out(job, dst, top, _below(draws[b, 4], width - job.cutout + 1))
+        # Keeps it: numba frees an array after the last use of its name, and this one is used by its address.
+        scratch[:1] = 0
 
-
-@nb.njit(nogil=True, cache=True)
-def _copy_inside(scratch, image, channels, height, width, pad):
-    """Copy an image into the inside of the padded scratch image."""
-    wide, tall = width + 2 * pad, height + 2 * pad
-    for c in range(channels):
-        dst = scratch + np.uint64((c * tall + pad) * wide + pad)
-        src = image + np.uint64(c * height * width)
-        if width >= 32:
-            _copy_rows(dst, src, height, width, wide, 32)
-        elif width >= 16:
-            _copy_rows(dst, src, height, width, wide, 16)
-        elif width >= 8:
-            _copy_rows(dst, src, height, width, wide, 8)
-        else:
-            _copy_rows(dst, src, height, width, wide, 1)
-
-
-@nb.njit(inline="always")
-def _copy_rows(dst, src, height, width, stride, lanes):
-    for start in range(0, width, lanes):
-        x = np.uint64(min(start, width - lanes))
-        to, row = dst + x, src + x
-        for _ in range(height):
-            copy_bytes(to, row, lanes)
-            to += np.uint64(stride)
-            row += np.uint64(width)
-
-
-@nb.njit(nogil=True, cache=True)
-def _plane(dst, src, height, width, stride, step, flip, scale, bias, bf16):
-    """Convert one channel of one image: `height` rows of `width` bytes that lie `stride` bytes apart."""
-    if bf16:
-        _plane_as(dst, src, height, width, stride, step, flip, scale, bias, True)
-    else:
-        _plane_as(dst, src, height, width, stride, step, flip, scale, bias, False)
-
-
-@nb.njit(inline="always")
-def _plane_as(dst, src, height, width, stride, step, flip, scale, bias, bf16):
-    # The widest vector that a row fills; a lane count and a direction are compiled in, so each pair is one branch.
-    if step != 1 or width < 8:
-        if flip:
-            _rows(dst, src, height, width, stride, step, scale, bias, 1, True, bf16)
-        else:
-            _rows(dst, src, height, width, stride, step, scale, bias, 1, False, bf16)
-    elif width < 16:
-        if flip:
-            _rows(dst, src, height, width, stride, step, scale, bias, 8, True, bf16)
-        else:
-            _rows(dst, src, height, width, stride, step, scale, bias, 8, False, bf16)
-    elif width < 32:
-        if flip:
-            _rows(dst, src, height, width, stride, step, scale, bias, 16, True, bf16)
-        else:
-            _rows(dst, src, height, width, stride, step, scale, bias, 16, False, bf16)
-    elif flip:
-        _rows(dst, src, height, width, stride, step, scale, bias, 32, True, bf16)
-    else:
-        _rows(dst, src, height, width, stride, step, scale, bias, 32, False, bf16)
-
-
-@nb.njit(inline="always")
-def _rows(dst, src, height, width, stride, step, scale, bias, lanes, reverse, bf16):
-    """Column of vectors after column, each down all rows: the inner loop is one conversion and two additions."""
-    size = 2 if bf16 else 4
-    line = np.uint64(width * step * size)
-    for start in range(0, width, lanes):
-        x = min(start, width - lanes)  # the last column overlaps the one before: no scalar tail
-        to = dst + np.uint64(x * step * size)
-        row = src + np.uint64(width - lanes - x if reverse else x)
-        for _ in range(height):
-            convert_pixels(to, row, scale, bias, lanes, reverse, bf16)
-            to += line
-            row += np.uint64(stride)
-
-
-@nb.njit(nogil=True, cache=True)
-def _mixed_plane(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):
-    """As `_plane`, of the interpolation of two images."""
-    if bf16:
-        _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, True)
-    else:
-        _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, False)
-
-
-@nb.njit(inline="always")
-def _mixed_plane_as(dst, src, mate, weight, height, width, stride, step, flip, scale, bias, bf16):
-    if step != 1 or width < 16:
-        if flip:
-            _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 1, True, bf16)
-        else:
-            _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 1, False, bf16)
-    elif flip:
-        _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 16, True, bf16)
-    else:
-        _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, 16, False, bf16)
-
-
-@nb.njit(inline="always")
-def _mixed_rows(dst, src, mate, weight, height, width, stride, step, scale, bias, lanes, reverse, bf16):
-    size = 2 if bf16 else 4
-    line = np.uint64(width * step * size)
-    for start in range(0, width, lanes):
-        x = min(start, width - lanes)
-        to = dst + np.uint64(x * step * size)
-        column = np.uint64(width - lanes - x if reverse else x)
-        row, other = src + column, mate + column
-        for _ in range(height):
-            mix_pixels(to, row, other, weight, scale, bias, lanes, reverse, bf16)
-            to += line
-            row += np.uint64(stride)
-            other += np.uint64(stride)
+    return make_images

@@ -30,67 +30,6 @@ EXP2_COEFFICIENTS = (
 )
 
 
-@intrinsic(prefer_literal=True)
-def copy_bytes(typingctx: Any, dst: Any, src: Any, lanes: Any) -> Any:
-    """Copy `lanes` bytes (a literal) from address `src` to address `dst`."""
-    vector = ir.VectorType(I8, lanes.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _store(builder, _load(builder, args[1], vector), args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, lanes), codegen
-
-
-@intrinsic(prefer_literal=True)
-def convert_pixels(
-    typingctx: Any, dst: Any, src: Any, scale: Any, bias: Any, lanes: Any, reverse: Any, bf16: Any
-) -> Any:
-    """`dst[x] = src[x] * scale + bias` for `lanes` pixels: bytes in, float32 (or bfloat16) out.
-
-    With `reverse` the pixels are stored last first. `lanes`, `reverse` and `bf16` are literals.
-    """
-    width, reversed_, half = lanes.literal_value, bool(reverse.literal_value), bool(bf16.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pixels = _pixels(builder, args[1], width, reversed_)
-        value = _fma(builder, pixels, _splat(builder, args[2], width), _splat(builder, args[3], width))
-        _store(builder, _round_bf16(builder, value, width) if half else value, args[0])
-        return context.get_dummy_value()
-
-    signature = types.void(types.uint64, types.uint64, types.float32, types.float32, lanes, reverse, bf16)
-    return signature, codegen
-
-
-@intrinsic(prefer_literal=True)
-def mix_pixels(
-    typingctx: Any,
-    dst: Any,
-    src: Any,
-    partner: Any,
-    weight: Any,
-    scale: Any,
-    bias: Any,
-    lanes: Any,
-    reverse: Any,
-    bf16: Any,
-) -> Any:
-    """As `convert_pixels`, of `partner + weight * (src - partner)`: the interpolated pixel is not rounded."""
-    width, reversed_, half = lanes.literal_value, bool(reverse.literal_value), bool(bf16.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        own = _pixels(builder, args[1], width, reversed_)
-        other = _pixels(builder, args[2], width, reversed_)
-        mixed = _fma(builder, builder.fsub(own, other), _splat(builder, args[3], width), other)
-        value = _fma(builder, mixed, _splat(builder, args[4], width), _splat(builder, args[5], width))
-        _store(builder, _round_bf16(builder, value, width) if half else value, args[0])
-        return context.get_dummy_value()
-
-    number = types.float32
-    signature = types.void(types.uint64, types.uint64, types.uint64, number, number, number, lanes, reverse, bf16)
-    return signature, codegen
-
-
 @intrinsic
 def from_bfloat16(typingctx: Any, bits: Any) -> Any:
     """The float32 equal to the bfloat16 of these bits (uint16)."""
@@ -132,7 +71,7 @@ def add_doubles(typingctx: Any, dst: Any, src: Any, lanes: Any) -> Any:
     vector = ir.VectorType(ir.DoubleType(), lanes.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _store(builder, builder.fadd(_load(builder, args[0], vector), _load(builder, args[1], vector)), args[0])
+        store(builder, builder.fadd(load(builder, args[0], vector), load(builder, args[1], vector)), args[0])
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64, lanes), codegen
@@ -169,7 +108,7 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) ->
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         first = cgutils.alloca_once_value(builder, constant(0.0))
         second = cgutils.alloca_once_value(builder, constant(0.0))
-        peak = _splat(builder, args[2], width)
+        peak = splat(builder, args[2], width)
         with _chunks(builder, args[0], args[1], vector) as value:
             power = builder.fmul(builder.fsub(value, peak), constant(1.4426950408889634))
             low = constant(-126.0)
@@ -179,12 +118,12 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) ->
             rest = builder.fsub(power, builder.sitofp(whole, vector))
             exp = constant(EXP2_COEFFICIENTS[-1])
             for coefficient in EXP2_COEFFICIENTS[-2::-1]:
-                exp = _fma(builder, exp, rest, constant(coefficient))
+                exp = fused_multiply_add(builder, exp, rest, constant(coefficient))
             exponent = builder.add(whole, ir.Constant(integers, [127] * width))
             two = builder.bitcast(builder.shl(exponent, ir.Constant(integers, [23] * width)), vector)
             exp = builder.fmul(exp, two)
             builder.store(builder.fadd(builder.load(first), exp), first)
-            builder.store(_fma(builder, exp, exp, builder.load(second)), second)
+            builder.store(fused_multiply_add(builder, exp, exp, builder.load(second)), second)
         return context.make_tuple(
             builder,
             signature.return_type,
@@ -195,45 +134,26 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) ->
     return result(types.uint64, types.int64, types.float32, lanes), codegen
 
 
-def _load(builder: Any, address: Any, vector: Any) -> Any:
+def load(builder: Any, address: Any, vector: Any) -> Any:
     value = builder.load(builder.inttoptr(address, vector.as_pointer()))
     value.align = 1
     return value
 
 
-def _store(builder: Any, value: Any, address: Any) -> None:
+def store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
 
 
-def _pixels(builder: Any, address: Any, lanes: int, reverse: bool) -> Any:
-    """`lanes` bytes at `address` as float32, last first where `reverse`."""
-    value = _load(builder, address, ir.VectorType(I8, lanes))
-    if reverse:
-        order = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes - 1, -1, -1)))
-        value = builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), order)
-    return builder.uitofp(builder.zext(value, ir.VectorType(I32, lanes)), ir.VectorType(F32, lanes))
-
-
-def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+def splat(builder: Any, scalar: Any, lanes: int) -> Any:
     empty = ir.Constant(ir.VectorType(F32, lanes), ir.Undefined)
     one = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     name = f"llvm.fma.v{a.type.count}f32"
     function = ir.FunctionType(a.type, [a.type] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [a, b, c])
-
-
-def _round_bf16(builder: Any, value: Any, lanes: int) -> Any:
-    """float32 to bfloat16 bits, to the nearest, ties to even (pixels are finite)."""
-    wide, narrow = ir.VectorType(I32, lanes), ir.VectorType(I16, lanes)
-    sixteen = ir.Constant(wide, [16] * lanes)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(wide, [1] * lanes))
-    rounded = builder.add(builder.add(bits, ir.Constant(wide, [0x7FFF] * lanes)), odd)
-    return builder.trunc(builder.lshr(rounded, sixteen), narrow)
 
 
 class _chunks:

@@ -51,9 +51,9 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "native": Backend(
         classes={"cpu": "native:NativeBackend"},
-        features=frozenset({"flip", "crop with zero padding", "interpolated rows", "several stores"}),
+        features=frozenset(FEATURES),
         keyed=True,
-        prefetch=2,
+        prefetch=0,
     ),
     "ffcv": Backend(
         classes={"cpu": "ffcv:FfcvBackend"},

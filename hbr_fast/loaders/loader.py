@@ -43,7 +43,7 @@ class Loader:
     device : torch.device or str
         Where the batches are.
     threads : int, optional
-        Threads that make batches, at least 1; by default, and at most, as many as the process may use.
+        Threads that make batches, at least 1; by default torch's, at most as many as the process may use.
     prefetch : int, optional
         Batches made ahead while the caller has one; 0 makes a batch when it is asked for. By default what was best for
         the backend (docs/loading.md).
@@ -108,7 +108,7 @@ class Loader:
             *(("several stores",) if stores else ()),
         )
         found = backends.find(backend, device.type, needs)
-        threads = usable_cpus() if threads is None else threads
+        threads = torch.get_num_threads() if threads is None else threads
         prefetch = found.prefetch if prefetch is None else prefetch
         if threads < 1 or prefetch < 0:
             raise ValueError(f"threads must be >= 1 and prefetch >= 0, got {threads} and {prefetch}")

@@ -1,8 +1,7 @@
-"""The native backend on the CPU: one fused numba pass makes a block of batches.
+"""The native backend on the CPU: one fused pass makes a block of batches, on the threads that torch's operators run on.
 
-Each thread makes a whole block by itself (the kernel holds no Python lock), so there is nothing to synchronise within
-one, and the next ones are made while the current one trains. A block is a few small batches or one large one: handing
-work to a thread and back costs as much as making a hundred small images.
+A block is a few small batches or one large one: starting a pass and wrapping its results costs as much as making ten
+small images. Batches are made when they are asked for, by all threads together, or ahead of that in one thread's team.
 """
 
 from __future__ import annotations
@@ -16,13 +15,20 @@ from threading import Lock
 import numpy as np
 import torch
 
-from hbr_fast.kernels.cpu_images import make_batch
+from hbr_fast.kernels import cpu_crops, reference
+from hbr_fast.kernels.cpu_images import ImagePass
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.seeding import Stream, stream_key
 
-BLOCK_BYTES = 8 * 2**20  # measured: several small batches, so that handing them over costs little beside making them
+BLOCK_BYTES = 4 * 2**20  # measured: starting a pass costs little beside it, and a block stays in the last cache
 
 _STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # numpy has no bfloat16: its bits stand in
+_PADDING = {
+    "zero": cpu_crops.CONSTANT,
+    "mean": cpu_crops.CONSTANT,
+    "reflect": cpu_crops.REFLECT,
+    "edge": cpu_crops.EDGE,
+}
 
 
 class NativeBackend:
@@ -30,22 +36,42 @@ class NativeBackend:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        split = job.split
-        channels, height, width = split.images.shape[1:]
-        self._image_shape = (channels, height, width)
-        splits = (split, *job.stores)
-        self._sources = np.array([one.images.ctypes.data for one in splits], np.uint64)
-        self._first_ids = np.cumsum([0, *(len(one) for one in splits[:-1])])
-        self._labels = np.concatenate([one.labels for one in splits]) if job.stores else split.labels
-        pad = job.augment.pad
-        self._scratch_size = 2 * channels * (height + 2 * pad) * (width + 2 * pad)
-        self._scale, self._bias = job.scale_c, job.bias_c
-        self._key = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
-        batch_bytes = job.batch_size * channels * height * width * np.dtype(_STORAGE[job.dtype]).itemsize
-        self._batches_per_block = max(1, min(BLOCK_BYTES // batch_bytes, job.batches)) if job.prefetch else 1
-        size = self._batches_per_block * job.batch_size * channels * height * width
+        augment, plan = job.augment, job.plan
+        splits = (job.split, *job.stores)
+        self._image_shape = channels, height, width = job.split.images.shape[1:]
+        self._pass = ImagePass(
+            [split.images for split in splits],
+            labels=np.concatenate([split.labels for split in splits]) if job.stores else job.split.labels,
+            store_r=plan.store,
+            index_r=plan.index,
+            partner_r=plan.partner,
+            weight_r=plan.weight,
+            key=stream_key(job.seed, Stream.AUGMENTATION),
+            scale_c=job.scale_c,
+            bias_c=job.bias_c,
+            channels_last=job.channels_last,
+            bf16=job.dtype == torch.bfloat16,
+            flip_below=job.flip_below,
+            alternating_flip=augment.alternating_flip,
+            pad=augment.pad,
+            padding=_PADDING[augment.padding],
+            border_c=job.padding_c,
+            crop_sizes=(
+                reference.crop_sizes(height, width, augment.resized_crop, augment.aspect)
+                if augment.resized_crop
+                else None
+            ),
+            cutout=augment.cutout,
+            cutout_c=job.cutout_c,
+        )
+        batch_values = job.batch_size * channels * height * width
+        batch_bytes = batch_values * np.dtype(_STORAGE[job.dtype]).itemsize
+        self._batches_per_block = max(1, min(BLOCK_BYTES // batch_bytes, job.batches))
+        self._blocks_ahead = -(-job.prefetch // self._batches_per_block)
         # One block in training, one more held by a loop variable, the rest ahead.
-        self._buffers = _Buffers(size, _STORAGE[job.dtype], keep=job.prefetch + job.threads + 2)
+        self._buffers = _Buffers(
+            self._batches_per_block * batch_values, _STORAGE[job.dtype], keep=self._blocks_ahead + 2
+        )  # fmt: skip
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of an epoch."""
@@ -56,12 +82,12 @@ class NativeBackend:
         return self._ahead(epoch, blocks)
 
     def _ahead(self, epoch: int, blocks: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(self.job.threads, thread_name_prefix="hbr-loader")
+        pool = ThreadPoolExecutor(1, thread_name_prefix="hbr-loader")
         waiting: deque[Future[list[Batch]]] = deque()
         try:
             for first, stop in blocks:
                 waiting.append(pool.submit(self._make, epoch, first, stop))
-                if len(waiting) > self.job.prefetch:
+                if len(waiting) > self._blocks_ahead:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
@@ -70,51 +96,34 @@ class NativeBackend:
 
     def _make(self, epoch: int, first: int, stop: int) -> list[Batch]:
         """Batches `first` to `stop - 1`, in one buffer."""
-        job, plan = self.job, self.job.plan
+        job = self.job
         position = first * job.batch_size
         count = min(stop * job.batch_size, len(job.order)) - position
-        rows = job.order.rows(position, count, epoch=epoch)
+        rows = np.ascontiguousarray(job.order.rows(position, count, epoch=epoch), np.int64)
         if rows.shape != (count,):
             raise ValueError(f"the order gave {rows.shape} rows at position {position} of epoch {epoch}, not {count}")
-        labels, ids = np.empty(count, np.int64), np.empty(count, np.int64)
-        buffer = self._buffers.take()
-        bad = make_batch(
-            job.split.images,
-            self._sources,
-            self._first_ids,
-            self._labels,
-            plan.store,
-            plan.index,
-            plan.partner,
-            plan.weight,
-            rows,
-            *job.order.global_positions(position),
-            epoch,
-            self._key,
-            job.flip_below,
-            job.augment.pad,
-            self._scale,
-            self._bias,
-            job.channels_last,
-            np.zeros(self._scratch_size, np.uint8),
-            buffer,
-            labels,
-            ids,
-        )
-        if bad >= 0:
+        if rows.min() < 0 or rows.max() >= len(job.plan):
+            bad = int(np.flatnonzero((rows < 0) | (rows >= len(job.plan)))[0])
             raise ValueError(
                 f"the order gave row {rows[bad]} at position {position + bad} of epoch {epoch}, outside the plan's "
-                f"{len(plan)} rows"
+                f"{len(job.plan)} rows"
             )
-        block = Batch(
-            self._as_images(torch.from_numpy(buffer), count),
-            torch.from_numpy(labels),
-            torch.from_numpy(ids),
-            torch.from_numpy(rows),
+        labels, ids = np.empty(count, np.int64), np.empty(count, np.int64)
+        buffer = self._buffers.take()
+        first_position, step = job.order.global_positions(position)
+        self._pass.make(
+            rows,
+            first_position=first_position,
+            step=step,
+            epoch=epoch,
+            images=buffer,
+            labels_b=labels,
+            ids_b=ids,
+            threads=job.threads,
         )
-        if stop - first == 1:
-            return [block]
-        return [Batch(*parts) for parts in zip(*(column.split(job.batch_size) for column in block), strict=True)]
+        images = self._as_images(torch.from_numpy(buffer), count)
+        columns = (images, torch.from_numpy(labels), torch.from_numpy(ids), torch.from_numpy(rows))
+        return [Batch(*parts) for parts in zip(*(column.split(job.batch_size) for column in columns), strict=True)]
 
     def _as_images(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         channels, height, width = self._image_shape

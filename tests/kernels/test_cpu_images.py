@@ -2,13 +2,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from hbr_fast.kernels import cpu_images, reference
+from hbr_fast.kernels import cpu_crops, cpu_images, reference
 from hbr_fast.seeding import Stream, stream_key
 
 WIDTHS = [1, 3, 7, 8, 9, 15, 16, 17, 28, 31, 32, 33, 64, 70]
@@ -31,6 +32,8 @@ def make_batch(
     bias_c: Sequence[float] | np.ndarray | None = None,
     channels_last: bool = False,
     bf16: bool = False,
+    threads: int = 1,
+    **more: Any,
 ) -> np.ndarray:
     """The kernel's batch [B, C, H, W] (float32, or uint16 bits), from an output with guards on both sides."""
     count, (_, channels, height, width) = len(index_b), images_nchw.shape
@@ -44,29 +47,38 @@ def make_batch(
     untouched = memory[0]
     labels_out, ids_out = np.full(count, -9), np.full(count, -9)
     # The plan in reverse, so that the row of the plan, the row of the batch and the sample are three things.
-    cpu_images.make_batch(
-        images,
-        np.array([images.ctypes.data], np.uint64),
-        np.zeros(1, np.int64),
-        labels,
-        np.zeros(count, np.int16),
-        np.array(index_b, np.int64)[::-1].copy(),
-        np.array(partner_b if partner_b is not None else [-1] * count, np.int64)[::-1].copy(),
-        np.array(weight_b if weight_b is not None else [1.0] * count, np.float32)[::-1].copy(),
+    index_r, partner_r, weight_r = (
+        np.ascontiguousarray(np.array(column, dtype)[::-1])
+        for column, dtype in (
+            (index_b, np.int64),
+            (partner_b if partner_b is not None else [-1] * count, np.int64),
+            (weight_b if weight_b is not None else [1.0] * count, np.float32),
+        )
+    )
+    cpu_images.ImagePass(
+        [images],
+        labels=labels,
+        store_r=np.zeros(count, np.int16),
+        index_r=index_r,
+        partner_r=partner_r,
+        weight_r=weight_r,
+        key=stream_key(seed, Stream.AUGMENTATION),
+        scale_c=np.array(scale_c if scale_c is not None else [1.0] * channels),
+        bias_c=np.array(bias_c if bias_c is not None else [0.0] * channels),
+        channels_last=channels_last,
+        bf16=bf16,
+        flip_below=round(flip * 2**32),
+        pad=pad,
+        **{"border_c": np.zeros(channels), "cutout_c": np.zeros(channels), **more},
+    ).make(
         np.arange(count)[::-1].copy(),
-        first_position,
-        step,
-        epoch,
-        np.array(stream_key(seed, Stream.AUGMENTATION), np.uint64),
-        round(flip * 2**32),
-        pad,
-        np.array(scale_c if scale_c is not None else [1.0] * channels, np.float32),
-        np.array(bias_c if bias_c is not None else [0.0] * channels, np.float32),
-        channels_last,
-        np.zeros(2 * channels * (height + 2 * pad) * (width + 2 * pad), np.uint8),
-        memory[GUARD : GUARD + size],
-        labels_out,
-        ids_out,
+        first_position=first_position,
+        step=step,
+        epoch=epoch,
+        images=memory[GUARD : GUARD + size],
+        labels_b=labels_out,
+        ids_b=ids_out,
+        threads=threads,
     )
     assert (memory[:GUARD] == untouched).all(), "written before the output"
     assert (memory[GUARD + size :] == untouched).all(), "written behind the output"
@@ -153,6 +165,47 @@ def test_arithmetic_agrees_with_the_reference_to_rounding(width: int, channels: 
                 for bf16 in (False, True)
             )  # fmt: skip
             assert (abs(single - expected) <= bound).all(), f"{height=} {pad=} {flip=} {channels_last=}"
+            np.testing.assert_array_equal(half, bf16_of_float(single))
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 5), (2, 9), (3, 16), (3, 33), (4, 40), (5, 12)])
+def test_every_augmentation_agrees_with_the_reference(channels: int, width: int) -> None:
+    height = 11
+    images = random_images(6, channels, height, width)
+    mean, std = np.linspace(0.2, 0.7, channels), np.linspace(0.1, 0.4, channels)
+    level = reference.mean_level(mean).astype(np.uint8)
+    index, partner, weight = [5, 0, 2, 2, 4, 3], [-1, 2, 3, -1, 5, -1], [1.0, 0.3, 0.0, 1.0, 0.7, 1.0]
+    sizes = reference.crop_sizes(height, width, (0.1, 0.9), (0.5, 2.0))
+    paddings = {"zero": cpu_crops.CONSTANT, "mean": cpu_crops.CONSTANT}
+    paddings |= {"reflect": cpu_crops.REFLECT, "edge": cpu_crops.EDGE}
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"flip": 0.5, "alternating_flip": True}, {"flip": 0.5, "alternating_flip": True}),
+        ({"cutout": 4}, {"cutout": 4}),
+        ({"resized_crop": (0.1, 0.9), "aspect": (0.5, 2.0), "flip": 0.5}, {"crop_sizes": sizes, "flip": 0.5}),
+        *(
+            (
+                {"padding": name, "pad": 4, "flip": 0.5, "cutout": 2},
+                {"padding": kind, "pad": 4, "flip": 0.5, "cutout": 2, "border_c": level * (name == "mean")},
+            )
+            for name, kind in paddings.items()
+        ),
+    ]
+    bound = 16 * 2.0**-24 * ((1 + mean) / std)[:, None, None]
+    for options, ours in cases:
+        for epoch, (channels_last, threads) in enumerate([(False, 1), (True, 2)]):
+            expected = reference.make_batch(
+                images, np.array(index), np.array(partner), np.array(weight, np.float32), first_position=9, epoch=epoch,
+                seed=5, mean_c=mean, std_c=std, **options,
+            )  # fmt: skip
+            single, half = (
+                make_batch(
+                    images, index, partner_b=partner, weight_b=weight, first_position=9, epoch=epoch, seed=5,
+                    scale_c=1 / (255 * std), bias_c=-mean / std, channels_last=channels_last, bf16=bf16,
+                    threads=threads, cutout_c=level, **ours,
+                )
+                for bf16 in (False, True)
+            )  # fmt: skip
+            assert (abs(single - expected) <= bound).all(), f"{options=} {channels_last=}"
             np.testing.assert_array_equal(half, bf16_of_float(single))
 
 
