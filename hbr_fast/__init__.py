@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset, Split, open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
     from hbr_fast.evaluation.statistics import PairedDifference, holm, paired_difference, variants_needed
+    from hbr_fast.hardness.cross_entropy import hardness_cross_entropy
     from hbr_fast.hardness.estimators import ESTIMATORS
     from hbr_fast.hardness.recorder import HardnessRecorder
     from hbr_fast.hardness.scores import HardnessScores
@@ -62,6 +63,7 @@ _HOME = {
     "convert": "data.convert",
     "evaluate": "evaluation.metrics",
     "gaps": "evaluation.metrics",
+    "hardness_cross_entropy": "hardness.cross_entropy",
     "holm": "evaluation.statistics",
     "named_recipe": "training.recipe",
     "open_beton": "data.beton",
@@ -109,6 +111,7 @@ __all__ = [
     "convert",
     "evaluate",
     "gaps",
+    "hardness_cross_entropy",
     "holm",
     "named_recipe",
     "open_beton",

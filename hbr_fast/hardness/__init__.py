@@ -1,5 +1,6 @@
 """Hardness: how hard each sample is, recorded from the logits that training produces anyway."""
 
+from hbr_fast.hardness.cross_entropy import hardness_cross_entropy
 from hbr_fast.hardness.estimators import ESTIMATORS, FINAL, RECORDED, Estimator, estimator
 from hbr_fast.hardness.recorder import HardnessRecorder, NeverLearnt
 from hbr_fast.hardness.scores import HardnessScores, stack_scores
@@ -16,5 +17,6 @@ __all__ = [
     "NeverLearnt",
     "ensemble_size_curve",
     "estimator",
+    "hardness_cross_entropy",
     "stack_scores",
 ]

@@ -118,6 +118,16 @@ class HardnessRecorder:
             If a shape, label, id or device does not fit. Then nothing of the batch is recorded. Rows with a logit that
             is NaN or infinite are left out, counted, and reported by `scores`.
         """
+        labels, ids = self._checked(logits_bc, labels_b, ids_b, epoch)
+        logits = logits_bc.detach()
+        state = (self.sums, self.counters, self.nonfinite)
+        self._record(logits, labels, ids, epoch, self.el2n_epochs, self._columns, *state)
+        self._note(logits, labels, ids, epoch)
+
+    def _checked(
+        self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Labels and ids as the kernels take them, of arguments that fit this recorder."""
         import torch
 
         if logits_bc.ndim != 2 or logits_bc.shape[1] != self.num_classes:
@@ -137,13 +147,12 @@ class HardnessRecorder:
                     f"the {what} are on {tensor.device}, this recorder is on {device}: move them there, or make the "
                     "recorder with another device"
                 )
-        logits = logits_bc.detach()
         labels = labels_b if labels_b.dtype == torch.int32 else labels_b.long()
         ids = ids_b if ids_b.dtype == torch.int32 else ids_b.long()
-        if self.strangers:
-            ids = ids.clamp(max=self.num_samples)
-        state = (self.sums, self.counters, self.nonfinite)
-        self._record(logits, labels, ids, epoch, self.el2n_epochs, self._columns, *state)
+        return labels, ids.clamp(max=self.num_samples) if self.strangers else ids
+
+    def _note(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
+        """What is kept besides the state of samples, after a batch."""
         if self._log is not None:
             self._log.add(logits, labels, ids.long(), epoch=epoch)
         self.epochs = max(self.epochs, epoch + 1)

@@ -51,6 +51,26 @@ def from_float16(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def bits_of(typingctx: Any, number: Any) -> Any:
+    """The bits of a float64 as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
+def float_of(typingctx: Any, bits: Any) -> Any:
+    """The float64 of these bits (int64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at an address, to write to it soon. Any address will do."""
 
@@ -94,12 +114,13 @@ def row_max(typingctx: Any, row: Any, chunks: Any, lanes: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) -> Any:
+def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any, keep: Any) -> Any:
     """Sums of `e` and of `e * e`, `e = exp(z - top)`, over `chunks * lanes` float32 at address `row`.
 
-    Every `z` must be finite and at most `top`; `z` more than 87 below `top` counts as 87 below (1e-38).
+    With `keep` (a literal) each `e` takes the place of its `z`. Every `z` must be finite and at most `top`; `z` more
+    than 87 below `top` counts as 87 below (1e-38).
     """
-    width = lanes.literal_value
+    width, kept = lanes.literal_value, bool(keep.literal_value)
     vector, integers = ir.VectorType(F32, width), ir.VectorType(I32, width)
 
     def constant(value: float) -> Any:
@@ -109,7 +130,8 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) ->
         first = cgutils.alloca_once_value(builder, constant(0.0))
         second = cgutils.alloca_once_value(builder, constant(0.0))
         peak = splat(builder, args[2], width)
-        with _chunks(builder, args[0], args[1], vector) as value:
+        chunks = _chunks(builder, args[0], args[1], vector)
+        with chunks as value:
             power = builder.fmul(builder.fsub(value, peak), constant(1.4426950408889634))
             low = constant(-126.0)
             power = builder.select(builder.fcmp_ordered(">", power, low), power, low)
@@ -122,6 +144,8 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) ->
             exponent = builder.add(whole, ir.Constant(integers, [127] * width))
             two = builder.bitcast(builder.shl(exponent, ir.Constant(integers, [23] * width)), vector)
             exp = builder.fmul(exp, two)
+            if kept:
+                chunks.replace(exp)
             builder.store(builder.fadd(builder.load(first), exp), first)
             builder.store(fused_multiply_add(builder, exp, exp, builder.load(second)), second)
         return context.make_tuple(
@@ -131,7 +155,7 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any) ->
         )
 
     result = types.UniTuple(types.float32, 2)
-    return result(types.uint64, types.int64, types.float32, lanes), codegen
+    return result(types.uint64, types.int64, types.float32, lanes, keep), codegen
 
 
 def load(builder: Any, address: Any, vector: Any) -> Any:
@@ -165,10 +189,14 @@ class _chunks:
         self.loop = cgutils.for_range(builder, count)
 
     def __enter__(self) -> Any:
-        index = self.loop.__enter__().index
-        value = self.builder.load(self.builder.gep(self.start, [index]))
+        self.chunk = self.builder.gep(self.start, [self.loop.__enter__().index])
+        value = self.builder.load(self.chunk)
         value.align = 4
         return value
+
+    def replace(self, value: Any) -> None:
+        """Store a vector where the chunk was read."""
+        self.builder.store(value, self.chunk).align = 4
 
     def __exit__(self, *exception: Any) -> Any:
         return self.loop.__exit__(*exception)

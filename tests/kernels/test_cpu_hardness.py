@@ -377,7 +377,7 @@ def test_logits_need_not_be_contiguous_and_stay_as_they_are() -> None:
 
 @nb.njit
 def _exp_sums(row, top):  # type: ignore[no-untyped-def]
-    return row_exp_sums(np.uint64(row.ctypes.data), row.shape[0] // 16, np.float32(top), 16)  # type: ignore[call-arg]
+    return row_exp_sums(np.uint64(row.ctypes.data), row.shape[0] // 16, np.float32(top), 16, False)  # type: ignore[call-arg]
 
 
 @nb.njit

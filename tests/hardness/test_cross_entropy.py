@@ -1,0 +1,188 @@
+"""The loss that records: equal to torch's, and what it records equal to the recorder's own pass."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from hbr_fast import HardnessRecorder, hardness_cross_entropy
+from hbr_fast.kernels import cpu_hardness, ops
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def batch(rows: int, classes: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, classes, generator=generator)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    return logits, labels, torch.randint(2 * rows, (rows,), generator=generator)
+
+
+def loss_and_gradient(function: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+    leaf = logits.detach().clone().requires_grad_()
+    loss = function(leaf, *arguments, **options)
+    # Rows weighted unevenly where there is a loss for each: a gradient of their sum alone would hide a mix-up.
+    (loss * torch.arange(1, loss.numel() + 1).reshape(loss.shape)).sum().backward()
+    return loss.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (3, 7), (40, 16), (33, 100), (5, 4097)])
+def test_loss_and_gradient_are_those_of_torch(
+    rows: int, classes: int, weighted: bool, smoothing: float, reduction: Any
+) -> None:
+    logits, labels, ids = batch(rows, classes)
+    if rows > 3:
+        labels[1::5] = -100
+    weight = torch.rand(classes, generator=torch.Generator().manual_seed(1)) + 0.5 if weighted else None
+    options = {"weight": weight, "label_smoothing": smoothing, "reduction": reduction}
+    recorder = HardnessRecorder(2 * rows, classes)
+    loss, gradient = loss_and_gradient(hardness_cross_entropy, logits, labels, ids, recorder, epoch=0, **options)
+    if weight is not None:
+        options["weight"] = weight.double()
+    exact, exact_gradient = loss_and_gradient(functional.cross_entropy, logits.double(), labels, **options)
+    assert loss.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact, rtol=3e-6, atol=1e-6)
+    torch.testing.assert_close(
+        gradient.double(), exact_gradient, rtol=1e-5, atol=2e-7 * float(exact_gradient.abs().max())
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_it_records_what_the_recorder_does(smoothing: float) -> None:
+    with_loss, alone = HardnessRecorder(80, 12, el2n_epochs=2), HardnessRecorder(80, 12, el2n_epochs=2)
+    for epoch in range(3):
+        logits, labels, ids = batch(40, 12, seed=epoch)
+        logits[5, 3], labels[7] = math.nan, -100
+        hardness_cross_entropy(logits, labels, ids, with_loss, epoch=epoch, label_smoothing=smoothing)
+        alone.record(logits, labels, ids, epoch=epoch)
+    for own, other in zip(state(with_loss), state(alone), strict=True):
+        assert torch.equal(own, other)
+    assert with_loss.epochs == 3
+    assert with_loss.counters[:, cpu_hardness.OBSERVATIONS].sum() == 3 * 38
+
+
+def state(recorder: HardnessRecorder) -> tuple[torch.Tensor, ...]:
+    return recorder.sums, recorder.counters, recorder.nonfinite
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck(weighted: bool, smoothing: float, reduction: Any) -> None:
+    logits, labels, ids = batch(6, 5)
+    labels[2] = -100
+    weight = torch.linspace(0.5, 2, 5, dtype=torch.float64) if weighted else None
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        recorder = HardnessRecorder(12, 5)
+        return hardness_cross_entropy(
+            logits, labels, ids, recorder, epoch=0, weight=weight, label_smoothing=smoothing, reduction=reduction
+        )
+
+    double = logits.double().requires_grad_()
+    assert torch.autograd.gradcheck(loss, (double,))
+    expected = functional.cross_entropy(double, labels, weight=weight, label_smoothing=smoothing, reduction=reduction)
+    torch.testing.assert_close(loss(double), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_of_autocast(dtype: torch.dtype) -> None:
+    logits, labels, ids = batch(20, 10)
+    logits = logits.to(dtype)
+    loss, gradient = loss_and_gradient(hardness_cross_entropy, logits, labels, ids, HardnessRecorder(40, 10), epoch=0)
+    expected, expected_gradient = loss_and_gradient(functional.cross_entropy, logits.float(), labels)
+    assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient.to(dtype), rtol=1e-2, atol=1e-5)
+
+
+def test_logits_may_be_strided_and_labels_int32() -> None:
+    logits, labels, ids = batch(20, 9)
+    expected = loss_and_gradient(functional.cross_entropy, logits, labels)
+    got = loss_and_gradient(
+        lambda z, *rest, **options: hardness_cross_entropy(z.T.contiguous().T, *rest, **options),
+        logits, labels.int(), ids.int(), HardnessRecorder(40, 9), epoch=0, label_smoothing=0.0,
+    )  # fmt: skip
+    torch.testing.assert_close(got, expected)
+
+
+def test_confident_rows_keep_the_digits_of_their_gradient() -> None:
+    # p_y - 1 of p_y near 1 has no digits left in float32: it is minus the others' share, 3 e^-40 / (1 + 3 e^-40).
+    logits = torch.tensor([[40.0, 0.0, 0.0, 0.0]])
+    zero = torch.tensor([0])
+    loss, gradient = loss_and_gradient(hardness_cross_entropy, logits, zero, zero, HardnessRecorder(1, 4), epoch=0)
+    assert float(loss) == pytest.approx(3 * math.exp(-40), rel=1e-5)
+    assert gradient.tolist()[0] == pytest.approx([-3 * math.exp(-40), *[math.exp(-40)] * 3], rel=1e-5)
+
+
+def test_rows_that_are_not_finite_give_nan_as_in_torch() -> None:
+    logits, labels, ids = batch(4, 3)
+    logits[2, 1] = math.inf
+    recorder = HardnessRecorder(8, 3)
+    loss, gradient = loss_and_gradient(hardness_cross_entropy, logits, labels, ids, recorder, epoch=0, reduction="none")
+    assert loss.isnan().tolist() == [False, False, True, False]
+    assert gradient.isnan().any(1).tolist() == [False, False, True, False]
+    assert recorder.scores().provenance["first_id_not_finite"] == int(ids[2])
+
+
+def test_all_rows_ignored() -> None:
+    logits, labels, ids = batch(4, 3)
+    labels[:] = -100
+    recorder = HardnessRecorder(8, 3)
+    assert hardness_cross_entropy(logits, labels, ids, recorder, epoch=0).isnan()  # 0 / 0, as torch's
+    assert hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, reduction="sum") == 0
+    assert not recorder.sums.any()
+
+
+def test_bad_arguments() -> None:
+    logits, labels, ids = batch(4, 3)
+    recorder = HardnessRecorder(8, 3)
+    for options, message in (
+        ({"reduction": "max"}, "reduction must be 'mean', 'sum' or 'none', got 'max'"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ({"weight": torch.ones(4)}, r"weight must be \[3\] on cpu, got \[4\] on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, **options)  # type: ignore[arg-type]
+    labels[1] = 3
+    with pytest.raises(ValueError, match=r"row 1 has label 3, outside \[0, 3\)"):
+        hardness_cross_entropy(logits, labels, ids, recorder, epoch=0)
+    with pytest.raises(ValueError, match=r"logits must be \[B, 3\]"):
+        hardness_cross_entropy(logits[:, :2], labels, ids, recorder, epoch=0)
+    assert not recorder.counters[:, cpu_hardness.OBSERVATIONS].any()
+
+
+@pytest.mark.parametrize(("reduction", "weighted"), itertools.product(("mean", "none"), (False, True)))
+def test_the_operators_pass_opcheck(reduction: str, weighted: bool) -> None:
+    logits, labels, ids = batch(5, 4)
+    weight = torch.rand(4) if weighted else None
+    arguments = (logits.requires_grad_(), labels, ids, weight, 0.1, reduction, 10, cpu_hardness.ALL_COLUMNS)
+    torch.library.opcheck(ops.cross_entropy, arguments)
+    _, _, _, observed, outcomes = ops.cross_entropy(*arguments)
+    torch.library.opcheck(ops.accumulate, (observed, outcomes, ids, 0, 20, *state(HardnessRecorder(10, 4))))
+
+
+def test_a_step_compiles_without_a_graph_break() -> None:
+    inputs, labels, ids = batch(12, 6)
+    layers = [torch.eye(6).requires_grad_() for _ in range(2)]
+    recorders = [HardnessRecorder(24, 6) for _ in range(2)]
+    compiled = torch.compile(
+        lambda *arguments: hardness_cross_entropy(arguments[0] @ arguments[1], labels, ids, arguments[2], epoch=0),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for _ in range(2):
+        loss = hardness_cross_entropy(inputs @ layers[0], labels, ids, recorders[0], epoch=0)
+        traced = compiled(inputs, layers[1], recorders[1])
+        assert torch.equal(loss, traced)
+        loss.backward()
+        traced.backward()
+    assert torch.equal(layers[0].grad, layers[1].grad)  # type: ignore[arg-type]
+    for own, other in zip(state(recorders[0]), state(recorders[1]), strict=True):
+        assert torch.equal(own, other)
