@@ -33,7 +33,7 @@ from hbr_fast.kernels.vector import (
 AUM, AUM_SOFTMAX, CONFIDENCE, CONFIDENCE_SQUARED, CONFIDENCE_LOGIT, LOSS, EL2N = range(7)
 SUM_COLUMNS = 8  # 64 bytes: one cache line
 ALL_COLUMNS = (1 << 7) - 1
-_NEED_EXPONENTIALS = ALL_COLUMNS & ~(1 << AUM | 1 << CONFIDENCE_LOGIT)
+NEED_EXPONENTIALS = ALL_COLUMNS & ~(1 << AUM | 1 << CONFIDENCE_LOGIT)
 # Columns of `counters` (int32): always counted.
 OBSERVATIONS, CORRECT, FORGOTTEN, LAST_CORRECT, FIRST_LEARNED, EL2N_OBSERVATIONS = range(6)
 COUNTER_COLUMNS = 8
@@ -232,7 +232,7 @@ def observe_rows(first, last, words, with_loss):
     rows, batch, classes, mask = words[_ROWS], words[_BATCH], words[_CLASSES], words[_MASK]
     observed = team.array_at(words[_OBSERVED], (rows, SUM_COLUMNS), np.float64)
     outcomes = team.array_at(words[_OUTCOMES], (rows,), np.int64)
-    exponentials = with_loss or mask & _NEED_EXPONENTIALS != 0
+    exponentials = with_loss or mask & NEED_EXPONENTIALS != 0
     row, chunks = padded_row(classes)
     address = np.uint64(row.ctypes.data)
     tile, columns = np.empty((7, _TILE)), np.empty((SUM_COLUMNS, _TILE))

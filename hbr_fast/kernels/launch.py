@@ -9,3 +9,15 @@ ORDER_WARPS = 4
 def order_grid(count: int) -> int:
     """Programs that make `count` rows of an order."""
     return -(-count // ORDER_BLOCK)
+
+
+HARDNESS_TILE = 512  # logits a program holds at least, in as many rows as that takes
+HARDNESS_BLOCK = 2048  # classes a program holds of a row at most
+HARDNESS_WARPS = 4
+ACCUMULATE_BLOCK = 64  # rows
+
+
+def hardness_tile(classes: int) -> tuple[int, int]:
+    """Rows and classes that one program of recording holds: powers of two."""
+    block = min(HARDNESS_BLOCK, 1 << (classes - 1).bit_length())
+    return max(1, HARDNESS_TILE // block), block

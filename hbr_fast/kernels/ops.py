@@ -71,6 +71,13 @@ def _record_cpu(
     _accumulate_cpu(observed, outcomes, ids, epoch, el2n_epochs, sums, counters, status)
 
 
+@torch.library.impl(_library, "record", "CUDA")
+def _record_cuda(*arguments: Any) -> None:
+    from hbr_fast.kernels import triton_hardness
+
+    triton_hardness.record(*arguments)
+
+
 def outside_window(epoch: int, el2n_epochs: int) -> int:
     """The columns that are not recorded in an epoch, as a mask."""
     return 0 if epoch < el2n_epochs else 1 << k.EL2N

@@ -149,7 +149,7 @@ def test_bad_arguments() -> None:
         ({"weight": torch.ones(4)}, r"weight must be \[3\] on cpu, got \[4\] on cpu"),
     ):
         with pytest.raises(ValueError, match=message):
-            hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, **options)  # type: ignore[arg-type]
+            hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, **options)
     labels[1] = 3
     with pytest.raises(ValueError, match=r"row 1 has label 3, outside \[0, 3\)"):
         hardness_cross_entropy(logits, labels, ids, recorder, epoch=0)

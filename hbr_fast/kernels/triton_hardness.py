@@ -1,0 +1,231 @@
+"""Recording on the device: what `cpu_hardness` does, with the same state (Triton).
+
+`observe_kernel` reads each logit once and keeps running maxima and rescaled sums, so that a row may be longer than a
+block. `accumulate_kernel` works on rows sorted by sample: the first of a sample's rows walks through all of them in
+their order and writes its state once, so that duplicates count as on the CPU and no atomic operation is needed.
+Nothing is read back: rows that cannot be recorded are counted in `status`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels.launch import ACCUMULATE_BLOCK, HARDNESS_WARPS, hardness_tile
+from hbr_fast.kernels.vector import LOWEST as _LOWEST
+
+LOWEST = tl.constexpr(_LOWEST)
+IGNORED_LABEL = tl.constexpr(k.IGNORED_LABEL)
+WRONG, RIGHT, IGNORED, NOT_FINITE, BAD_LABEL, BAD_ID = (
+    tl.constexpr(outcome) for outcome in (k.WRONG, k.RIGHT, k.IGNORED, k.NOT_FINITE, k.BAD_LABEL, k.BAD_ID)
+)
+AUM, AUM_SOFTMAX, CONFIDENCE, CONFIDENCE_SQUARED, CONFIDENCE_LOGIT, LOSS, EL2N, SUM_COLUMNS = (
+    tl.constexpr(column)
+    for column in (
+        *(k.AUM, k.AUM_SOFTMAX, k.CONFIDENCE, k.CONFIDENCE_SQUARED, k.CONFIDENCE_LOGIT, k.LOSS, k.EL2N),
+        k.SUM_COLUMNS,
+    )
+)
+WANT_AUM, WANT_AUM_SOFTMAX, WANT_CONFIDENCE, WANT_CONFIDENCE_SQUARED, WANT_CONFIDENCE_LOGIT, WANT_LOSS, WANT_EL2N = (
+    tl.constexpr(1 << column) for column in range(7)
+)
+OBSERVATIONS, CORRECT, FORGOTTEN, LAST_CORRECT, FIRST_LEARNED, EL2N_OBSERVATIONS, COUNTER_COLUMNS = (
+    tl.constexpr(column)
+    for column in (
+        *(k.OBSERVATIONS, k.CORRECT, k.FORGOTTEN, k.LAST_CORRECT, k.FIRST_LEARNED, k.EL2N_OBSERVATIONS),
+        k.COUNTER_COLUMNS,
+    )
+)
+ROWS_NOT_FINITE, FIRST_NOT_FINITE, ROWS_BAD_LABEL, ROWS_BAD_ID = (
+    tl.constexpr(entry) for entry in (k.ROWS_NOT_FINITE, k.FIRST_NOT_FINITE, k.ROWS_BAD_LABEL, k.ROWS_BAD_ID)
+)
+
+
+@triton.jit
+def observe_kernel(
+    logits, logits_m, logits_b, logits_c, labels, labels_m, labels_b, ids, ids_m, ids_b,
+    observed, outcomes, states, rows, batch, classes, samples,
+    MASK: tl.constexpr, EXPONENTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write what each row says (`observed` float64 [rows, 8]), its outcome, and the row of its state or -1."""
+    # 64 bits before multiplying: a batch of logits may pass 2**31 elements.
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = r < rows
+    m = r // batch
+    b = r - m * batch
+    label = tl.load(labels + m * labels_m + b * labels_b, mask=inside, other=IGNORED_LABEL).to(tl.int64)
+    sample = tl.load(ids + m * ids_m + b * ids_b, mask=inside, other=0).to(tl.int64)
+    has_label = (label >= 0) & (label < classes)
+    row = logits + m * logits_m + b * logits_b
+    own = tl.load(row + label * logits_c, mask=has_label, other=0.0).to(tl.float32)
+
+    rival = tl.full([ROWS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS], tl.float64)  # of exp(z - rival) over the other classes so far, and of its square
+    squares = tl.zeros([ROWS], tl.float64)
+    broken = tl.zeros([ROWS], tl.int32)
+    beaten = tl.zeros([ROWS], tl.int32)  # an equal logit comes before the own class
+    for first in range(0, classes, BLOCK):
+        c = first + tl.arange(0, BLOCK)
+        valid = (c[None, :] < classes) & has_label[:, None]
+        z = tl.load(row[:, None] + c[None, :].to(tl.int64) * logits_c, mask=valid, other=0.0).to(tl.float32)
+        broken = tl.maximum(broken, tl.max((valid & ~(tl.abs(z) < float("inf"))).to(tl.int32), axis=1))
+        other = valid & (c[None, :] != label[:, None])
+        equal = other & (z == own[:, None]) & (c[None, :] < label[:, None])
+        beaten = tl.maximum(beaten, tl.max(equal.to(tl.int32), axis=1))
+        z = tl.where(other, z, LOWEST)
+        top = tl.maximum(rival, tl.max(z, axis=1))
+        if EXPONENTIALS:
+            e = tl.where(other, tl.exp(z - top[:, None]), 0.0)
+            shrink = tl.exp(rival - top).to(tl.float64)
+            total = total * shrink + tl.sum(e, axis=1).to(tl.float64)
+            squares = squares * (shrink * shrink) + tl.sum(e * e, axis=1).to(tl.float64)
+        rival = top
+
+    outcome = tl.where((own > rival) | ((own == rival) & (beaten == 0)), RIGHT, WRONG)
+    outcome = tl.where(broken > 0, NOT_FINITE, outcome)
+    outcome = tl.where((sample >= 0) & (sample < samples), outcome, BAD_ID)
+    outcome = tl.where(has_label, outcome, BAD_LABEL)
+    outcome = tl.where(label == IGNORED_LABEL, IGNORED, outcome)
+    tl.store(outcomes + r, outcome, mask=inside)
+    recorded = outcome <= RIGHT
+    tl.store(states + r, tl.where(recorded, m * samples + sample, -1), mask=inside)
+
+    write = inside & recorded
+    wide = own.to(tl.float64)
+    margin = wide - rival.to(tl.float64)
+    out = observed + r * SUM_COLUMNS
+    if WANT_AUM & MASK:
+        tl.store(out + AUM, margin, mask=write)
+    if WANT_CONFIDENCE_LOGIT & MASK:
+        tl.store(out + CONFIDENCE_LOGIT, wide, mask=write)
+    if EXPONENTIALS:
+        # As on the CPU: the larger of own and rival counts as 1, so that 1 - p keeps its digits when p is near 1.
+        ratio = tl.exp(-tl.abs(margin))
+        own_e = tl.where(margin >= 0, 1.0, ratio)
+        rival_e = tl.where(margin >= 0, ratio, 1.0)
+        excess = tl.where(margin >= 0, ratio * total, ratio + (total - 1.0))
+        whole = 1.0 + excess
+        confidence = own_e / whole
+        if WANT_CONFIDENCE & MASK:
+            tl.store(out + CONFIDENCE, confidence, mask=write)
+        if WANT_CONFIDENCE_SQUARED & MASK:
+            tl.store(out + CONFIDENCE_SQUARED, confidence * confidence, mask=write)
+        if WANT_AUM_SOFTMAX & MASK:
+            tl.store(out + AUM_SOFTMAX, confidence - rival_e / whole, mask=write)
+        if WANT_LOSS & MASK:
+            log_whole = tl.log(whole) + (excess - (whole - 1.0)) / whole
+            tl.store(out + LOSS, log_whole - tl.minimum(margin, 0.0), mask=write)
+        if WANT_EL2N & MASK:
+            tl.store(out + EL2N, rival_e / whole * tl.sqrt(total * total + squares), mask=write)
+
+
+@triton.jit
+def accumulate_kernel(
+    sorted_states, order, observed, outcomes, ids, ids_m, ids_b, sums, counters, status, rows, batch, epoch, in_window,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the rows to the state; `order` sorts them by state, rows of one state in their order."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    state = tl.load(sorted_states + i, mask=i < rows, other=-1)
+    before = tl.load(sorted_states + i - 1, mask=(i > 0) & (i < rows), other=-1)
+    first = (state >= 0) & (state != before)
+    column = tl.arange(0, SUM_COLUMNS)
+    cells = sums + state[:, None] * SUM_COLUMNS + column[None, :]
+    acc = tl.load(cells, mask=first[:, None], other=0.0)
+    count = counters + state * COUNTER_COLUMNS
+    observations = tl.load(count + OBSERVATIONS, mask=first, other=0)
+    correct = tl.load(count + CORRECT, mask=first, other=0)
+    forgotten = tl.load(count + FORGOTTEN, mask=first, other=0)
+    last = tl.load(count + LAST_CORRECT, mask=first, other=0)
+    learned = tl.load(count + FIRST_LEARNED, mask=first, other=0)
+    early = tl.load(count + EL2N_OBSERVATIONS, mask=first, other=0)
+    active = first
+    at = i
+    while tl.max(active.to(tl.int32), axis=0) > 0:
+        row = tl.load(order + at, mask=active, other=0)
+        acc += tl.load(observed + row[:, None] * SUM_COLUMNS + column[None, :], mask=active[:, None], other=0.0)
+        right = tl.load(outcomes + row, mask=active, other=0)
+        one = active.to(tl.int32)
+        observations += one
+        correct += one * right
+        forgotten += tl.where(active & (last == 1) & (right == 0), 1, 0)
+        learned = tl.where(active & (right == 1) & (learned < 0), epoch, learned)
+        last = tl.where(active, right, last)
+        early += one * in_window
+        at += 1
+        following = tl.load(sorted_states + at, mask=active & (at < rows), other=-1)
+        active = active & (following == state)
+    tl.store(cells, acc, mask=first[:, None])
+    tl.store(count + OBSERVATIONS, observations, mask=first)
+    tl.store(count + CORRECT, correct, mask=first)
+    tl.store(count + FORGOTTEN, forgotten, mask=first)
+    tl.store(count + LAST_CORRECT, last, mask=first)
+    tl.store(count + FIRST_LEARNED, learned, mask=first)
+    tl.store(count + EL2N_OBSERVATIONS, early, mask=first)
+
+    if tl.program_id(0) == 0:
+        bad_labels, bad_ids, not_finite = 0, 0, 0
+        earliest = rows
+        for start in range(0, rows, BLOCK):
+            r = start + tl.arange(0, BLOCK)
+            outcome = tl.load(outcomes + r, mask=r < rows, other=IGNORED)
+            bad_labels += tl.sum((outcome == BAD_LABEL).to(tl.int32), axis=0)
+            bad_ids += tl.sum((outcome == BAD_ID).to(tl.int32), axis=0)
+            not_finite += tl.sum((outcome == NOT_FINITE).to(tl.int32), axis=0)
+            earliest = tl.minimum(earliest, tl.min(tl.where(outcome == NOT_FINITE, r, rows), axis=0))
+        so_far = tl.load(status + ROWS_NOT_FINITE)
+        is_first = (so_far == 0) & (not_finite > 0)
+        member = earliest // batch
+        sample = tl.load(ids + member * ids_m + (earliest - member * batch) * ids_b, mask=is_first, other=0)
+        tl.store(status + FIRST_NOT_FINITE, sample.to(tl.int64), mask=is_first)
+        tl.store(status + ROWS_NOT_FINITE, so_far + not_finite)
+        tl.store(status + ROWS_BAD_LABEL, tl.load(status + ROWS_BAD_LABEL) + bad_labels)
+        tl.store(status + ROWS_BAD_ID, tl.load(status + ROWS_BAD_ID) + bad_ids)
+
+
+def record(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    epoch: int,
+    el2n_epochs: int,
+    estimators: int,
+    sums: torch.Tensor,
+    counters: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """As `ops.record` on the CPU, except that rows with a bad label or id are left out and counted, not refused."""
+    *_, batch, classes = logits.shape
+    rows = math.prod(logits.shape[:-1])
+    if rows == 0:
+        return
+    if epoch >= el2n_epochs:
+        estimators &= ~(1 << k.EL2N)
+    device = logits.device
+    observed = torch.zeros(rows, k.SUM_COLUMNS, dtype=torch.float64, device=device)
+    outcomes = torch.empty(rows, dtype=torch.int32, device=device)
+    states = torch.empty(rows, dtype=torch.int64, device=device)
+    tile_rows, block = hardness_tile(classes)
+    observe_kernel[(-(-rows // tile_rows),)](
+        *(logits, logits.stride(0) if logits.ndim == 3 else 0, logits.stride(-2), logits.stride(-1)),
+        *(labels, labels.stride(0) if labels.ndim == 2 else 0, labels.stride(-1)),
+        *(ids, ids.stride(0) if ids.ndim == 2 else 0, ids.stride(-1)),
+        *(observed, outcomes, states, rows, batch, classes, sums.shape[-2]),
+        MASK=estimators,
+        EXPONENTIALS=bool(estimators & k.NEED_EXPONENTIALS),
+        ROWS=tile_rows,
+        BLOCK=block,
+        num_warps=HARDNESS_WARPS,
+    )
+    sorted_states, order = torch.sort(states, stable=True)
+    accumulate_kernel[(-(-rows // ACCUMULATE_BLOCK),)](
+        *(sorted_states, order, observed, outcomes),
+        *(ids, ids.stride(0) if ids.ndim == 2 else 0, ids.stride(-1)),
+        *(sums, counters, status, rows, batch, epoch, int(epoch < el2n_epochs)),
+        BLOCK=ACCUMULATE_BLOCK,
+        num_warps=HARDNESS_WARPS,
+    )

@@ -1,0 +1,91 @@
+"""The recording kernels compiled ahead of time for real devices: nothing spills, each logit is read once."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels import launch, triton_hardness
+
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+CAPABILITIES = pytest.mark.parametrize("capability", [80, 90, 100])  # A100, H100, B200
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> str:
+    """PTX of a kernel; what is not in `types` or `constants` is an int32."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return str(triton.compile(source, target=target, options={"num_warps": launch.HARDNESS_WARPS}).asm["ptx"])
+
+
+def observe(classes: int, logits: str, capability: int) -> str:
+    rows, block = launch.hardness_tile(classes)
+    # A stride of 1 is compiled in, as Triton does at a launch.
+    constants = {"MASK": k.ALL_COLUMNS, "EXPONENTIALS": True, "ROWS": rows, "BLOCK": block, "logits_c": 1}
+    pointers = {"logits": logits, "labels": "*i64", "ids": "*i64"}
+    results = {"observed": "*fp64", "outcomes": "*i32", "states": "*i64"}
+    return compiled(triton_hardness.observe_kernel, {**pointers, **results}, constants, capability)
+
+
+def assembler_report(ptx: str, folder: Path) -> str:
+    """What the assembler in Triton's wheel says of registers and spills."""
+    (folder / "kernel.ptx").write_text(ptx)
+    named = re.search(r"^\.target (\S+?)(,|$)", ptx, flags=re.MULTILINE)
+    assert named is not None
+    newest = BINARIES / "ptxas-blackwell"
+    assembler = newest if newest.exists() else BINARIES / "ptxas"
+    command = [str(assembler), "-v", f"--gpu-name={named[1]}", str(folder / "kernel.ptx"), "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+@CAPABILITIES
+@pytest.mark.parametrize(("classes", "logits"), [(10, "*fp32"), (100, "*bf16"), (1000, "*fp32"), (100_000, "*bf16")])
+def test_the_observing_kernel_compiles_without_spills(
+    classes: int, logits: str, capability: int, tmp_path: Path
+) -> None:
+    report = assembler_report(observe(classes, logits, capability), tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in report
+
+
+@CAPABILITIES
+def test_the_accumulating_kernel_compiles_without_spills(capability: int, tmp_path: Path) -> None:
+    pointers = {"sorted_states": "*i64", "order": "*i64", "observed": "*fp64", "outcomes": "*i32", "ids": "*i64"}
+    state = {"sums": "*fp64", "counters": "*i32", "status": "*i64"}
+    constants = {"BLOCK": launch.ACCUMULATE_BLOCK}
+    ptx = compiled(triton_hardness.accumulate_kernel, {**pointers, **state}, constants, capability)
+    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 2048, 100_000])
+@pytest.mark.parametrize(("logits", "size"), [("*fp32", 4), ("*bf16", 2)])
+def test_each_logit_is_read_once(classes: int, logits: str, size: int) -> None:
+    # Bytes of this width that one thread loads: its share of the tile, and the logit of the row's own class.
+    ptx = observe(classes, logits, 90)
+    loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", ptx)
+    rows, block = launch.hardness_tile(classes)
+    threads = 32 * launch.HARDNESS_WARPS
+    loaded = sum(int(vector or 1) * int(bits) // 8 for vector, bits in loads if int(bits) == 8 * size)
+    share = max(1, rows * block // threads) * size
+    own = loaded - share
+    assert 0 < own <= size * max(1, rows // 4), (loaded, share)
+
+
+def test_launch_sizes_are_pinned() -> None:
+    tiles = {2: (256, 2), 10: (32, 16), 100: (4, 128), 512: (1, 512), 1000: (1, 1024), 4097: (1, 2048)}
+    assert {classes: launch.hardness_tile(classes) for classes in tiles} == tiles
+    assert (launch.HARDNESS_WARPS, launch.ACCUMULATE_BLOCK) == (4, 64)
+
+
+def test_the_operators_do_not_import_triton() -> None:
+    code = "import sys; import hbr_fast.kernels.ops; assert 'hbr_fast.kernels.triton_hardness' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
