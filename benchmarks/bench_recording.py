@@ -5,8 +5,9 @@ against the definitions in float64 first.
 
     python benchmarks/bench_recording.py [--quick] [--threads 2] [--out FILE.csv]
 
-The last line is JSON: time of the fused pass over cross-entropy forward alone, by number of classes, and time
-of the per-sample loop over the fused pass.
+The last line is JSON: time of the fused pass over cross-entropy forward alone, by number of classes; time of the
+per-sample loop over the fused pass; and, by number of classes, time of the loss that records, forward and backward,
+over torch's cross-entropy, forward and backward.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hbr_fast.hardness import HardnessRecorder
+from hbr_fast import HardnessRecorder, hardness_cross_entropy
 
 SAMPLES = 50_000
 NAMES = ("aum", "confidence", "dataiq", "loss", "el2n", "correctness")
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if batch == 1024
         },
         "loop_over_fused_128x10": cases[LOOPED].speed_ratio("fused", "loop"),
+        "fused_loss_time_over_torch": {
+            str(classes): case.speed_ratio("loss_torch", "loss_recording")
+            for (batch, classes), case in cases.items()
+            if batch == 1024
+        },
     }
     harness.finish(chosen, list(cases.values()), ratios, cache="logits just written, state of 50,000 samples at random")
 
@@ -72,6 +78,10 @@ def measure_case(batch: int, classes: int, size: Size) -> harness.Case:
         harness.Variant("cross_entropy", lambda: functional.cross_entropy(logits_bc, labels_b), batch),
         harness.Variant(harness.NOOP, lambda: None, batch),
     ]
+    variants += [
+        harness.Variant("loss_torch", _training_loss(logits_bc, labels_b, None, ids), batch),
+        harness.Variant("loss_recording", _training_loss(logits_bc, labels_b, classes, ids), batch),
+    ]
     for name, (record, means) in recorders.items():
         record(logits_bc, labels_b, ids[0])
         error = _error(means(), logits_bc, labels_b, ids[0])
@@ -83,6 +93,25 @@ def measure_case(batch: int, classes: int, size: Size) -> harness.Case:
         reference="cross_entropy",
         timings=harness.measure(variants, rounds=size.rounds, seconds=size.seconds),
     )
+
+
+def _training_loss(
+    logits_bc: torch.Tensor, labels_b: torch.Tensor, recorded_classes: int | None, ids: Sequence[torch.Tensor]
+) -> Callable[[], object]:
+    """Loss and gradient: torch's where `recorded_classes` is None, else the loss that records."""
+    leaf = logits_bc.clone().requires_grad_()
+    recorder = HardnessRecorder(SAMPLES, recorded_classes) if recorded_classes else None
+    batches = itertools.cycle(ids)
+
+    def run() -> None:
+        if recorder is None:
+            loss = functional.cross_entropy(leaf, labels_b)
+        else:
+            loss = hardness_cross_entropy(leaf, labels_b, next(batches), recorder, epoch=0)
+        loss.backward()
+        leaf.grad = None
+
+    return run
 
 
 def _again(

@@ -23,7 +23,11 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "native_over_torchvision": None,
         "native_over_bound": None,
     },
-    "bench_recording": {"time_over_cross_entropy": {"10", "100", "1000"}, "loop_over_fused_128x10": None},
+    "bench_recording": {
+        "time_over_cross_entropy": {"10", "100", "1000"},
+        "loop_over_fused_128x10": None,
+        "fused_loss_time_over_torch": {"10", "100", "1000"},
+    },
     "bench_sampling": {
         "weighted_built_over_torch": {"1281167", "14000000"},
         "weighted_cached_over_torch": {"1281167", "14000000"},
