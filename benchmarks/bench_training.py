@@ -122,11 +122,21 @@ def trainer_step(split: Split, recipe: Recipe, recorder: HardnessRecorder) -> Ca
     model = trainer.initial_model(recipe, split, seed=0)
     optimiser = trainer.make_optimiser(model, recipe)
     dtype = trainer.compute_dtype(recipe)
-    totals = torch.zeros(2, dtype=torch.float64)
+    loss, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
 
     def step(batch: Batch, epoch: int) -> None:
         trainer.set_learning_rate(optimiser, recipe.learning_rate(0, 1))
-        trainer.train_step(model, optimiser, recorder, batch, epoch=epoch, recipe=recipe, dtype=dtype, totals=totals)
+        trainer.train_step(
+            model,
+            optimiser,
+            recorder,
+            batch,
+            epoch=epoch,
+            recipe=recipe,
+            dtype=dtype,
+            loss_out=loss,
+            right_out=right,
+        )
 
     return step
 

@@ -18,10 +18,13 @@ import tyro
 from tyro.conf import Positional
 
 from hbr_fast import progress
+from hbr_fast.training.signals import EXIT_CODE as TERMINATED
+from hbr_fast.training.signals import Terminated
 
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
     from hbr_fast.training.cluster import Cluster
+    from hbr_fast.training.store import StoredMember
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 AtOnce = int | Literal["auto"]
@@ -158,6 +161,8 @@ def train(
     cluster: str | None = None,
     cpus_per_member: float = 1.0,
     gpus_per_member: float = 0.0,
+    checkpoint_every_epochs: int = 0,
+    checkpoint_minutes: float = 5.0,
 ) -> None:
     """Train an ensemble and record the hardness of every sample on the way.
 
@@ -173,33 +178,47 @@ def train(
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
+        checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
+        checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
     """
     from hbr_fast.data.dataset import open_dataset, verify_dataset
     from hbr_fast.evaluation.metrics import evaluate, gaps
     from hbr_fast.plan import Plan
+    from hbr_fast.training.checkpoint import CheckpointEvery
     from hbr_fast.training.ensemble import train_ensemble
+    from hbr_fast.training.parallel import MembersDiverged
     from hbr_fast.training.recipe import named_recipe
 
+    checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
     settings = named_recipe(recipe, overrides)
     verify_dataset(dataset)  # results are kept under the hash of what was converted: train on nothing else
     opened = open_dataset(dataset)
     rows = None if plan is None else Plan.load(plan)
-    ensemble = train_ensemble(
-        opened,
-        settings,
-        members=members,
-        out=out,
-        seed=seed,
-        plan=rows,
-        members_at_once=_at_once(members_at_once, members),
-        cluster=_cluster(cluster, cpus_per_member, gpus_per_member),
-    )
-    for number, member in enumerate(ensemble.members):
+    diverged = None
+    try:
+        trained: Sequence[StoredMember | None] = train_ensemble(
+            opened,
+            settings,
+            members=members,
+            out=out,
+            seed=seed,
+            plan=rows,
+            members_at_once=_at_once(members_at_once, members),
+            cluster=_cluster(cluster, cpus_per_member, gpus_per_member),
+            checkpoint=checkpoint,
+        ).members
+    except MembersDiverged as error:
+        diverged, trained = error, error.members
+    for number, member in enumerate(trained):
+        if member is None:
+            continue
         result = evaluate(member.test_logits(), opened.test.labels, classes=opened.classes)
         print(
             f"member {number}: accuracy {result.accuracy:.4f}, recall gap {gaps(result.recall)['max_min']:.4f}, "
             f"{member.history()['seconds'].sum():.0f} s, {member.path}"
         )
+    if diverged is not None:
+        raise diverged
 
 
 def hardness(
@@ -340,6 +359,8 @@ def study(
     cluster: str | None = None,
     cpus_per_member: float = 1.0,
     gpus_per_member: float = 0.0,
+    checkpoint_every_epochs: int = 0,
+    checkpoint_minutes: float = 5.0,
 ) -> None:
     """Run a named study from data to report; what is done already is not done again.
 
@@ -360,11 +381,16 @@ def study(
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
+        checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
+        checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
     """
     from hbr_fast.studies.recipes import STUDIES
 
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}")
+    from hbr_fast.training.checkpoint import CheckpointEvery
+
+    checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
     options = {"alpha": alpha, "nonpositive": nonpositive, "clip": clip, "members": members, "seed": seed}
     grid = STUDIES[name](**{option: value for option, value in options.items() if value is not None})
     start = time.perf_counter()
@@ -373,18 +399,21 @@ def study(
 
     from hbr_fast.report.page import write_report
     from hbr_fast.report.tables import print_tables, summary_tables
-    from hbr_fast.studies.results import summary
+    from hbr_fast.studies.results import failed_trainings, summary
     from hbr_fast.studies.runner import run_study
 
     at_once = _at_once(members_at_once, grid.members_per_arm)
     ray = _cluster(cluster, cpus_per_member, gpus_per_member)
-    run_study(grid, opened, out=directory, members_at_once=at_once, cluster=ray)
+    run_study(grid, opened, out=directory, members_at_once=at_once, cluster=ray, checkpoint=checkpoint)
     progress.say("report: drawing")
     page = write_report(directory, dataset=opened)
     print_tables(summary_tables(directory))
     print(f"\nreport: {page}")
     seconds = round(time.perf_counter() - start, 1)
     print(json.dumps({**summary(directory), "seconds": seconds, "report": str(page)}))
+    if failed := failed_trainings(directory):
+        which = "; ".join(f"{f.arm}, variant {f.variant}, member {f.member}: {f.error}" for f in failed)
+        raise FloatingPointError(f"{len(failed)} of the study's trainings diverged and are left out. {which}")
 
 
 def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Path | None = None) -> None:
@@ -437,6 +466,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("hbr-fast: out of memory: ask for less at a time, or use a machine with more", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except Terminated:
+        print("hbr-fast: ended by SIGTERM; what was trained is saved, run the same command again", file=sys.stderr)
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
         print("hbr-fast: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 # What the system says where a disk, a quota or a file is full.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+LOCK_NAME = ".lock"  # an empty file that stays; the lock on it does not
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -115,6 +117,31 @@ def atomic_directory(path: str | os.PathLike[str], *, force: bool = False) -> It
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_directory(target.parent)
+
+
+def remove_partials(directory: str | os.PathLike[str]) -> None:
+    """Remove what killed writers left half-written in a directory that nobody else writes to now."""
+    for left in Path(directory).glob(".*.partial"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextlib.contextmanager
+def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold an existing directory for this process; the system lets go of it however the process ends.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it.
+    """
+    with open(Path(directory) / LOCK_NAME, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"{directory} is in use by another process: wait for it to end, or choose another directory"
+            ) from None
+        yield
 
 
 def relative_path(target: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:

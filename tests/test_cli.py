@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -446,8 +447,38 @@ def test_a_recipe_that_does_not_fit_the_dataset_leaves_nothing(data: Path, tmp_p
 
 def test_a_diverging_training_is_one_line(data: Path, tmp_path: Path, fails: Fails) -> None:
     message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "lr=1e25")
-    assert message == "training diverged: the loss of epoch 0 is nan; lower the learning rate (1e+25)"
+    assert message.startswith("train: 1 of 1 members failed")
+    assert message.endswith("diverged at epoch 0, step 1: the loss is nan; lower the learning rate (1e+25)")
+    assert not (tmp_path / "run" / "ensemble.json").exists()
     assert not list(tmp_path.glob("run/members/*"))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_sigterm_saves_exits_with_75_and_a_second_process_is_refused_meanwhile(
+    data: Path, tmp_path: Path, fails: Fails, at_once: int
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", str(data), str(run), "--members", "2", "--members-at-once", str(at_once)]
+    words += ["--checkpoint-minutes", "0.001", *SMALL, "epochs=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hbr_fast.cli", *words],
+        env={**os.environ, "PYTHONPATH": str(Path(hbr_fast.__path__[0]).parent), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(list(run.glob("checkpoints/*.safetensors"))) < at_once:
+        assert process.poll() is None
+        time.sleep(0.02)
+    message = fails("train", data, run, *ONE, *SMALL, "epochs=100000")
+    assert message == f"{run} is in use by another process: wait for it to end, or choose another directory"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors.splitlines()[-1].startswith("hbr-fast: ended by SIGTERM; what was trained is saved")
+    assert "Traceback" not in errors
+    assert len(list(run.glob("checkpoints/*.safetensors"))) == at_once
+    assert not list(run.glob("checkpoints/.*")), "nothing half-written"
+    assert "another recipe (lr 0.05, not 0.01)" in fails("train", data, run, *ONE, *SMALL, "epochs=100000", "lr=0.01")
 
 
 def test_zero_members_or_zero_at_once_are_refused(data: Path, tmp_path: Path, fails: Fails) -> None:

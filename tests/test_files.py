@@ -1,11 +1,14 @@
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hbr_fast import files
 from hbr_fast.files import (
     atomic_directory,
     atomic_write,
@@ -171,3 +174,34 @@ def test_atomic_directory_does_not_replace_what_appeared_meanwhile(tmp_path: Pat
     with pytest.raises(FileExistsError, match="--force"):
         lose_the_race()
     assert names(path) == ["theirs"]
+
+
+def test_a_held_directory_is_refused_until_its_holder_ends_however_it_ends(tmp_path: Path) -> None:
+    program = f"""
+import time
+from hbr_fast.files import locked
+with locked({str(tmp_path)!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match="is in use by another process: wait"), files.locked(tmp_path):
+            pass
+        holder.kill()
+    with files.locked(tmp_path):
+        pass
+    with files.locked(tmp_path):
+        pass
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".a.123.partial").write_text("half")
+    (tmp_path / ".b.456.partial").mkdir()
+    (tmp_path / ".b.456.partial" / "file").write_text("half")
+    (tmp_path / "c.partial").write_text("whole")
+    files.remove_partials(tmp_path)
+    files.remove_partials(tmp_path / "nowhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.partial"]

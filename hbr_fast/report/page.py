@@ -106,7 +106,24 @@ def write_report(
 
 def answers(study: StudyFiles) -> list[str]:
     """Whether the gap between classes closed, by how much, and what accuracy did: one sentence an arm, where they are
-    few, else one over all and one each for the smallest and the largest gap."""
+    few, else one over all and one each for the smallest and the largest gap.
+
+    Before them one that names the trainings left out because they diverged, if there are any.
+    """
+    return [*_left_out(study), *_answers(study)]
+
+
+def _left_out(study: StudyFiles) -> list[str]:
+    failed = study.meta.get("failed", [])
+    if not failed:
+        return []
+    which = "; ".join(
+        f"{arm_label(f['arm'])}, variant {f['variant']}, member {f['member']}: {f['error']}" for f in failed
+    )
+    return [f"Trainings that diverged are left out of everything below ({which})."]
+
+
+def _answers(study: StudyFiles) -> list[str]:
     if not study.treatments:
         gap = 100 * study.member_metric(BASELINE, "recall_max_min").mean()
         accuracy = 100 * study.member_metric(BASELINE, "accuracy").mean()

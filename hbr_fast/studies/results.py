@@ -35,6 +35,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A training of an arm that diverged, and in words where."""
+
+    arm: str
+    variant: int
+    member: int
+    error: str
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """The trainings of an arm and the samples per class they saw; the baseline has no `arm` and no `allocation`."""
 
@@ -51,6 +61,7 @@ def write_results(
     study: Study,
     dataset: Dataset,
     arms: Sequence[ArmResult],
+    failed: Sequence[Failure] = (),
     scores: HardnessScores,
     class_hardness: np.ndarray,
     seconds: float,
@@ -61,6 +72,8 @@ def write_results(
     ----------
     arms : sequence of ArmResult
         The baseline first.
+    failed : sequence of Failure
+        Trainings that are missing in them.
     scores : HardnessScores
         Of the baseline ensemble.
     class_hardness : float64 [C]
@@ -105,8 +118,14 @@ def write_results(
             "versions": versions(),
             "processor": cpu_name(),
             "arms": [_arm_entry(arm, directory) for arm in arms],
+            "failed": [dataclasses.asdict(failure) for failure in failed],
         },
     )
+
+
+def failed_trainings(directory: Path) -> list[Failure]:
+    """The trainings that a finished study had to leave out."""
+    return [Failure(**entry) for entry in read_json(directory / "study.json")["failed"]]
 
 
 def sample_table(scores: HardnessScores, dataset: Dataset) -> pl.DataFrame:

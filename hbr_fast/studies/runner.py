@@ -12,14 +12,17 @@ import numpy as np
 from hbr_fast import progress
 from hbr_fast.allocation import Allocation, allocate
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.files import locked
 from hbr_fast.hardness import HardnessScores, estimator
 from hbr_fast.plan import Plan
 from hbr_fast.resampling import resample
-from hbr_fast.studies.results import ArmResult, Cell, write_results
+from hbr_fast.studies.results import ArmResult, Cell, Failure, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
+from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster
 from hbr_fast.training.final import scores_by
-from hbr_fast.training.parallel import Training, obtain_members
+from hbr_fast.training.parallel import MembersDiverged, Training, obtain_members
+from hbr_fast.training.store import StoredMember
 
 
 def run_study(
@@ -29,6 +32,7 @@ def run_study(
     out: str | os.PathLike[str],
     members_at_once: int = 1,
     cluster: Cluster | None = None,
+    checkpoint: CheckpointEvery | None = None,
 ) -> Path:
     """Train what is missing of a study and write its results files.
 
@@ -39,7 +43,7 @@ def run_study(
     out : path
         The study's directory: `members/` (trainings, each under its hash), `plans/`, `study.json`, `per_class.csv`,
         `per_member.csv`, `samples.csv`.
-    members_at_once, cluster
+    members_at_once, cluster, checkpoint
         See `hbr_fast.training.parallel.obtain_members`.
 
     Returns
@@ -51,26 +55,51 @@ def run_study(
     ------
     ValueError
         If an arm cannot be had: alpha not feasible, a class without positive hardness, an unknown strategy.
-    FloatingPointError
-        If a training diverges.
+    MembersDiverged
+        If all trainings of an arm diverge. Where some do, the study goes on without them and `study.json` lists them.
+    BlockingIOError
+        If another process runs a study in `out`.
     """
-    start = time.perf_counter()
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        _run(study, dataset, directory, members_at_once=members_at_once, cluster=cluster, checkpoint=checkpoint)
+    return directory
+
+
+def _run(
+    study: Study,
+    dataset: Dataset,
+    directory: Path,
+    *,
+    members_at_once: int,
+    cluster: Cluster | None,
+    checkpoint: CheckpointEvery | None,
+) -> None:
+    start = time.perf_counter()
+    failed: list[Failure] = []
     seeds = [study.training_seed(variant, member) for variant, member in study.cells()]
 
     def train(label: str, plans: Sequence[Plan | None]) -> tuple[Cell, ...]:
         trainings = [Training(seed, plan) for seed, plan in zip(seeds, plans, strict=True)]
-        stored = obtain_members(
-            dataset,
-            study.recipe,
-            trainings,
-            store=directory,
-            members_at_once=members_at_once,
-            cluster=cluster,
-            label=label,
-        )
-        return tuple(Cell(*cell, member) for cell, member in zip(study.cells(), stored, strict=True))
+        try:
+            stored: Sequence[StoredMember | None] = obtain_members(
+                dataset,
+                study.recipe,
+                trainings,
+                store=directory,
+                members_at_once=members_at_once,
+                cluster=cluster,
+                checkpoint=checkpoint,
+                label=label,
+            )
+        except MembersDiverged as error:
+            if len(error.diverged) == len(trainings):
+                raise
+            stored = error.members
+            failed.extend(Failure(label, *study.cells()[n], str(why)) for n, why in sorted(error.diverged.items()))
+        cells = zip(study.cells(), stored, strict=True)
+        return tuple(Cell(*cell, member) for cell, member in cells if member is not None)
 
     full = dataset.train.class_counts()
     baseline = ArmResult(BASELINE, None, None, full, train(BASELINE, [None] * len(seeds)))
@@ -90,11 +119,11 @@ def run_study(
         study=study,
         dataset=dataset,
         arms=[baseline, *treatments],
+        failed=failed,
         scores=scores,
         class_hardness=class_hardness,
         seconds=time.perf_counter() - start,
     )
-    return directory
 
 
 def _allocation(study: Study, dataset: Dataset, arm: Arm, class_hardness: np.ndarray) -> Allocation:

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.dataset import META, Dataset
 from hbr_fast.data.pool import Pool
-from hbr_fast.files import read_json, relative_path, write_json
+from hbr_fast.files import locked, read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.plan import Plan
 from hbr_fast.seeding import member_seed
+from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster
-from hbr_fast.training.parallel import Training, obtain_members
+from hbr_fast.training.parallel import MembersDiverged, Training, obtain_members
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.store import StoredMember, open_member
+from hbr_fast.training.store import CHECKPOINTS, StoredMember, open_member
 from hbr_fast.training.trainer import check_fit
 
 SCHEMA = 1
@@ -45,6 +46,7 @@ def train_ensemble(
     pools: Sequence[Pool] = (),
     members_at_once: int = 1,
     cluster: Cluster | None = None,
+    checkpoint: CheckpointEvery | None = None,
 ) -> Ensemble:
     """Train an ensemble into a run directory, or find what is there of it and train the rest.
 
@@ -62,15 +64,17 @@ def train_ensemble(
         Rows of the train split that make an epoch; by default each sample once.
     pools : sequence of Pool
         Where a plan's generated images are.
-    members_at_once, cluster
+    members_at_once, cluster, checkpoint
         See `hbr_fast.training.parallel.obtain_members`.
 
     Raises
     ------
     ValueError
         If an argument is out of range, or `out` is the run directory of another recipe or dataset.
-    FloatingPointError
-        If a training diverges.
+    BlockingIOError
+        If another process trains into `out`.
+    MembersDiverged
+        If trainings diverge. The others are finished first, and are the ensemble; `ensemble.json` lists which failed.
     """
     if members < 1:
         raise ValueError(f"an ensemble has at least 1 member, got {members}")
@@ -80,24 +84,49 @@ def train_ensemble(
     trainings = [Training(member_seed(seed, number), plan, tuple(pools)) for number in range(members)]
     check_fit(dataset, recipe, plan, pools)
     plan_hash = plan.content_hash() if plan is not None else None
-    _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
-    stored = obtain_members(
-        dataset, recipe, trainings, store=run, members_at_once=members_at_once, cluster=cluster, label="train"
-    )
-    write_json(
-        run / "ensemble.json",
-        {
-            "schema": SCHEMA,
-            "dataset": {
-                "path": relative_path(dataset.path, run),
-                "name": dataset.name,
-                "fingerprint": dataset.fingerprint,
-            },
-            "seed": seed,
-            "plan": plan_hash,
-            "members": [{"key": member.key, "seed": member.seed} for member in stored],
-        },
-    )
+    if (run / META).exists():
+        raise ValueError(f"{run} is a dataset: choose another run directory")
+    run.mkdir(parents=True, exist_ok=True)
+    with locked(run):
+        _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
+        diverged = None
+        try:
+            obtained: Sequence[StoredMember | None] = obtain_members(
+                dataset,
+                recipe,
+                trainings,
+                store=run,
+                members_at_once=members_at_once,
+                cluster=cluster,
+                checkpoint=checkpoint,
+                label="train",
+            )
+        except MembersDiverged as error:
+            diverged, obtained = error, error.members
+        stored = [member for member in obtained if member is not None]
+        if stored:
+            write_json(
+                run / "ensemble.json",
+                {
+                    "schema": SCHEMA,
+                    "dataset": {
+                        "path": relative_path(dataset.path, run),
+                        "name": dataset.name,
+                        "fingerprint": dataset.fingerprint,
+                    },
+                    "seed": seed,
+                    "plan": plan_hash,
+                    "members": [{"key": member.key, "seed": member.seed} for member in stored],
+                    "failed": [
+                        {"member": number, "seed": trainings[number].seed, "error": str(error)}
+                        for number, error in sorted(diverged.diverged.items())
+                    ]
+                    if diverged
+                    else [],
+                },
+            )
+        if diverged is not None:
+            raise diverged
     return Ensemble(tuple(stored))
 
 
@@ -120,12 +149,11 @@ def open_ensemble(run: str | os.PathLike[str]) -> tuple[Ensemble, dict[str, Any]
 
 
 def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_hash: str | None, members: int) -> None:
-    """Make the run directory, or check that it is this training's."""
-    if (run / "meta.json").exists():
-        raise ValueError(f"{run} is a dataset: choose another run directory")
+    """Say in the run directory which training it is, or check that it is this one."""
     marker = run / "recipe.json"
-    if (run / "ensemble.json").exists():
-        _, info = open_ensemble(run)
+    begun = (run / CHECKPOINTS).is_dir()
+    finished = (run / "ensemble.json").exists()
+    if marker.exists() and (begun or finished):
         try:
             old = Recipe.from_json(read_json(marker))
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -136,6 +164,8 @@ def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_h
                 raise ValueError(
                     f"{run} is the run directory of another recipe ({name} {there!r}, not {here!r}): choose another one"
                 )
+    if finished:
+        _, info = open_ensemble(run)
         for what, there, here in (
             ("dataset", info["dataset"]["fingerprint"], dataset.fingerprint),
             ("seed", info["seed"], seed),
@@ -143,9 +173,7 @@ def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_h
         ):
             if there != here:
                 raise ValueError(f"{run} is the run directory of another {what} ({there}, not {here}): choose another")
-        if len(info["members"]) > members:
-            raise ValueError(
-                f"{run} holds an ensemble of {len(info['members'])} members: ask for as many or more, or choose another"
-            )
-    run.mkdir(parents=True, exist_ok=True)
+        size = len(info["members"]) + len(info.get("failed", []))
+        if size > members:
+            raise ValueError(f"{run} holds an ensemble of {size} members: ask for as many or more, or choose another")
     write_json(marker, recipe.to_json())

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,14 +26,18 @@ from typing import Any
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.data.pool import Pool, open_pool
+from hbr_fast.files import remove_partials
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
+from hbr_fast.training import signals
+from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster, train_on_cluster
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.store import StoredMember, find_member, train_and_store
-from hbr_fast.training.trainer import check_fit
+from hbr_fast.training.store import CHECKPOINTS, MEMBERS, StoredMember, find_member, train_and_store
+from hbr_fast.training.trainer import Diverged, check_fit
 
 REPORT_INTERVAL_S = 0.2  # how often a worker says what it did
+ENDING_S = 20.0  # a worker that has not saved by then is left to itself: Kubernetes kills after 30 s
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,25 @@ class Training:
     seed: int
     plan: Plan | None = None
     pools: tuple[Pool, ...] = ()
+
+
+class MembersDiverged(FloatingPointError):
+    """Some trainings of several diverged; the others are finished and kept.
+
+    Attributes
+    ----------
+    members : list of StoredMember or None
+        In the order asked for; None for those that diverged.
+    diverged : dict of int to FloatingPointError
+        By their place in that order.
+    """
+
+    def __init__(
+        self, members: Sequence[StoredMember | None], diverged: Mapping[int, FloatingPointError], label: str
+    ) -> None:
+        self.members, self.diverged = list(members), dict(diverged)
+        which = "; ".join(f"member {number}: {error}" for number, error in sorted(diverged.items()))
+        super().__init__(f"{label}: {len(diverged)} of {len(members)} members failed, finished ones are kept. {which}")
 
 
 def default_members_at_once(members: int) -> int:
@@ -58,6 +81,7 @@ def obtain_members(
     store: Path,
     members_at_once: int = 1,
     cluster: Cluster | None = None,
+    checkpoint: CheckpointEvery | None = None,
     label: str,
 ) -> list[StoredMember]:
     """Members in the order of `trainings`: those in the store are found, the others trained into it.
@@ -68,12 +92,15 @@ def obtain_members(
         The same for all.
     trainings : sequence of Training
     store : path
-        Members are kept under `store/members/`.
+        Members are kept under `store/members/`. No other process may write to it meanwhile.
     members_at_once : int
         1 trains one after another in this process, with all its threads; more start that many processes, which needs
         an importable main module (`if __name__ == "__main__":` in scripts).
     cluster : Cluster, optional
         Train on a Ray cluster instead, as many at a time as it has room for.
+    checkpoint : CheckpointEvery, optional
+        How often members save themselves while they train, below `store/checkpoints/`, by default every five minutes.
+        On a cluster members are started again instead.
     label : str
         What the progress calls them.
 
@@ -81,13 +108,17 @@ def obtain_members(
     ------
     ValueError
         If `members_at_once` is below 1, or what a training raises.
-    FloatingPointError
-        If a training diverges; members that finished before are kept.
+    MembersDiverged
+        If trainings diverge, once all the others are finished.
+    Terminated
+        If SIGTERM came; what was trained is saved.
     ConnectionError, ImportError
         If the cluster does not answer or Ray is not installed.
     """
     if members_at_once < 1:
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
+    for directory in (store, store / MEMBERS, store / CHECKPOINTS):
+        remove_partials(directory)
     found = [find_member(dataset, recipe, seed=t.seed, plan=t.plan, store=store) for t in trainings]
     missing = [number for number, member in enumerate(found) if member is None]
     if len(missing) < len(trainings):
@@ -107,7 +138,8 @@ def obtain_members(
         title += f" on the cluster {cluster.address}"
     elif at_once > 1:
         title += f", {at_once} at once"
-    with progress.task(title, total=rows, unit="images") as advance:
+    checkpoint = checkpoint or CheckpointEvery()
+    with progress.task(title, total=rows, unit="images") as advance, signals.raised_at_once():
         if cluster is not None:
             diverged = train_on_cluster(
                 dataset,
@@ -117,21 +149,51 @@ def obtain_members(
                 cluster=cluster,
                 advance=advance,
             )
-            for error in diverged.values():
-                raise error
         elif at_once == 1:
-            for job in jobs:
-                train_and_store(
-                    dataset, recipe, seed=job.seed, plan=job.plan, pools=job.pools, store=store, advance=advance
-                )
+            diverged = _train_in_turn(dataset, recipe, jobs, store=store, checkpoint=checkpoint, advance=advance)
         else:
-            _train_in_processes(dataset, recipe, jobs, store=store, at_once=at_once, advance=advance)
-    for number in missing:
-        job = trainings[number]
-        found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
+            diverged = _train_in_processes(
+                dataset, recipe, jobs, store=store, checkpoint=checkpoint, at_once=at_once, advance=advance
+            )
+    with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
+        (store / CHECKPOINTS).rmdir()
+    for place, number in enumerate(missing):
+        if place not in diverged:
+            job = trainings[number]
+            found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
+    if diverged:
+        raise MembersDiverged(found, {missing[place]: error for place, error in diverged.items()}, label)
     members = [member for member in found if member is not None]
     assert len(members) == len(trainings)
     return members
+
+
+def _train_in_turn(
+    dataset: Dataset,
+    recipe: Recipe,
+    jobs: Sequence[Training],
+    *,
+    store: Path,
+    checkpoint: CheckpointEvery,
+    advance: progress.Advance,
+) -> dict[int, FloatingPointError]:
+    """Train all into the store, one after another; those that diverge, by their place."""
+    diverged: dict[int, FloatingPointError] = {}
+    for place, job in enumerate(jobs):
+        try:
+            train_and_store(
+                dataset,
+                recipe,
+                seed=job.seed,
+                plan=job.plan,
+                pools=job.pools,
+                store=store,
+                checkpoint=checkpoint,
+                advance=advance,
+            )
+        except Diverged as error:
+            diverged[place] = error
+    return diverged
 
 
 def _train_in_processes(
@@ -140,10 +202,11 @@ def _train_in_processes(
     jobs: Sequence[Training],
     *,
     store: Path,
+    checkpoint: CheckpointEvery,
     at_once: int,
     advance: progress.Advance,
-) -> None:
-    """Train all into the store, `at_once` of them at a time."""
+) -> dict[int, FloatingPointError]:
+    """Train all into the store, `at_once` of them at a time; those that diverge, by their place."""
     with _workers(at_once, advance) as pool:
         with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
             futures = [
@@ -154,24 +217,24 @@ def _train_in_processes(
                     dataclasses.replace(job, pools=()),
                     [one.path for one in job.pools],
                     store,
+                    checkpoint,
                 )
                 for job in jobs
             ]
         wait(futures, return_when=FIRST_EXCEPTION)
         try:
-            for future in futures:
-                if future.done():
-                    future.result()
+            results = [future.result() for future in futures if future.done()]
         except BrokenProcessPool:
             raise ChildProcessError(
                 "a training process died (out of memory?): finished members are kept; run the same again, with fewer "
                 "members at once"
             ) from None
+    return {place: error for place, error in enumerate(results) if error is not None}
 
 
 @contextlib.contextmanager
 def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose workers report the rows they did; leaving by an exception ends them at once."""
+    """A pool whose workers report the rows they did; leaving by an exception ends them, once they have saved."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     reports: Any = context.Queue()
     before = set(multiprocessing.active_children())
@@ -189,8 +252,11 @@ def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecu
         pool.shutdown()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
+        children = set(multiprocessing.active_children()) - before
+        for child in children:
             child.terminate()
+        for child in children:  # a training saves itself first
+            child.join(timeout=ENDING_S)
         raise
     finally:
         reports.put(None)
@@ -215,7 +281,8 @@ _reports: Any = None  # in a worker: where it says what it did
 def _start_worker(reports: Any) -> None:
     global _reports
     _reports = reports
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the parent ends a worker so that it cleans up
+    # The parent ends a worker so that it cleans up; within a training the signal is taken at the next step.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signals.EXIT_CODE))
     threading.Thread(target=_end_with_parent, name="hbr-parent", daemon=True).start()
     import torch
 
@@ -231,8 +298,13 @@ def _end_with_parent() -> None:
 
 
 def _train_in_worker(
-    dataset_path: Path, recipe: Recipe, job: Training, pool_paths: Sequence[Path], store: Path
-) -> None:
+    dataset_path: Path,
+    recipe: Recipe,
+    job: Training,
+    pool_paths: Sequence[Path],
+    store: Path,
+    checkpoint: CheckpointEvery,
+) -> Diverged | None:
     done, last = 0, time.monotonic()
 
     def advance(rows: int) -> None:
@@ -244,5 +316,19 @@ def _train_in_worker(
 
     dataset = open_dataset(dataset_path)
     pools = [open_pool(path, dataset=dataset) for path in pool_paths]  # memory-mapped here, not sent
-    train_and_store(dataset, recipe, seed=job.seed, plan=job.plan, pools=pools, store=store, advance=advance)
-    _reports.put(done)
+    try:
+        train_and_store(
+            dataset,
+            recipe,
+            seed=job.seed,
+            plan=job.plan,
+            pools=pools,
+            store=store,
+            checkpoint=checkpoint,
+            advance=advance,
+        )
+    except Diverged as error:
+        return error
+    finally:
+        _reports.put(done)
+    return None

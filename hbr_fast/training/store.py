@@ -23,12 +23,15 @@ from hbr_fast.files import DISK_FULL, atomic_directory, content_hash, read_json,
 from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
 from hbr_fast.plan import Plan
+from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Member, compute_dtype, train_member
+from hbr_fast.training.trainer import Diverged, Member, compute_dtype, train_member
 
 SCHEMA = 1
 # Raised when the same recipe, seed and data would train to other numbers; CHANGELOG names each step.
 NUMERICS = 1
+KEY_DIGITS = 20
+MEMBERS, CHECKPOINTS = "members", "checkpoints"  # directories of the store; the second is there while members train
 
 MEMBER_FILES = ("weights.safetensors", "hardness.safetensors", "logits.npy", "history.csv", "recipe.json")
 
@@ -91,11 +94,30 @@ def train_and_store(
     pools: Sequence[Pool] = (),
     store: Path,
     advance: progress.Advance | None = None,
+    checkpoint: CheckpointEvery | None = None,
 ) -> StoredMember:
-    """Train a member and keep it under `store/members/`, whole or not at all."""
-    key = member_key(dataset, recipe, seed=seed, plan=plan)
+    """Train a member and keep it under `store/members/`, whole or not at all.
+
+    What is not finished yet is kept under `store/checkpoints/` as often as `checkpoint` says, and taken up from there.
+    """
+    determines = what_determines(dataset, recipe, seed=seed, plan=plan)
+    key = content_hash(determines)[:KEY_DIGITS]
     provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
-    member = train_member(dataset, recipe, seed=seed, plan=plan, pools=pools, provenance=provenance, advance=advance)
+    checkpoints = Checkpoints(checkpoint_path(store, key), determines, checkpoint or CheckpointEvery())
+    try:
+        member = train_member(
+            dataset,
+            recipe,
+            seed=seed,
+            plan=plan,
+            pools=pools,
+            provenance=provenance,
+            advance=advance,
+            checkpoints=checkpoints,
+        )
+    except Diverged:
+        checkpoints.remove()
+        raise
     info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
     path = member_path(store, key)
     try:
@@ -105,28 +127,38 @@ def train_and_store(
             raise OSError(f"no space left for {path}: free some and run the same again") from error
         if not path.exists():  # else another process had the same training to do and was faster
             raise
+    checkpoints.remove()
     return open_member(store, key)
 
 
 def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> str:
-    """Hash of everything that determines a training: 20 hex digits.
+    """Hash of everything that determines a training: 20 hex digits."""
+    return content_hash(what_determines(dataset, recipe, seed=seed, plan=plan))[:KEY_DIGITS]
+
+
+def what_determines(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> dict[str, Any]:
+    """Everything that determines a training, as JSON values.
 
     How many threads compute does not count, though it changes the rounding of sums; `member.json` names it. The
     recipe's name and its `precision="auto"` do not count, but the precision that this machine makes of it does.
     """
-    determines = {
+    return {
         "numerics": NUMERICS,
         "dataset": dataset.fingerprint,
         "recipe": {**recipe.to_json(), "name": None, "precision": str(compute_dtype(recipe))},
         "seed": seed,
         "plan": plan.content_hash() if plan is not None else None,
     }
-    return content_hash(determines)[:20]
 
 
 def member_path(store: Path, key: str) -> Path:
     """Where a member of that key is kept."""
-    return store / "members" / key
+    return store / MEMBERS / key
+
+
+def checkpoint_path(store: Path, key: str) -> Path:
+    """Where a member of that key is kept while it trains."""
+    return store / CHECKPOINTS / f"{key}.safetensors"
 
 
 def open_member(store: Path, key: str) -> StoredMember:

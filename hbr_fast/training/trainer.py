@@ -22,22 +22,42 @@ from hbr_fast.machine import has_native_bfloat16
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import QuotaOrder, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
+from hbr_fast.training import signals
+from hbr_fast.training.checkpoint import Checkpoints
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.state import EpochRecord, TrainingState
 
 EVALUATION_BATCH = 1000
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch did: means over its rows, in train mode."""
+class Diverged(FloatingPointError):
+    """A training whose loss stopped being a finite number.
 
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float
-    seconds: float
-    images_per_second: float
+    Attributes
+    ----------
+    epoch, step : int
+        Where that was seen first, both from 0, the step within the epoch; step -1: in the logits of the test split,
+        after the last update.
+    loss : float
+        What it was there.
+    lr : float
+        The recipe's learning rate.
+    """
+
+    def __init__(self, epoch: int, step: int, loss: float, lr: float) -> None:
+        super().__init__(epoch, step, loss, lr)  # so that it crosses processes
+        self.epoch, self.step, self.loss, self.lr = epoch, step, loss, lr
+
+    @property
+    def where(self) -> str:
+        """The place, in words."""
+        if self.step < 0:
+            return f"in its last updates (epoch {self.epoch}): test logits are not finite"
+        return f"at epoch {self.epoch}, step {self.step}: the loss is {self.loss}"
+
+    def __str__(self) -> str:
+        return f"training diverged {self.where}; lower the learning rate ({self.lr})"
 
 
 @dataclass(frozen=True)
@@ -69,10 +89,13 @@ def train_member(
     pools: Sequence[Pool] = (),
     provenance: Mapping[str, Any] | None = None,
     advance: Callable[[int], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Member:
     """Train one model on the train split and record the hardness of every sample it visits.
 
-    Everything random follows from `seed`: initial weights, order and augmentation, each from a stream of its own.
+    Everything random follows from `seed`: initial weights, order and augmentation, each from a stream of its own. On
+    the CPU, with the same number of threads, a training that was interrupted and went on gives the bits of one that was
+    not.
 
     Parameters
     ----------
@@ -87,52 +110,108 @@ def train_member(
     provenance : dict, optional
         What the scores should say of where they come from.
     advance : callable, optional
-        Called with the number of rows after each step, for a progress bar.
+        Called with the number of rows after each step, for a progress bar; first with those that a checkpoint holds.
+    checkpoints : Checkpoints, optional
+        Where the training saves itself and is taken up again. SIGTERM and Ctrl-C then save before they are obeyed.
 
     Raises
     ------
     ValueError
-        If the model or the batch does not fit the dataset.
-    FloatingPointError
-        If the training diverges: the loss of an epoch is not finite.
+        If the model or the batch does not fit the dataset, or the checkpoint is of another training.
+    Diverged
+        If the loss of a step, or a logit of the trained model, is not finite.
+    Terminated, KeyboardInterrupt
+        If a signal asked for it.
     """
     train = dataset.train
     dtype = compute_dtype(recipe)
     model = initial_model(recipe, train, seed=seed)
-    optimiser = make_optimiser(model, recipe)
-    recorder = HardnessRecorder(
-        len(train),
-        train.num_classes,
-        el2n_epochs=recipe.el2n_epochs,
-        provenance=provenance,
-        strangers=bool(pools),
-    )
     loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype)
-    history = []
-    for epoch in range(recipe.epochs):
-        start = time.perf_counter()
-        if recipe.online_every and epoch and epoch % recipe.online_every == 0:
-            loader = loader.with_order(online_order(loader, recorder, train, recipe, seed=seed))
-        totals = torch.zeros(2, dtype=torch.float64)  # summed loss, right answers
-        for number, batch in enumerate(loader.epoch(epoch)):
-            rate = recipe.learning_rate(epoch * len(loader) + number, len(loader))
-            set_learning_rate(optimiser, rate)
-            train_step(model, optimiser, recorder, batch, epoch=epoch, recipe=recipe, dtype=dtype, totals=totals)
-            if advance is not None:
+    state = TrainingState(
+        model=model,
+        optimiser=make_optimiser(model, recipe),
+        recorder=HardnessRecorder(
+            len(train),
+            train.num_classes,
+            el2n_epochs=recipe.el2n_epochs,
+            provenance=provenance,
+            strangers=bool(pools),
+        ),
+        loss_s=torch.zeros(len(loader)),
+        right_s=torch.zeros(len(loader), dtype=torch.int64),
+    )
+    advance = advance or (lambda rows: None)
+    if checkpoints is not None and checkpoints.restore(state):
+        advance(state.epoch * loader.samples + state.step * recipe.batch_size)
+    with signals.deferred() as pending:
+
+        def may_stop() -> None:
+            if (number := pending()) is not None:
+                if checkpoints is not None:
+                    checkpoints.save(state)
+                signals.obey(number)
+
+        if state.class_counts is not None:
+            loader = loader.with_order(quota_order(train.labels, np.array(state.class_counts), seed=seed))
+        for epoch in range(state.epoch, recipe.epochs):
+            if recipe.online_every and epoch and epoch % recipe.online_every == 0 and state.step == 0:
+                order = online_order(loader, state.recorder, train, recipe, seed=seed)
+                loader, state.class_counts = loader.with_order(order), order.counts(0).tolist()
+            start = time.perf_counter() - state.seconds
+            for batch in loader.epoch(epoch, start=state.step):
+                step = state.step
+                set_learning_rate(state.optimiser, recipe.learning_rate(epoch * len(loader) + step, len(loader)))
+                train_step(
+                    model,
+                    state.optimiser,
+                    state.recorder,
+                    batch,
+                    epoch=epoch,
+                    recipe=recipe,
+                    dtype=dtype,
+                    loss_out=state.loss_s[step],
+                    right_out=state.right_s[step],
+                )
+                state.step, state.seconds = step + 1, time.perf_counter() - start
                 advance(len(batch.labels))
-        loss, right = (totals / loader.samples).tolist()
-        seconds = time.perf_counter() - start
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"training diverged: the loss of epoch {epoch} is {loss}; lower the learning rate ({recipe.lr})"
-            )
-        history.append(EpochRecord(epoch, rate, loss, right, seconds, loader.samples / seconds))
-    logits = predict(model, dataset.test, dtype=dtype)
+                if checkpoints is not None and checkpoints.due():
+                    checkpoints.save(state)
+                may_stop()
+            state.history.append(epoch_record(state, loader, recipe))
+            state.next_epoch()
+            if checkpoints is not None and checkpoints.due(epochs_done=state.epoch):
+                checkpoints.save(state)
+        logits = predict(model, dataset.test, dtype=dtype, after_batch=may_stop)
     if not np.isfinite(logits).all():
-        raise FloatingPointError(
-            f"training diverged in its last updates: test logits are not finite; lower the learning rate ({recipe.lr})"
-        )
-    return Member(weights=model.state_dict(), scores=recorder.scores(), test_logits=logits, history=tuple(history))
+        raise Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
+    return Member(
+        weights=model.state_dict(), scores=state.recorder.scores(), test_logits=logits, history=tuple(state.history)
+    )
+
+
+def epoch_record(state: TrainingState, loader: Loader, recipe: Recipe) -> EpochRecord:
+    """What the epoch that has just ended did: the one place where its losses are read back.
+
+    Raises
+    ------
+    Diverged
+        If one of them is not finite.
+    """
+    losses = state.loss_s.cpu().numpy().astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise Diverged(state.epoch, int(bad[0]), float(losses[bad[0]]), recipe.lr)
+    rows = np.full(len(loader), recipe.batch_size)
+    rows[-1] = loader.samples - recipe.batch_size * (len(loader) - 1)
+    last = (state.epoch + 1) * len(loader) - 1
+    return EpochRecord(
+        epoch=state.epoch,
+        learning_rate=recipe.learning_rate(last, len(loader)),
+        train_loss=float(losses @ rows) / loader.samples,
+        train_accuracy=int(state.right_s.sum()) / loader.samples,
+        seconds=state.seconds,
+        images_per_second=loader.samples / state.seconds,
+    )
 
 
 def train_step(
@@ -144,9 +223,10 @@ def train_step(
     epoch: int,
     recipe: Recipe,
     dtype: torch.dtype,
-    totals: torch.Tensor,
+    loss_out: torch.Tensor,
+    right_out: torch.Tensor,
 ) -> None:
-    """One update. Loss and right answers are added to `totals` where they are; nothing is read back."""
+    """One update. Mean loss and right answers are written into two one-element tensors on the device, and not read."""
     with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         logits = model(batch.images)
     loss = functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
@@ -154,11 +234,13 @@ def train_step(
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    totals[0] += loss.detach() * len(batch.labels)
-    totals[1] += (logits.detach().argmax(1) == batch.labels).sum()
+    loss_out.copy_(loss.detach())
+    right_out.copy_((logits.detach().argmax(1) == batch.labels).sum())
 
 
-def predict(model: nn.Module, split: Split, *, dtype: torch.dtype) -> np.ndarray:
+def predict(
+    model: nn.Module, split: Split, *, dtype: torch.dtype, after_batch: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """Logits of every sample of a split in its order, eval mode, no augmentation: float32 [N, C]."""
     loader = Loader(
         split,
@@ -173,7 +255,11 @@ def predict(model: nn.Module, split: Split, *, dtype: torch.dtype) -> np.ndarray
         torch.inference_mode(),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        return torch.cat([model(batch.images) for batch in loader.epoch(0)]).numpy()
+        logits = []
+        for batch in loader.epoch(0):
+            logits.append(model(batch.images))
+            after_batch()
+        return torch.cat(logits).numpy()
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:

@@ -14,16 +14,20 @@ from hbr_fast.data.dataset import Dataset
 from hbr_fast.files import read_json
 from hbr_fast.hardness import ESTIMATORS, RECORDED, stack_scores
 from hbr_fast.plan import Plan
+from hbr_fast.report.page import answers
+from hbr_fast.report.study_files import read_study
 from hbr_fast.resampling import resample
 from hbr_fast.seeding import member_seed
 from hbr_fast.studies.recipes import STUDIES
-from hbr_fast.studies.results import summary
+from hbr_fast.studies.results import failed_trainings, summary
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
 from hbr_fast.training import store
 from hbr_fast.training.ensemble import train_ensemble
+from hbr_fast.training.parallel import MembersDiverged
 from hbr_fast.training.recipe import Recipe, named_recipe
 from hbr_fast.training.store import open_member
+from hbr_fast.training.trainer import Diverged
 
 from .conftest import RECIPE, STUDY
 
@@ -98,6 +102,7 @@ def test_the_quickstart_is_one_arm_with_at_least_three_members_of_the_quickstart
 
 def test_a_study_leaves_the_files_of_the_design(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
+        ".lock",
         "members",
         "per_class.csv",
         "per_member.csv",
@@ -409,3 +414,30 @@ def test_trap_13_every_estimator_finds_the_known_hardness_at_its_own_end(tmp_pat
             assert sign * by_sample > 0.35, estimator.name
     assert spearmanr(scores.class_means("aum", labels, 5), truth_c).statistic < -0.95
     assert spearmanr(scores.per_sample("aum"), truth).statistic < -0.7
+
+
+def test_a_training_that_diverges_is_left_out_named_and_ends_no_study(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = STUDY.training_seed(1, 0)
+    real = store.train_member
+
+    def diverging(*args: Any, seed: int, plan: Any, **options: Any) -> Any:
+        if seed == lost and plan is not None:
+            raise Diverged(2, 3, float("nan"), 0.05)
+        return real(*args, seed=seed, plan=plan, **options)
+
+    monkeypatch.setattr(store, "train_member", diverging)
+    run_study(STUDY, data, out=tmp_path)
+    (failure,) = failed_trainings(tmp_path)
+    assert (failure.arm, failure.variant, failure.member) == ("hbr", 1, 0)
+    assert "diverged at epoch 2, step 3: the loss is nan" in failure.error
+    rows = pl.read_csv(tmp_path / "per_member.csv")
+    assert rows.group_by("arm").len().sort("arm")["len"].to_list() == [2, 1]
+    first, second = answers(read_study(tmp_path))
+    assert "left out" in first
+    assert "epoch 2, step 3" in first
+    assert "no interval" in second or "interval" in second
+    monkeypatch.setattr(store, "train_member", lambda *a, **k: diverging(*a, **{**k, "seed": lost}))
+    with pytest.raises(MembersDiverged, match="hbr: 2 of 2 members failed"):
+        run_study(dataclasses.replace(STUDY, arms=(Arm("hbr", 0.2),)), data, out=tmp_path)

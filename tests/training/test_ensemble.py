@@ -31,7 +31,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_run_directory_is_recipe_ensemble_and_members(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "deep" / "run"
     ensemble = train_ensemble(tiny, recipe, members=2, out=run, seed=11)
-    assert sorted(path.name for path in run.iterdir()) == ["ensemble.json", "members", "recipe.json"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "ensemble.json", "members", "recipe.json"]
     assert Recipe.from_json(read_json(run / "recipe.json")) == recipe
     assert sorted(path.name for path in (run / "members").iterdir()) == sorted(m.key for m in ensemble.members)
     assert [member.seed for member in ensemble.members] == [member_seed(11, 0), member_seed(11, 1)]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.plan import Plan
 from hbr_fast.training import parallel
-from hbr_fast.training.parallel import Training, default_members_at_once, obtain_members
+from hbr_fast.training.parallel import MembersDiverged, Training, default_members_at_once, obtain_members
 from hbr_fast.training.recipe import Recipe
 
 TRAININGS = [Training(1), Training(2), Training(1, Plan.of_rows(np.arange(60)))]
@@ -43,12 +43,30 @@ def test_two_at_once_are_the_same_members_as_one_after_another(
     assert "two: 3 members, 2 at once: 600 images" in capfd.readouterr().err
 
 
-def test_an_error_in_a_worker_arrives_as_itself_and_no_process_stays(
-    tiny: Dataset, recipe: Recipe, tmp_path: Path
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_member_that_diverges_is_named_once_the_others_are_finished(
+    tiny: Dataset, recipe: Recipe, tmp_path: Path, at_once: int
 ) -> None:
-    steep = dataclasses.replace(recipe, lr=1e25, epochs=3)
-    with pytest.raises(FloatingPointError, match="training diverged: the loss of epoch 0"):
-        obtain_members(tiny, steep, TRAININGS[:2], store=tmp_path, members_at_once=2, label="steep")
+    steep = dataclasses.replace(recipe, lr=1e8, epochs=1)
+    single_step = Plan.of_rows(np.arange(50))  # too short an epoch to diverge in
+    trainings = [Training(1), Training(1, single_step), Training(2, single_step)]
+    with pytest.raises(MembersDiverged, match=r"steep: 1 of 3 members failed, .* member 0: .*epoch 0") as caught:
+        obtain_members(tiny, steep, trainings, store=tmp_path, members_at_once=at_once, label="steep")
+    first, *others = caught.value.members
+    assert first is None
+    assert [member.seed for member in others if member is not None] == [1, 2]
+    assert list(caught.value.diverged) == [0]
+    assert no_children_within(5)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_error_in_a_worker_arrives_as_itself_and_no_process_stays(
+    tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "check_fit", lambda *args: None)
+    wrong = dataclasses.replace(recipe, batch_size=10_000)
+    with pytest.raises(ValueError, match=r"batch_size must be in \[1, 120\]"):
+        obtain_members(tiny, wrong, TRAININGS[:2], store=tmp_path, members_at_once=2, label="wrong")
     assert no_children_within(5)
     members = tmp_path / "members"
     assert not members.exists() or list(members.iterdir()) == []

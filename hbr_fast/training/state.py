@@ -1,0 +1,108 @@
+"""What a training is made of while it runs: everything that a later process needs to go on to the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hbr_fast.hardness import HardnessRecorder
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch did: means over its rows, in train mode."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass
+class TrainingState:
+    """A training between two steps.
+
+    Order, augmentation and learning rate are functions of (seed, epoch, step) and need no state of their own.
+
+    Attributes
+    ----------
+    model, optimiser, recorder
+    loss_s : float32 [steps of an epoch]
+        Mean loss of the batches of the current epoch, on the model's device.
+    right_s : int64 [steps of an epoch]
+        Rows of them classified right.
+    epoch, step : int
+        The batch to train on next.
+    seconds : float
+        Time spent on the current epoch so far.
+    class_counts : list of int or None
+        In the online mode, the samples per class of the current epoch; None before it changes them.
+    history : list of EpochRecord
+        The finished epochs.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    recorder: HardnessRecorder
+    loss_s: torch.Tensor
+    right_s: torch.Tensor
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    class_counts: list[int] | None = None
+    history: list[EpochRecord] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        """Stand before the first step of the epoch after this one."""
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.loss_s.zero_()
+        self.right_s.zero_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything large, by name."""
+        named = {"loss": self.loss_s, "right": self.right_s}
+        named |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            momentum = self.optimiser.state[parameter].get("momentum_buffer")  # none before the first step
+            if momentum is not None:
+                named[f"momentum.{name}"] = momentum
+        recorded = self.recorder.state_dict()
+        return named | {f"recorder.{name}": t for name, t in recorded.items() if isinstance(t, torch.Tensor)}
+
+    def values(self) -> dict[str, Any]:
+        """Everything small, as JSON values."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "class_counts": self.class_counts,
+            "history": [dataclasses.asdict(record) for record in self.history],
+            "recorder": {
+                name: value for name, value in self.recorder.state_dict().items() if not isinstance(value, torch.Tensor)
+            },
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Become the training that gave these `tensors()` and `values()`."""
+        self.loss_s.copy_(tensors["loss"])
+        self.right_s.copy_(tensors["right"])
+        self.model.load_state_dict(_below("model", tensors))
+        momenta = _below("momentum", tensors)
+        for name, parameter in self.model.named_parameters():
+            if name in momenta:
+                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
+        self.recorder.load_state_dict({**values["recorder"], **_below("recorder", tensors)})
+        self.epoch, self.step, self.seconds = values["epoch"], values["step"], values["seconds"]
+        self.class_counts = values["class_counts"]
+        self.history = [EpochRecord(**record) for record in values["history"]]
+
+
+def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
