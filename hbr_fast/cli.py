@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import tempfile
@@ -157,6 +158,7 @@ def train(
     members: int = 1,
     seed: int = 0,
     plan: Path | None = None,
+    pool: Path | None = None,
     members_at_once: AtOnce = "auto",
     cluster: str | None = None,
     cpus_per_member: float = 1.0,
@@ -174,6 +176,7 @@ def train(
         members: Models to train, each with a seed of its own.
         seed: Everything random follows from it.
         plan: A resampled set that the resample command wrote; by default every sample once an epoch.
+        pool: The generated images that the plan takes from.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
@@ -182,6 +185,7 @@ def train(
         checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
     """
     from hbr_fast.data.dataset import open_dataset, verify_dataset
+    from hbr_fast.data.pool import open_pool
     from hbr_fast.evaluation.metrics import evaluate, gaps
     from hbr_fast.plan import Plan
     from hbr_fast.training.checkpoint import CheckpointEvery
@@ -203,6 +207,7 @@ def train(
             out=out,
             seed=seed,
             plan=rows,
+            pools=[] if pool is None else [open_pool(pool, dataset=opened, cache=out / "cache")],
             members_at_once=_at_once(members_at_once, members),
             cluster=_cluster(cluster, cpus_per_member, gpus_per_member),
             checkpoint=checkpoint,
@@ -285,6 +290,10 @@ def resample(
     estimator: str = "aum",
     undersample: str = "easy",
     oversample: str = "random",
+    pool: Path | None = None,
+    prune_rate: float = 0.0,
+    prune_by: Literal["random", "hardness"] = "random",
+    prune_level: Literal["class", "dataset"] = "class",
     nonpositive: Literal["shift", "authors"] | None = None,
     clip: bool = False,
     seed: int = 0,
@@ -298,42 +307,72 @@ def resample(
         alpha: Degree of resampling: 0 balances the classes, 1 takes the hardness ratio itself.
         estimator: What class hardness is measured by.
         undersample: easy, hard, extreme, random or none.
-        oversample: random or none.
+        oversample: random, weighted-easy, weighted-hard, smote, holdout, pool-random, pool-average, pool-hard or none.
+        pool: Generated images for the pool oversamplers: a dataset, an .npz or an .npy file.
+        prune_rate: Share of the samples to leave out first; they are the holdout.
+        prune_by: Leave samples out by chance, or the easiest.
+        prune_level: Leave out the share of each class, or of the whole set.
         nonpositive: What to do with classes whose mean is not positive.
         clip: Hold classes at one sample where alpha is too large for them, instead of an error.
         seed: Of the random choices.
         force: Replace what is at OUT.
     """
+    import numpy as np
+
     from hbr_fast.allocation import allocate
+    from hbr_fast.data.pool import open_pool
+    from hbr_fast.files import read_json
     from hbr_fast.hardness import estimator as estimator_named
+    from hbr_fast.pruning import prune
     from hbr_fast.resampling import resample as resample_labels
+    from hbr_fast.resampling.smote import same_class_neighbours
+    from hbr_fast.studies.plans import hardness_of, ranked_pool
     from hbr_fast.training.ensemble import open_ensemble
     from hbr_fast.training.final import scores_by
+    from hbr_fast.training.recipe import Recipe
 
     _refuse_to_overwrite(out, force)
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = _dataset_of(run, about)
-    scores = scores_by(ensemble.members, opened, estimator)
+    scores = scores_by(ensemble.members, opened, estimator).per_sample(estimator)
+    labels, cache = opened.train.labels, run / "cache"
+    ranked: dict[str, Any] = {"scores_n": scores, "hard_is": chosen.hard_is, "seed": seed, "classes": opened.classes}
+    left = prune(labels, prune_rate, by=prune_by, level=prune_level, **ranked)
     allocation = allocate(
-        scores.class_means(estimator, opened.train.labels, opened.train.num_classes),
+        hardness_of(opened, scores, left.kept),
         hard_is=chosen.hard_is,
         alpha=alpha,
-        total=len(opened.train),
+        total=len(left.kept),
         nonpositive=nonpositive,
         clip=clip,
         classes=opened.classes,
     )
+    had = np.bincount(labels[left.kept], minlength=len(opened.classes))
+    neighbours = None
+    if oversample == "smote":
+        neighbours = same_class_neighbours(
+            opened.train.images,
+            labels,
+            len(opened.classes),
+            ids=left.kept,
+            wanted_of=np.flatnonzero(allocation.counts > had).tolist(),
+            cache=cache,
+            classes=opened.classes,
+        )
+    opened_pool = None if pool is None else open_pool(pool, dataset=opened, cache=cache)
+    recipe = Recipe.from_json(read_json(run / "recipe.json"))
     plan = resample_labels(
-        opened.train.labels,
+        labels,
         allocation.counts,
-        scores_n=scores.per_sample(estimator),
-        hard_is=chosen.hard_is,
+        ids=left.kept,
         undersample=undersample,
         oversample=oversample,
-        seed=seed,
-        provenance={"dataset": opened.fingerprint, "estimator": estimator, "alpha": alpha},
-        classes=opened.classes,
+        holdout=left.holdout,
+        neighbours_nk=neighbours,
+        pool=ranked_pool(oversample, opened_pool, opened, recipe, ensemble.members, cache=cache),
+        provenance={"dataset": opened.fingerprint, "estimator": estimator, "alpha": alpha, "prune_rate": prune_rate},
+        **ranked,
     )
     plan.save(out)
     print(f"{out}: {len(plan):,} rows; the largest feasible alpha is {allocation.max_alpha:.4g}")
@@ -350,11 +389,25 @@ def study(
     dataset: Path | None = None,
     root: Path | None = None,
     download: bool = False,
+    pool: Path | None = None,
+    recipe: str | None = None,
+    overrides: Overrides = (),
+    estimator: str | None = None,
     alpha: float | None = None,
+    alphas: tuple[float, ...] | None = None,
+    rates: tuple[float, ...] | None = None,
+    oversamplers: tuple[str, ...] | None = None,
+    points: int | None = None,
+    choose: bool = False,
+    validation: float | None = None,
+    tolerance: float | None = None,
     nonpositive: Literal["shift", "authors"] | None = None,
     clip: bool = False,
+    variants: int | None = None,
     members: int | None = None,
     seed: int | None = None,
+    tiny: bool = False,
+    dry_run: bool = False,
     members_at_once: AtOnce = "auto",
     cluster: str | None = None,
     cpus_per_member: float = 1.0,
@@ -367,16 +420,30 @@ def study(
     The last line on standard output is one JSON object with the headline numbers.
 
     Args:
-        name: quickstart.
+        name: quickstart, baseline, case-study-1, case-study-2, pruning, robustness or alpha-path.
         out: The study's directory, by default runs/NAME.
         dataset: A dataset that convert wrote; by default Fashion-MNIST is converted into OUT.
         root: Where Fashion-MNIST's files are, if not where Debian's package puts them.
         download: Let torchvision fetch Fashion-MNIST into --root (by default OUT/downloads).
-        alpha: Degree of resampling.
+        pool: Generated images for the pool oversamplers: a dataset, an .npz or an .npy file.
+        recipe: quickstart, small-cnn or paper-resnet18, where it is not to be the study's own.
+        overrides: Recipe fields to change, e.g. --set epochs=3 lr=0.05.
+        estimator: What class hardness is measured by.
+        alpha: Degree of resampling (quickstart).
+        alphas: Degrees of resampling.
+        rates: Shares of the samples to prune.
+        oversamplers: random, weighted-easy, weighted-hard, smote, holdout, pool-random, pool-average, pool-hard.
+        points: Alphas on the path, up to the largest feasible one (alpha-path).
+        choose: Choose alpha on a validation split held out of training (alpha-path).
+        validation: Share of each class held out for that.
+        tolerance: Share of accuracy that the chosen alpha may lose.
         nonpositive: What to do with classes whose mean hardness is not positive.
         clip: Hold classes at one sample where alpha is too large for them, instead of an error.
-        members: Members an arm.
+        variants: Resampled sets an arm.
+        members: Members a resampled set (quickstart: resampled sets, of one member each).
         seed: Everything random follows from it.
+        tiny: A small grid on small generated images, in seconds: does everything work here?
+        dry_run: Print the trainings, what is done of them and how long the rest would take; train nothing.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
@@ -384,27 +451,61 @@ def study(
         checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
         checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
     """
-    from hbr_fast.studies.recipes import STUDIES
-
-    if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}")
+    from hbr_fast.studies.recipes import named_study
     from hbr_fast.training.checkpoint import CheckpointEvery
+    from hbr_fast.training.recipe import named_recipe
 
     checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
-    options = {"alpha": alpha, "nonpositive": nonpositive, "clip": clip, "members": members, "seed": seed}
-    grid = STUDIES[name](**{option: value for option, value in options.items() if value is not None})
+    options = {
+        "recipe": None if recipe is None else named_recipe(recipe),
+        "estimator": estimator,
+        "alpha": alpha,
+        "alphas": alphas,
+        "rates": rates,
+        "oversamplers": oversamplers,
+        "points": points,
+        "choose": choose or None,
+        "validation": validation,
+        "tolerance": tolerance,
+        "nonpositive": nonpositive,
+        "clip": clip or None,
+        "variants": variants,
+        "members": members,
+        "seed": seed,
+    }
+    build = functools.partial(named_study, name, tiny=tiny, overrides=overrides, **options)
+    build()  # mistakes are told before anything is converted
     start = time.perf_counter()
-    directory = out or Path("runs") / name
-    opened = _verified(dataset, directory, root=root, download=download)
+    directory = out or Path("runs") / (f"{name}-tiny" if tiny else name)
+    if tiny:
+        opened, generated = _tiny_data(directory, dataset, pool)
+    else:
+        opened, generated = _verified(dataset, directory, root=root, download=download), pool
+    grid = build(num_classes=len(opened.classes))
 
+    from hbr_fast.data.pool import open_pool
     from hbr_fast.report.page import write_report
     from hbr_fast.report.tables import print_tables, summary_tables
+    from hbr_fast.studies.preview import images_per_second, preview, preview_lines
     from hbr_fast.studies.results import failed_trainings, summary
     from hbr_fast.studies.runner import run_study
 
-    at_once = _at_once(members_at_once, grid.members_per_arm)
+    opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
+    at_once = _at_once(members_at_once, grid.trainings)
+    if dry_run:
+        found = preview(grid, opened, out=directory, pool=opened_pool)
+        print("\n".join(preview_lines(found, rate=images_per_second(opened, grid.recipe), at_once=at_once)))
+        return
     ray = _cluster(cluster, cpus_per_member, gpus_per_member)
-    run_study(grid, opened, out=directory, members_at_once=at_once, cluster=ray, checkpoint=checkpoint)
+    run_study(
+        grid,
+        opened,
+        out=directory,
+        pool=opened_pool,
+        members_at_once=at_once,
+        cluster=ray,
+        checkpoint=checkpoint,
+    )
     progress.say("report: drawing")
     page = write_report(directory, dataset=opened)
     print_tables(summary_tables(directory))
@@ -508,6 +609,21 @@ def _dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
     if opened.fingerprint != about["dataset"]["fingerprint"]:
         raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it was changed since")
     return opened
+
+
+def _tiny_data(directory: Path, dataset: Path | None, pool: Path | None) -> tuple[Dataset, Path | None]:
+    """Small generated images with known hardness, and more of them as a pool, unless other ones are given."""
+    from hbr_fast.data.convert import convert as convert_source
+    from hbr_fast.data.dataset import open_dataset
+
+    path = dataset or directory / "tiny.hbr"
+    if not path.exists():
+        convert_source("synthetic", path, classes=4, train_per_class=80, test_per_class=40, shape=(1, 8, 8))
+    more = pool or directory / "tiny-pool.hbr"
+    if dataset is None and not more.exists():
+        # Twice as many from the same patterns: half of them were not drawn before.
+        convert_source("synthetic", more, classes=4, train_per_class=200, test_per_class=1, shape=(1, 8, 8))
+    return open_dataset(path), more if more.exists() else None
 
 
 def _verified(dataset: Path | None, directory: Path, *, root: Path | None, download: bool) -> Dataset:

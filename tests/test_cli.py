@@ -1,6 +1,7 @@
 """The command line, as its user meets it: a whole session, and one line for every mistake."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -263,6 +264,30 @@ def test_alpha_zero_written_as_a_whole_number_or_a_float_is_the_same_plan(run: P
     assert Plan.load(tmp_path / "a").content_hash() == Plan.load(tmp_path / "b").content_hash()
 
 
+def test_resample_prunes_interpolates_and_takes_from_a_pool(
+    data: Path, run: Path, tmp_path: Path, fails: Fails
+) -> None:
+    labels = open_dataset(data).train.labels
+    common = ["--alpha", "0.2", "--seed", "3", "--nonpositive", "shift"]
+    pruned = [*common, "--prune-rate", "0.25"]
+    for name, words in {
+        "smote": [*common, "--oversample", "smote"],
+        "holdout": [*pruned, "--oversample", "holdout"],
+        "pool": [*common, "--oversample", "pool-hard", "--pool", str(data)],
+    }.items():
+        cli.main(["resample", str(run), str(tmp_path / name), *words])
+    assert (Plan.load(tmp_path / "smote").partner >= 0).any()
+    held = Plan.load(tmp_path / "holdout")
+    assert len(held) == 180
+    assert len(set(held.index)) == 180, "every one of them a real sample, once"
+    assert len(np.unique(labels[held.index])) == 3
+    pooled = Plan.load(tmp_path / "pool")
+    assert (pooled.store == 1).any()
+    train = ["train", str(data), str(tmp_path / "run"), "--plan", str(tmp_path / "pool"), *ONE, *SMALL]
+    assert "this plan takes images from 1 pools" in fails(*train)
+    cli.main([*train, "--pool", str(data)])
+
+
 # --- the main job
 
 
@@ -272,6 +297,7 @@ def quick_study(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Recipe(name="tiny", model="cnn-8-16", epochs=6, batch_size=50, lr=0.05, schedule="triangular", flip=0.0)
     real = recipes.STUDIES["quickstart"]
 
+    @functools.wraps(real)  # the options that it takes are the real one's
     def quickstart(**options: Any) -> Study:
         return dataclasses.replace(real(**options), recipe=small)
 

@@ -18,7 +18,7 @@ from hbr_fast.evaluation.statistics import members_t_test, paired_difference
 from hbr_fast.files import read_json
 from hbr_fast.hardness import ESTIMATORS
 
-SCHEMA = 1
+SCHEMA = 2
 BASELINE = "baseline"
 FILES = ("study.json", "per_class.csv", "per_member.csv", "samples.csv")
 ENSEMBLE_SIZE = "ensemble_size.csv"  # left by a study of robustness only

@@ -1,9 +1,10 @@
-"""The results files of a study: everything that tables, pictures and the page are made from."""
+"""The results files of a study: everything that tables, pictures and the page are made from (docs/results.md)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
 from hbr_fast.files import atomic_write, read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
+from hbr_fast.studies.choice import choose, validation_logits
+from hbr_fast.studies.comparisons import METRICS, comparison_table
+from hbr_fast.studies.plans import Rows
+from hbr_fast.studies.stability import ensemble_sizes, estimator_agreement
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.training.final import scores_by
 from hbr_fast.training.store import StoredMember
 
-SCHEMA = 1
-METRICS = ("recall", "precision", "f1", "mcc")
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,31 @@ class Failure:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """The trainings of an arm and the samples per class they saw; the baseline has no `arm` and no `allocation`."""
+    """The trainings of an arm and the samples per class they saw.
+
+    Attributes
+    ----------
+    name : str
+    arm : Arm or None
+        None for the baseline.
+    allocations : tuple of Allocation or None
+        One a variant; None where the arm does not resample. Empty for the baseline.
+    counts : int64 [V, C]
+        Samples per class of each variant.
+    cells : tuple of Cell
+    """
 
     name: str
     arm: Arm | None
-    allocation: Allocation | None
+    allocations: tuple[Allocation | None, ...]
     counts: np.ndarray
     cells: tuple[Cell, ...]
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Samples per class that were asked for: they say which classes are easy and which are hard."""
+        first = self.allocations[0] if self.allocations else None
+        return self.counts[0] if first is None else first.counts
 
 
 def write_results(
@@ -60,44 +82,86 @@ def write_results(
     *,
     study: Study,
     dataset: Dataset,
+    rows: Rows,
     arms: Sequence[ArmResult],
     failed: Sequence[Failure] = (),
     scores: HardnessScores,
     class_hardness: np.ndarray,
     seconds: float,
 ) -> None:
-    """Evaluate every training from its stored logits and write `study.json` and the three CSV files.
+    """Evaluate every training from its stored logits and write the files.
 
     Parameters
     ----------
+    rows : Rows
+        Where some are held out to choose by, they are what is evaluated, and the test split for the choice only.
     arms : sequence of ArmResult
         The baseline first.
     failed : sequence of Failure
         Trainings that are missing in them.
     scores : HardnessScores
-        Of the baseline ensemble.
+        Of the baseline members that hardness is taken from.
     class_hardness : float64 [C]
         By the study's estimator.
     seconds : float
         Wall time of this run of the study.
     """
-    per_class: list[dict[str, Any]] = []
-    per_member: list[dict[str, Any]] = []
+    held_out = dataset.train.labels[rows.validation]
+    labels = held_out if study.choose is not None else dataset.test.labels
+
+    def logits(stored: StoredMember) -> np.ndarray:
+        if study.choose is None:
+            return stored.test_logits()
+        return validation_logits(stored, dataset, study.recipe, rows.validation)
+
+    def evaluated(arm: ArmResult, of: Callable[[StoredMember], np.ndarray], labels_n: np.ndarray) -> list[Evaluation]:
+        return [evaluate(of(cell.stored), labels_n, classes=dataset.classes) for cell in arm.cells]
+
+    evaluations = {arm.name: evaluated(arm, logits, labels) for arm in arms}
     # Whether a class counts as easy or hard follows from the first arm's counts, for the baseline as well: that the
     # baseline itself is balanced says nothing about its classes.
-    compared = next((arm.counts for arm in arms if arm.arm is not None), None)
+    compared = next((arm.asked for arm in arms if any(one is not None for one in arm.allocations)), None)
+    per_class: list[dict[str, Any]] = []
+    per_member: list[dict[str, Any]] = []
     for arm in arms:
-        for cell in arm.cells:
-            evaluation = evaluate(cell.stored.test_logits(), dataset.test.labels, classes=dataset.classes)
-            scores_of_cell = scores_by([cell.stored], dataset, study.estimator)
-            own = scores_of_cell.class_means(study.estimator, dataset.train.labels, dataset.train.num_classes)
+        resamples = any(one is not None for one in arm.allocations)
+        for cell, evaluation in zip(arm.cells, evaluations[arm.name], strict=True):
+            own = _class_means(scores_by([cell.stored], dataset, study.estimator), study.estimator, dataset)
             who = {"arm": arm.name, "variant": cell.variant, "member": cell.member, "seed": cell.stored.seed}
-            by = compared if arm.arm is None else arm.counts
+            by = arm.asked if resamples else compared
             per_member.append({**who, **_member_row(evaluation, cell.stored, counts=by)})
-            per_class += [{**who, **row} for row in _class_rows(evaluation, dataset, counts=arm.counts, hardness=own)]
+            counts = arm.counts[cell.variant]
+            per_class += [{**who, **row} for row in _class_rows(evaluation, dataset, counts=counts, hardness=own)]
     _write_csv(directory / "per_class.csv", pl.DataFrame(per_class))
     _write_csv(directory / "per_member.csv", pl.DataFrame(per_member))
     _write_csv(directory / "samples.csv", sample_table(scores, dataset))
+    # Pairs need every member of both sides: arms that lost one are left out of the tests.
+    whole = {arm.name for arm in arms if len(arm.cells) == study.members_per_arm}
+    against = {
+        arm.name: arm.arm.against for arm in arms if arm.arm is not None and {arm.name, arm.arm.against} <= whole
+    }
+    if against:
+        counts_of = {arm.name: arm.asked for arm in arms}
+        _write_csv(
+            directory / "comparisons.csv",
+            comparison_table(evaluations, against, counts_of, variants=study.variants, seed=study.seed),
+        )
+    extra: dict[str, Any] = {}
+    if study.stability:
+        frame, enough = ensemble_sizes(
+            scores, dataset.train.labels, num_classes=len(dataset.classes), total=len(rows.train), seed=study.seed
+        )
+        _write_csv(directory / "ensemble_size.csv", frame)
+        _write_csv(directory / "estimators.csv", estimator_agreement(scores))
+        extra["enough_members"] = enough
+    if study.choose is not None:
+        chosen = choose(study.choose, evaluations, {arm.name: arm.arm.alpha if arm.arm else 0.0 for arm in arms})
+        looked_at = {
+            arm.name: evaluated(arm, StoredMember.test_logits, dataset.test.labels)
+            for arm in arms
+            if arm.name in (BASELINE, chosen.arm)
+        }
+        extra["choice"] = chosen.to_json(looked_at)
     write_json(
         directory / "study.json",
         {
@@ -113,12 +177,14 @@ def write_results(
             "recipe": study.recipe.to_json(),
             "seed": study.seed,
             "estimator": study.estimator,
+            "evaluated_on": "test" if study.choose is None else "validation",
             "class_hardness": class_hardness.tolist(),
             "seconds": seconds,
             "versions": versions(),
             "processor": cpu_name(),
             "arms": [_arm_entry(arm, directory) for arm in arms],
             "failed": [dataclasses.asdict(failure) for failure in failed],
+            **extra,
         },
     )
 
@@ -135,21 +201,33 @@ def sample_table(scores: HardnessScores, dataset: Dataset) -> pl.DataFrame:
 
 
 def summary(directory: Path) -> dict[str, Any]:
-    """The headline numbers of a finished study with one arm, means over members."""
+    """The headline numbers of a finished study, means over members: the baseline, and the arm where there is one."""
     frame = pl.read_csv(directory / "per_member.csv")
     study = read_json(directory / "study.json")
-    baseline, treatment = BASELINE, study["arms"][1]["name"]
 
     def mean(arm: str, column: str) -> float:
         return float(frame.filter(pl.col("arm") == arm)[column].to_numpy().mean())
 
-    return {
-        "baseline_accuracy": mean(baseline, "accuracy"),
-        "hbr_accuracy": mean(treatment, "accuracy"),
-        "recall_gap_baseline": mean(baseline, "recall_max_min"),
-        "recall_gap_hbr": mean(treatment, "recall_max_min"),
+    numbers: dict[str, Any] = {
+        "baseline_accuracy": mean(BASELINE, "accuracy"),
+        "recall_gap_baseline": mean(BASELINE, "recall_max_min"),
         "members_per_arm": len(study["arms"][0]["members"]),
     }
+    if len(study["arms"]) == 2:
+        treatment = study["arms"][1]["name"]
+        numbers |= {"hbr_accuracy": mean(treatment, "accuracy"), "recall_gap_hbr": mean(treatment, "recall_max_min")}
+    else:
+        numbers["arms"] = len(study["arms"])
+    return numbers
+
+
+def _class_means(scores: HardnessScores, name: str, dataset: Dataset) -> np.ndarray:
+    """Class means of one member; NaN where it saw no sample of a class, e.g. only generated ones."""
+    values, labels = scores.per_sample(name), dataset.train.labels
+    seen = ~np.isnan(values)
+    counts = np.bincount(labels[seen], minlength=len(dataset.classes))
+    sums = np.bincount(labels[seen], weights=values[seen], minlength=len(dataset.classes))
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
 def _member_row(evaluation: Evaluation, stored: StoredMember, *, counts: np.ndarray | None) -> dict[str, Any]:
@@ -182,13 +260,28 @@ def _class_rows(
 
 
 def _arm_entry(arm: ArmResult, directory: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": arm.name, "alpha": 0.0, "undersample": "none", "oversample": "none"}
-    if arm.arm is not None and arm.allocation is not None:
-        entry = dataclasses.asdict(arm.arm)
-        entry["counts_wanted"] = arm.allocation.counts.tolist()
-        # JSON has no infinity: equally hard classes have no largest alpha.
-        entry["max_alpha"] = arm.allocation.max_alpha if np.isfinite(arm.allocation.max_alpha) else None
-    entry["counts"] = arm.counts.tolist()
+    entry: dict[str, Any] = {
+        "name": arm.name,
+        "alpha": 0.0,
+        "undersample": "none",
+        "oversample": "none",
+        "prune_level": "none",
+        "prune_by": "none",
+        "prune_rate": 0.0,
+    }
+    if arm.arm is not None:
+        entry |= {name: value for name, value in dataclasses.asdict(arm.arm).items() if name != "prune"}
+        if (prune := arm.arm.prune) is not None:
+            entry |= {"prune_level": prune.level, "prune_by": prune.by, "prune_rate": prune.rate}
+            entry["prune_drop"] = prune.drop
+        allocations = [one for one in arm.allocations if one is not None]
+        if allocations:
+            entry["counts_wanted"] = allocations[0].counts.tolist()
+            # JSON has no infinity: equally hard classes have no largest alpha.
+            most = allocations[0].max_alpha
+            entry["max_alpha"] = most if math.isfinite(most) else None
+    entry["counts"] = arm.counts[0].tolist()
+    entry["counts_by_variant"] = arm.counts.tolist()
     entry["members"] = [
         {
             "variant": cell.variant,

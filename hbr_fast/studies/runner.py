@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hbr_fast import progress
-from hbr_fast.allocation import Allocation, allocate
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.pool import Pool
 from hbr_fast.files import locked
-from hbr_fast.hardness import HardnessScores, estimator
-from hbr_fast.plan import Plan
-from hbr_fast.resampling import resample
+from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, study_rows
 from hbr_fast.studies.results import ArmResult, Cell, Failure, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.training.checkpoint import CheckpointEvery
@@ -30,6 +28,7 @@ def run_study(
     dataset: Dataset,
     *,
     out: str | os.PathLike[str],
+    pool: Pool | None = None,
     members_at_once: int = 1,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
@@ -41,8 +40,10 @@ def run_study(
     study : Study
     dataset : Dataset
     out : path
-        The study's directory: `members/` (trainings, each under its hash), `plans/`, `study.json`, `per_class.csv`,
-        `per_member.csv`, `samples.csv`.
+        The study's directory; docs/results.md says what is in it. Trainings are under `members/`, each under the hash
+        of what determines it, so that studies with one directory share what they have in common.
+    pool : Pool, optional
+        Generated images, for arms that take from one.
     members_at_once, cluster, checkpoint
         See `hbr_fast.training.parallel.obtain_members`.
 
@@ -54,16 +55,27 @@ def run_study(
     Raises
     ------
     ValueError
-        If an arm cannot be had: alpha not feasible, a class without positive hardness, an unknown strategy.
+        If an arm cannot be had: alpha not feasible, a class without positive hardness, a holdout or pool too small.
     MembersDiverged
         If all trainings of an arm diverge. Where some do, the study goes on without them and `study.json` lists them.
     BlockingIOError
         If another process runs a study in `out`.
     """
     directory = Path(out)
+    require_pool([*study.arms, *([study.path_from] if study.path_from else [])], pool)
+    rows = study_rows(study, dataset)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        _run(study, dataset, directory, members_at_once=members_at_once, cluster=cluster, checkpoint=checkpoint)
+        _run(
+            study,
+            dataset,
+            directory,
+            rows,
+            pool=pool,
+            members_at_once=members_at_once,
+            cluster=cluster,
+            checkpoint=checkpoint,
+        )
     return directory
 
 
@@ -71,22 +83,24 @@ def _run(
     study: Study,
     dataset: Dataset,
     directory: Path,
+    rows: Rows,
     *,
+    pool: Pool | None,
     members_at_once: int,
     cluster: Cluster | None,
     checkpoint: CheckpointEvery | None,
 ) -> None:
     start = time.perf_counter()
     failed: list[Failure] = []
-    seeds = [study.training_seed(variant, member) for variant, member in study.cells()]
 
-    def train(label: str, plans: Sequence[Plan | None]) -> tuple[Cell, ...]:
-        trainings = [Training(seed, plan) for seed, plan in zip(seeds, plans, strict=True)]
+    def train(label: str, trainings: Sequence[Training]) -> list[StoredMember | FloatingPointError]:
+        # Arms that come to the same rows are one training.
+        unique = {identity(training): training for training in trainings}
         try:
-            stored: Sequence[StoredMember | None] = obtain_members(
+            outcomes: Sequence[StoredMember | FloatingPointError] = obtain_members(
                 dataset,
                 study.recipe,
-                trainings,
+                list(unique.values()),
                 store=directory,
                 members_at_once=members_at_once,
                 cluster=cluster,
@@ -94,64 +108,85 @@ def _run(
                 label=label,
             )
         except MembersDiverged as error:
-            if len(error.diverged) == len(trainings):
-                raise
-            stored = error.members
-            failed.extend(Failure(label, *study.cells()[n], str(why)) for n, why in sorted(error.diverged.items()))
-        cells = zip(study.cells(), stored, strict=True)
-        return tuple(Cell(*cell, member) for cell, member in cells if member is not None)
+            outcomes = [error.diverged.get(n, member) for n, member in enumerate(error.members)]  # type: ignore[misc]
+        found = dict(zip(unique, outcomes, strict=True))
+        return [found[identity(training)] for training in trainings]
 
-    full = dataset.train.class_counts()
-    baseline = ArmResult(BASELINE, None, None, full, train(BASELINE, [None] * len(seeds)))
-    scores = scores_by([cell.stored for cell in baseline.cells], dataset, study.estimator)
-    class_hardness = scores.class_means(study.estimator, dataset.train.labels, dataset.train.num_classes)
-    treatments = []
-    for arm in study.arms:
-        allocation = _allocation(study, dataset, arm, class_hardness)
-        plans = [_plan(study, dataset, arm, variant, scores, allocation) for variant in range(study.variants)]
-        (directory / "plans").mkdir(exist_ok=True)
-        for variant, plan in enumerate(plans):
-            plan.save(directory / "plans" / f"{arm.name}-variant-{variant}.safetensors")
-        cells = train(arm.name, [plans[variant] for variant, _ in study.cells()])
-        treatments.append(ArmResult(arm.name, arm, allocation, np.array(plans[0].provenance["counts"]), cells))
+    def cells_of(arm: str, outcomes: Sequence[StoredMember | FloatingPointError]) -> tuple[Cell, ...]:
+        """The members of an arm; those that diverged go to `failed`."""
+        lost = {n: outcome for n, outcome in enumerate(outcomes) if isinstance(outcome, FloatingPointError)}
+        if len(lost) == len(outcomes):
+            raise MembersDiverged([None] * len(outcomes), lost, arm)
+        pairs = list(zip(study.cells(), outcomes, strict=True))
+        failed.extend(Failure(arm, *pairs[n][0], str(error)) for n, error in lost.items())
+        return tuple(Cell(*cell, member) for cell, member in pairs if isinstance(member, StoredMember))
+
+    baseline = cells_of(BASELINE, train(BASELINE, baseline_trainings(study, dataset)))
+    members = [cell.stored for cell in baseline]
+    planner = make_planner(study, dataset, members, pool=pool, directory=directory)
+    arms = [*study.arms, *planner.path_arms()]
+    plans = {arm.name: [planner.plan(arm, variant) for variant in range(study.variants)] for arm in arms}
+    for arm in arms:
+        _say_counts(arm, plans[arm.name][0], dataset)
+        for variant, made in enumerate(plans[arm.name]):
+            (directory / "plans").mkdir(exist_ok=True)
+            made.plan.save(directory / "plans" / f"{arm.name}-variant-{variant}.safetensors")
+    trainings = [training for arm in arms for training in arm_trainings(study, plans[arm.name])]
+    stored = iter(train("arms", trainings) if trainings else [])
+    full = np.bincount(dataset.train.labels[rows.train], minlength=len(dataset.classes))
+    results = [ArmResult(BASELINE, None, (), np.tile(full, (study.variants, 1)), baseline)]
+    for arm in arms:
+        counts = np.array([made.plan.provenance["counts"] for made in plans[arm.name]])
+        cells = cells_of(arm.name, [next(stored) for _ in study.cells()])
+        results.append(ArmResult(arm.name, arm, tuple(made.allocation for made in plans[arm.name]), counts, cells))
     write_results(
         directory,
         study=study,
         dataset=dataset,
-        arms=[baseline, *treatments],
+        rows=rows,
+        arms=results,
         failed=failed,
-        scores=scores,
-        class_hardness=class_hardness,
+        scores=scores_by(members[: study.hardness_members], dataset, study.estimator),
+        class_hardness=planner.class_hardness,
         seconds=time.perf_counter() - start,
     )
 
 
-def _allocation(study: Study, dataset: Dataset, arm: Arm, class_hardness: np.ndarray) -> Allocation:
-    allocation = allocate(
-        class_hardness,
-        hard_is=estimator(study.estimator).hard_is,
-        alpha=arm.alpha,
-        total=len(dataset.train),
-        nonpositive=arm.nonpositive,
-        clip=arm.clip,
-        classes=dataset.classes,
+def make_planner(
+    study: Study, dataset: Dataset, members: Sequence[StoredMember], *, pool: Pool | None, directory: Path
+) -> Planner:
+    """What makes the plans of a study whose baseline is trained."""
+    of_hardness = list(members[: study.hardness_members])
+    return Planner(
+        study,
+        dataset,
+        study_rows(study, dataset),
+        scores=scores_by(of_hardness, dataset, study.estimator),
+        members=of_hardness,
+        pool=pool,
+        cache=directory / "cache",
     )
-    counts = zip(dataset.classes, allocation.counts.tolist(), strict=True)
+
+
+def baseline_trainings(study: Study, dataset: Dataset) -> list[Training]:
+    """The trainings of the baseline."""
+    plan = baseline_plan(study, dataset, study_rows(study, dataset))
+    return [Training(study.training_seed(*cell), plan) for cell in study.cells()]
+
+
+def arm_trainings(study: Study, plans: Sequence[ArmPlan]) -> list[Training]:
+    """The trainings of an arm, from the plan of each variant."""
+    return [
+        Training(study.training_seed(variant, member), plans[variant].plan, plans[variant].pools)
+        for variant, member in study.cells()
+    ]
+
+
+def identity(training: Training) -> tuple[int, str | None]:
+    """What tells the trainings of a study apart."""
+    return training.seed, training.plan.content_hash() if training.plan is not None else None
+
+
+def _say_counts(arm: Arm, made: ArmPlan, dataset: Dataset) -> None:
+    counts = zip(dataset.classes, made.plan.provenance["counts"], strict=True)
     progress.say(f"{arm.name}: samples per class at alpha {arm.alpha:g}: {', '.join(f'{c} {n}' for c, n in counts)}")
-    return allocation
-
-
-def _plan(
-    study: Study, dataset: Dataset, arm: Arm, variant: int, scores: HardnessScores, allocation: Allocation
-) -> Plan:
-    return resample(
-        dataset.train.labels,
-        allocation.counts,
-        scores_n=scores.per_sample(study.estimator),
-        hard_is=estimator(study.estimator).hard_is,
-        undersample=arm.undersample,
-        oversample=arm.oversample,
-        seed=study.resampling_seed(variant),
-        provenance={"dataset": dataset.fingerprint, "estimator": study.estimator, "alpha": arm.alpha},
-        classes=dataset.classes,
-    )

@@ -16,9 +16,10 @@ from hbr_fast.files import atomic_write, content_hash
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.resampling.pools import RankedPool
 from hbr_fast.sampler import sequential_order
+from hbr_fast.training.final import trained_model
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember
-from hbr_fast.training.trainer import EVALUATION_BATCH, compute_dtype, trained_model
+from hbr_fast.training.trainer import EVALUATION_BATCH, compute_dtype
 
 
 def rank_pool(
@@ -72,7 +73,7 @@ def own_confidence(
     total = np.zeros(len(split), np.float64)
     with progress.task(f"{label}: confidence", total=len(members) * len(split), unit="images") as advance:
         for member in members:
-            model = trained_model(recipe, dataset.train, member.weights())
+            model = trained_model(member, dataset.train).eval()
             loader = Loader(
                 images,
                 order=sequential_order(len(split)),

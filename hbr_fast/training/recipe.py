@@ -184,7 +184,17 @@ def named_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: available are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]()
+    return changed_recipe(RECIPES[name](), overrides)
+
+
+def changed_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with single fields changed, each as "field=value".
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown or a value does not fit its field.
+    """
     changes = {}
     for override in overrides:
         field, equals, text = override.partition("=")

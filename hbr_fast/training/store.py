@@ -57,13 +57,6 @@ class StoredMember:
         """Hardness by this member."""
         return HardnessScores.load(self.path / "hardness.safetensors")
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The model's `state_dict`."""
-        from safetensors.torch import load_file
-
-        weights: dict[str, torch.Tensor] = load_file(self.path / "weights.safetensors")
-        return weights
-
     def test_logits(self) -> np.ndarray:
         """Logits of the test split: float32 [N_test, C]."""
         return np.load(self.path / "logits.npy", allow_pickle=False)

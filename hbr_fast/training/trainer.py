@@ -340,13 +340,6 @@ def initial_model(recipe: Recipe, split: Split, *, seed: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def trained_model(recipe: Recipe, split: Split, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The model of a recipe with a member's weights, in eval mode."""
-    model = initial_model(recipe, split, seed=0)
-    model.load_state_dict(weights)
-    return model.eval()
-
-
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, one fused kernel for all parameters."""
     return torch.optim.SGD(

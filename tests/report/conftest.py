@@ -123,7 +123,7 @@ def write_study(
                     table.writerows([name, measure, j, 1 - 0.3 / j, 1 - 0.4 / j, 1 - 0.2 / j] for j in (1, 2, 3))
                 table.writerows([name, "counts_change", j, 30 / j, 20 / j, 40 / j] for j in (2, 3))
     meta = {
-        "schema": 1,
+        "schema": 2,
         "study": "quickstart",
         "dataset": {
             "path": str(dataset or path / "none.hbr"),

@@ -126,7 +126,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("study.json", '"schema": 1', '"schema": 99', "study.json is not a study of schema 1"),
+        ("study.json", '"schema": 2', '"schema": 1', "study.json is not a study of schema 2: run the study again"),
         ("study.json", '"arms"', '"legs"', r"study.json lacks a field \('arms'\): run the study again"),
         ("study.json", '"estimator": "aum"', '"estimator": "luck"', "unknown estimator 'luck'"),
         ("study.json", '"name": "baseline"', '"name": "control"', "one of them 'baseline'"),

@@ -103,6 +103,7 @@ def test_the_quickstart_is_one_arm_with_at_least_three_members_of_the_quickstart
 def test_a_study_leaves_the_files_of_the_design(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
         ".lock",
+        "comparisons.csv",
         "members",
         "per_class.csv",
         "per_member.csv",
@@ -153,7 +154,7 @@ def test_baseline_and_arm_pair_by_seed(finished: Path) -> None:
 
 def test_study_json_says_what_was_done_and_with_what(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
-    assert (about["schema"], about["study"], about["seed"], about["estimator"]) == (1, "small", 4, "aum")
+    assert (about["schema"], about["study"], about["seed"], about["estimator"]) == (2, "small", 4, "aum")
     assert about["dataset"]["fingerprint"] == data.fingerprint
     assert (about["dataset"]["samples"], about["dataset"]["classes"]) == (240, list(data.classes))
     assert (finished / about["dataset"]["path"]).resolve() == data.path.resolve()
@@ -286,7 +287,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same_files(
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     csvs = {path: path.read_bytes() for path in copy.glob("*.csv")}
-    assert len(csvs) == 3
+    assert len(csvs) == 4
     for path in csvs:
         path.unlink()
     run_study(STUDY, data, out=copy)

@@ -12,9 +12,10 @@ from hbr_fast.data.pool import Pool, open_pool
 from hbr_fast.resampling import RankedPool, resample
 from hbr_fast.training import confidence
 from hbr_fast.training.ensemble import train_ensemble
+from hbr_fast.training.final import trained_model
 from hbr_fast.training.parallel import Training, obtain_members
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import predict, trained_model
+from hbr_fast.training.trainer import predict
 
 RECIPE = Recipe(
     name="t", model="cnn-8-16", epochs=4, batch_size=50, lr=0.05, schedule="triangular", flip=0.0, precision="float32"
@@ -45,7 +46,7 @@ def test_rank_pool_is_the_mean_probability_of_the_own_class_and_is_kept(
     ranked = confidence.rank_pool(pool, data, RECIPE, members, cache=tmp_path / "cache")
     expected = np.zeros(600)
     for member in members:
-        model = trained_model(RECIPE, data.train, member.weights())
+        model = trained_model(member, data.train).eval()
         images = (torch.from_numpy(np.array(pool.split.images)).float() / 255 - data.mean[0]) / data.std[0]
         with torch.no_grad():
             probabilities = model(images).softmax(1).numpy()
@@ -85,7 +86,7 @@ def test_training_sees_pool_images_and_scores_only_the_split(data: Dataset, pool
     assert other.key == member.key
     np.testing.assert_allclose(other.test_logits(), member.test_logits(), atol=0.05)
     np.testing.assert_allclose(
-        predict(trained_model(RECIPE, data.train, member.weights()), data.test, dtype=torch.float32),
+        predict(trained_model(member, data.train).eval(), data.test, dtype=torch.float32),
         member.test_logits(),
         atol=1e-4,
     )

@@ -1,0 +1,366 @@
+"""The named studies: their grids, tiny runs of each through the command line, previews, and choosing alpha."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hbr_fast import cli
+from hbr_fast.data.convert import convert
+from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.evaluation.statistics import paired_difference
+from hbr_fast.files import read_json
+from hbr_fast.plan import Plan
+from hbr_fast.report.study_files import read_study
+from hbr_fast.studies import choice
+from hbr_fast.studies.plans import study_rows
+from hbr_fast.studies.preview import images_per_second, preview
+from hbr_fast.studies.recipes import STUDIES, TINY_RECIPE, named_study
+from hbr_fast.studies.runner import run_study
+from hbr_fast.studies.study import Arm, Choice, Pruning, Study
+from hbr_fast.training.store import open_member
+
+DATA: dict[str, Any] = {"classes": 4, "train_per_class": 80, "test_per_class": 40, "shape": (1, 8, 8)}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every tiny study runs, so that they share the data and the baseline."""
+    return tmp_path_factory.mktemp("tiny") / "studies"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return convert("synthetic", tmp_path_factory.mktemp("data") / "small.hbr", **DATA)
+
+
+def run(name: str, out: Path, *words: str) -> dict[str, Any]:
+    cli.main(["study", name, "--tiny", "--out", str(out), "--members-at-once", "1", *words])
+    meta: dict[str, Any] = read_json(out / "study.json")
+    return meta
+
+
+# --- grids
+
+
+def test_grids_are_those_of_the_paper() -> None:
+    one = named_study("case-study-1")
+    assert len(one.arms) == 6 * 4
+    assert {arm.prune.rate for arm in one.arms if arm.prune} == {0.33, 0.42, 0.5, 0.58, 0.66, 0.75}
+    assert [arm.name for arm in one.arms[:4]] == [
+        "pruned-33",
+        "pruned-33-random-1",
+        "pruned-33-smote-1",
+        "pruned-33-holdout-1",
+    ]
+    assert [arm.against for arm in one.arms[:4]] == ["baseline", "pruned-33", "pruned-33", "pruned-33"]
+    two = named_study("case-study-2")
+    assert {arm.alpha for arm in two.arms} == {1.0, 3.0, 5.0}
+    assert {arm.alpha for arm in named_study("case-study-2", num_classes=100).arms} == {1.0, 2.0}
+    assert {arm.oversample for arm in two.arms} == {"random", "smote", "pool-random", "pool-average", "pool-hard"}
+    assert {arm.undersample for arm in two.arms} == {"easy"}
+    pruning = named_study("pruning")
+    assert {(arm.prune.level, arm.prune.rate) for arm in pruning.arms if arm.prune} == {
+        (level, rate / 10) for level in ("class", "dataset") for rate in range(1, 9)
+    }
+    for study in (one, two, pruning):
+        assert (study.variants, study.members, study.hardness_members) == (4, 4, 10)
+        assert study.recipe.name == "paper-resnet18"
+    assert named_study("baseline").trainings == named_study("robustness").trainings == 16
+    assert named_study("alpha-path").trainings == 16 * 7
+
+
+def test_sizes_of_the_grids_are_options() -> None:
+    study = named_study(
+        "case-study-2", alphas=(0.25,), oversamplers=("smote",), variants=3, members=2, overrides=["epochs=5"]
+    )
+    assert [(arm.name, arm.alpha) for arm in study.arms] == [("smote-0.25", 0.25)]
+    assert (study.variants, study.members, study.recipe.epochs) == (3, 2, 5)
+    with pytest.raises(ValueError, match=r"unknown study 'case-study-3': available are quickstart, baseline, case-"):
+        named_study("case-study-3")
+    with pytest.raises(ValueError, match="study baseline takes no option 'rates': it takes recipe, members, variants"):
+        named_study("baseline", rates=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 0.0}, "alpha must be a finite number above 0, got 0.0"),
+        ({"oversample": "holdout"}, "the holdout is what pruning sets aside"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Arm(**{"name": "a", "alpha": 0.3, **change})
+
+
+# --- tiny runs: data to page
+
+
+def test_case_study_1(tiny: Path) -> None:
+    meta = run("case-study-1", tiny)
+    assert (tiny / "report" / "index.html").is_file()
+    data = open_dataset(tiny / "tiny.hbr")
+    arms = {arm["name"]: arm for arm in meta["arms"]}
+    assert len(arms) == 9
+    assert arms["pruned-50"]["counts"] == [40] * 4
+    assert (arms["pruned-66"]["prune_level"], arms["pruned-66"]["prune_by"], arms["pruned-66"]["prune_rate"]) == (
+        "class",
+        "random",
+        0.66,
+    )
+    assert sum(arms["pruned-66-smote-0.3"]["counts"]) == 4 * (80 - 53)
+    kept = {v: Plan.load(tiny / "plans" / f"pruned-50-variant-{v}.safetensors").index for v in (0, 1)}
+    assert set(kept[0]) != set(kept[1]), "a variant prunes by a seed of its own"
+    for variant in (0, 1):
+        held = Plan.load(tiny / "plans" / f"pruned-50-holdout-0.3-variant-{variant}.safetensors")
+        added = set(held.index) - set(kept[variant])
+        assert added, "the holdout's samples are those that pruning set aside"
+        same = Plan.load(tiny / "plans" / f"pruned-50-random-0.3-variant-{variant}.safetensors")
+        assert set(same.index) <= set(kept[variant])
+        made = Plan.load(tiny / "plans" / f"pruned-50-smote-0.3-variant-{variant}.safetensors")
+        assert (made.partner >= 0).sum() == len(added)
+        assert set(made.partner[made.partner >= 0]) <= set(kept[variant])
+        assert (data.train.labels[made.partner] == data.train.labels[made.index])[made.partner >= 0].all()
+        counts = np.bincount(data.train.labels[held.index], minlength=4)
+        assert counts.tolist() == arms["pruned-50-holdout-0.3"]["counts_by_variant"][variant]
+
+
+def test_comparisons_are_with_the_arm_said_and_paired(tiny: Path) -> None:
+    run("case-study-1", tiny)  # done already: nothing is trained
+    table = pl.read_csv(tiny / "comparisons.csv")
+    members = pl.read_csv(tiny / "per_member.csv")
+    row = table.row(
+        by_predicate=(pl.col("arm") == "pruned-50-smote-0.3") & (pl.col("quantity") == "recall_max_min"), named=True
+    )
+    assert row["against"] == "pruned-50"
+
+    def values(arm: str) -> np.ndarray:
+        return members.filter(pl.col("arm") == arm).sort("variant", "member")["recall_max_min"].to_numpy()[:, None]
+
+    paired = paired_difference(values("pruned-50"), values("pruned-50-smote-0.3"))
+    assert row["difference"] == pytest.approx(paired.difference)
+    assert (row["low"], row["high"], row["p"]) == pytest.approx((paired.low, paired.high, paired.p_value))
+    assert row["smallest_p"] == 0.5
+    assert row["family"] == "recall gaps"
+    assert row["p_holm"] >= row["p"]
+    assert row["direction"] == paired.direction
+    assert table.filter(pl.col("family") == "recall gaps").height == 8 * 5
+    assert set(table["arm"]) == {arm["name"] for arm in read_json(tiny / "study.json")["arms"]} - {"baseline"}
+
+
+def test_case_study_2_with_a_pool(tiny: Path) -> None:
+    meta = run("case-study-2", tiny)
+    arms = {arm["name"]: arm for arm in meta["arms"]}
+    assert len(arms) == 11
+    for name, arm in arms.items():
+        assert sum(arm["counts"]) == 320, name
+    for kind in ("random", "average", "hard"):
+        plan = Plan.load(tiny / "plans" / f"pool-{kind}-0.4-variant-0.safetensors")
+        assert 0 < (plan.store == 1).sum() < 160
+        assert plan.stores == (open_dataset(tiny / "tiny-pool.hbr").fingerprint,)
+    assert len(list((tiny / "cache").glob("confidence-*.npy"))) == 2, "the pool's and the real images': ranked once"
+    assert (tiny / "report" / "index.html").is_file()
+
+
+def test_pruning_by_hardness(tiny: Path) -> None:
+    meta = run("pruning", tiny)
+    data = open_dataset(tiny / "tiny.hbr")
+    aum = pl.read_csv(tiny / "samples.csv")["aum"].to_numpy()
+    kept = Plan.load(tiny / "plans" / "dataset-hardness-50-variant-0.safetensors").index
+    gone = np.setdiff1d(np.arange(320), kept)
+    assert len(kept) == 160
+    assert aum[gone].min() >= aum[kept].max(), "the easiest go"
+    arms = {arm["name"]: arm for arm in meta["arms"]}
+    assert arms["class-hardness-50"]["counts"] == [40] * 4
+    assert arms["dataset-hardness-50"]["counts"] == np.bincount(data.train.labels[kept]).tolist()
+
+
+def test_robustness(tiny: Path) -> None:
+    meta = run("robustness", tiny)
+    table = pl.read_csv(tiny / "ensemble_size.csv")
+    assert table.columns == ["estimator", "measure", "size", "mean", "low", "high"]
+    aum = table.filter(pl.col("estimator") == "aum")
+    assert set(aum["measure"]) == {
+        *("class_spearman", "class_kendall", "sample_spearman", "sample_kendall", "pruned_jaccard", "counts_change"),
+    }
+    for measure in ("sample_spearman", "sample_kendall", "pruned_jaccard"):
+        means = aum.filter(pl.col("measure") == measure).sort("size")["mean"].to_list()
+        assert means[-1] == pytest.approx(1.0), "all members agree with all members"
+        assert means == sorted(means)
+        assert means[0] < 0.99
+    changes = aum.filter(pl.col("measure") == "counts_change").sort("size")
+    assert changes["size"].to_list() == [2, 3, 4]
+    assert changes["mean"][2] < changes["mean"][0]
+    assert (table["low"] <= table["high"]).all()
+    assert set(meta["enough_members"]) == set(table["estimator"])
+    pairs = pl.read_csv(tiny / "estimators.csv")
+    same = pairs.filter(pl.col("estimator") == pl.col("other"))
+    assert (same["jaccard"] == 1).all()
+    loss = pairs.row(by_predicate=(pl.col("estimator") == "aum") & (pl.col("other") == "loss"), named=True)
+    assert loss["spearman"] > 0.5, "each by its own hard end"
+
+
+def test_baseline_and_quickstart(tiny: Path) -> None:
+    assert [arm["name"] for arm in run("baseline", tiny)["arms"]] == ["baseline"]
+    assert [arm["name"] for arm in run("quickstart", tiny, "--alpha", "0.3")["arms"]] == ["baseline", "hbr"]
+
+
+# --- the right alpha
+
+
+def test_alpha_path_goes_to_the_largest_feasible_alpha(tiny: Path) -> None:
+    meta = run("alpha-path", tiny)
+    alphas = [arm["alpha"] for arm in meta["arms"]]
+    assert alphas[0] == 0
+    assert alphas == sorted(alphas)
+    largest = meta["arms"][1]["max_alpha"]
+    assert largest * 0.99 < alphas[-1] <= largest
+    ratios = np.diff(np.log(alphas[1:]))
+    assert ratios[0] == pytest.approx(ratios[1], abs=0.02)
+    assert min(meta["arms"][-1]["counts"]) >= 1
+    assert meta["evaluated_on"] == "test"
+    assert "choice" not in meta
+
+
+def test_alpha_is_chosen_on_samples_that_no_training_saw(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "choose"
+    meta = run("alpha-path", out, "--choose", "--validation", "0.25", "--tolerance", "0.05")
+    data = open_dataset(out / "tiny.hbr")
+    study = named_study("alpha-path", tiny=True, choose=True, validation=0.25, tolerance=0.05)
+    rows = study_rows(study, data)
+    assert np.bincount(data.train.labels[rows.validation]).tolist() == [20] * 4
+    for arm in meta["arms"]:
+        for member in arm["members"]:
+            stored = open_member(out, member["key"])
+            assert stored.scores().observations[0, rows.validation].sum() == 0
+            assert stored.scores().observations.sum() == TINY_RECIPE.epochs * 240
+    chosen = meta["choice"]
+    assert (chosen["tolerance"], meta["evaluated_on"]) == (5.0, "validation")
+    by_arm = {row["arm"]: row for row in chosen["validation"]}
+    assert set(by_arm) == {arm["name"] for arm in meta["arms"]}
+    allowed = [row for row in chosen["validation"] if row["accuracy"] >= by_arm["baseline"]["accuracy"] - 5]
+    assert chosen["arm"] == min(allowed, key=lambda row: row["gap"])["arm"]
+    # The files hold the validation split for all; the test split is in the choice alone, for one arm and the baseline.
+    members = pl.read_csv(out / "per_member.csv")
+    for name, row in by_arm.items():
+        own = members.filter(pl.col("arm") == name)
+        assert row["accuracy"] == pytest.approx(100 * np.mean(own["accuracy"].to_numpy()))
+        assert row["gap"] == pytest.approx(100 * np.mean(own["recall_max_min"].to_numpy()))
+    for name, key in (("baseline", "accuracy_baseline"), (chosen["arm"], "accuracy")):
+        arm = next(one for one in meta["arms"] if one["name"] == name)
+        right = [(np.load(out / m["path"] / "logits.npy").argmax(1) == data.test.labels).mean() for m in arm["members"]]
+        assert chosen["test"][key] == pytest.approx(100 * np.mean(right))
+
+
+def test_nothing_better_than_the_baseline_is_the_baseline() -> None:
+    def evaluation(gap: float, accuracy: float) -> Any:
+        from types import SimpleNamespace
+
+        return [SimpleNamespace(recall=np.array([1.0, 1.0 - gap]), accuracy=accuracy)]
+
+    evaluations = {"baseline": evaluation(0.2, 0.9), "a": evaluation(0.1, 0.88), "b": evaluation(0.15, 0.897)}
+    alphas = {"baseline": 0.0, "b": 0.1, "a": 0.5}
+    assert choice.choose(Choice(tolerance=0.005), evaluations, alphas).arm == "b"
+    assert choice.choose(Choice(tolerance=0.02), evaluations, alphas).arm == "a"
+    assert choice.choose(Choice(tolerance=0.0), evaluations, alphas).arm == "baseline"
+    with pytest.raises(ValueError, match=r"share of accuracy in \[0, 1\], got -1"):
+        Choice(tolerance=-1)
+    with pytest.raises(ValueError, match=r"share in \(0, 1\) of each class, got 0"):
+        Choice(validation=0)
+
+
+# --- before and after running
+
+
+def test_a_preview_counts_what_is_done_and_trains_nothing(small: Dataset, tmp_path: Path) -> None:
+    study = Study(
+        name="s",
+        recipe=TINY_RECIPE,
+        arms=(Arm("half", 0, "none", "none", Pruning(0.5)), Arm("more", 0.2)),
+        variants=2,
+        members=1,
+    )
+    before = preview(study, small, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    assert [(arm.trainings, arm.done) for arm in before.arms] == [(2, 0), (2, 0), (2, 0)]
+    assert before.images == TINY_RECIPE.epochs * (2 * 320 + 2 * 160 + 2 * 320)
+    run_study(study, small, out=tmp_path / "s")
+    after = preview(study, small, out=tmp_path / "s")
+    assert (after.missing, after.images) == (0, 0)
+    shutil.rmtree(tmp_path / "s" / read_json(tmp_path / "s" / "study.json")["arms"][1]["members"][1]["path"])
+    some = preview(study, small, out=tmp_path / "s")
+    assert [(arm.name, arm.done) for arm in some.arms] == [("baseline", 2), ("half", 1), ("more", 2)]
+    assert some.images == TINY_RECIPE.epochs * 160
+    assert images_per_second(small, TINY_RECIPE) > 100
+
+
+def test_a_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["study", "alpha-path", "--tiny", "--dry-run", "--out", str(tmp_path / "a"), "--members-at-once", "1"]
+    cli.main(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["baseline", "2", "trainings,", "0", "done"]
+    assert lines[1].startswith("random, 3 alphas     6 trainings,    0 done  (rows follow from the baseline")
+    assert lines[-1].startswith("8 trainings, 0 done, 8 to do: about ")
+    assert not (tmp_path / "a" / "members").exists()
+    assert not (tmp_path / "a" / "study.json").exists()
+
+
+def test_a_study_copied_from_elsewhere_is_read_and_resumed(tiny: Path, tmp_path: Path) -> None:
+    run("quickstart", tiny)
+    copy = Path(shutil.copytree(tiny, tmp_path / "moved" / "studies"))
+    study = read_study(copy)
+    assert study.arms == ("baseline", "hbr")
+    shutil.rmtree(copy / "report")
+    cli.main(["report", str(copy)])
+    assert (copy / "report" / "index.html").is_file()
+    for arm in read_json(copy / "study.json")["arms"]:
+        for member in arm["members"]:
+            assert (copy / member["path"] / "weights.safetensors").is_file()
+    found = preview(named_study("quickstart", tiny=True), open_dataset(copy / "tiny.hbr"), out=copy)
+    assert found.missing == 0
+
+
+def test_results_of_an_older_schema_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    run("quickstart", tiny)
+    copy = Path(shutil.copytree(tiny, tmp_path / "old"))
+    meta = read_json(copy / "study.json")
+    (copy / "study.json").write_text(json.dumps({**meta, "schema": 1}))
+    with pytest.raises(ValueError, match=r"study\.json is not a study of schema 2: run the study again"):
+        read_study(copy)
+    assert run("quickstart", copy)["schema"] == 2, "running it again finds the trainings and writes the new files"
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (
+            Arm("h", 0.9, oversample="holdout", prune=Pruning(0.05), nonpositive="shift"),
+            r"arm 'h': class '.*' wants \d+ more .* has 4",
+        ),
+        (Arm("p", 0.3, oversample="pool-hard"), "arm 'p' takes images from a pool: give one with --pool"),
+        (
+            Arm("s", 0.3, oversample="smote", prune=Pruning(0.95), nonpositive="shift"),
+            "wants 5 neighbours a sample but has 3 other samples",
+        ),
+        (Arm("a", 50.0), "arm 'a': alpha 50.0 would put class 'class_0' below the floor of 1"),
+    ],
+)
+def test_what_cannot_be_had_names_arm_class_wanted_and_available(
+    small: Dataset, tmp_path_factory: pytest.TempPathFactory, arm: Arm, message: str
+) -> None:
+    out = tmp_path_factory.getbasetemp() / "impossible"  # one baseline for all
+    study = Study(name="s", recipe=TINY_RECIPE, arms=(arm,), variants=1, members=1)
+    with pytest.raises(ValueError, match=message):
+        run_study(study, small, out=out)
+    assert not (out / "study.json").exists()
+
+
+def test_every_study_has_a_tiny_variant() -> None:
+    for name in STUDIES:
+        assert named_study(name, tiny=True).recipe == TINY_RECIPE
+        assert named_study(name, tiny=True).trainings <= 24
