@@ -2,9 +2,10 @@
 
 from hbr_fast.hardness.cross_entropy import hardness_cross_entropy
 from hbr_fast.hardness.estimators import ESTIMATORS, FINAL, RECORDED, Estimator, estimator
-from hbr_fast.hardness.recorder import HardnessRecorder, NeverLearnt
+from hbr_fast.hardness.recorder import HardnessRecorder
 from hbr_fast.hardness.scores import HardnessScores, stack_scores
 from hbr_fast.hardness.stability import EnsembleSizeCurve, ensemble_size_curve
+from hbr_fast.hardness.state import NeverLearnt
 
 __all__ = [
     "ESTIMATORS",

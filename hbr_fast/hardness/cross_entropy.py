@@ -61,6 +61,8 @@ def hardness_cross_entropy(
 
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if recorder.members is not None:
+        raise ValueError("the loss is of one member: give each member a recorder of its own, or record beside the loss")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     if weight is not None and (weight.shape != logits_bc.shape[1:] or weight.device != logits_bc.device):

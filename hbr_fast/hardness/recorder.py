@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from hbr_fast.hardness.estimators import RECORDED, estimator
 from hbr_fast.hardness.scores import HardnessScores
+from hbr_fast.hardness.state import NeverLearnt, columns_of, empty_state, values_of_state
 
 if TYPE_CHECKING:
     import polars as pl
     import torch
 
-    State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-NeverLearnt = Literal["max+1", "zero", "inf"]
+    from hbr_fast.hardness.state import State
 
 _LEFT_OUT = [0, 2, 3]  # entries of the status that count rows
 
@@ -39,6 +36,8 @@ class HardnessRecorder:
         EL2N is recorded in the first this many epochs.
     device : torch.device or str
         Where the logits will be; the state is kept there.
+    members : int, optional
+        Of an ensemble whose members are trained side by side: logits are then [M, B, C] and the scores of M members.
     distributed : bool
         This process is one rank of several that share the epoch: it also logs its visits (16 bytes each), and
         `merge_ranks` makes one recording of all.
@@ -71,6 +70,7 @@ class HardnessRecorder:
         estimators: Sequence[str] | None = None,
         el2n_epochs: int = 20,
         device: torch.device | str = "cpu",
+        members: int | None = None,
         distributed: bool = False,
         provenance: Mapping[str, Any] | None = None,
         strangers: bool = False,
@@ -83,20 +83,25 @@ class HardnessRecorder:
                 "a recorder needs num_samples >= 1, num_classes >= 2 and el2n_epochs >= 1, "
                 f"got {num_samples}, {num_classes} and {el2n_epochs}"
             )
+        if members is not None and (members < 1 or distributed):
+            raise ValueError(
+                f"members must be at least 1, and 1 where distributed=True (make a recorder for each), got {members}"
+            )
         self.num_samples = num_samples
         self.num_classes = num_classes
+        self.members = members
         self.strangers = strangers
         self._rows = num_samples + strangers  # all strangers share a last row, which no score is made of
         self.estimators = _chosen(estimators)
         self.el2n_epochs = el2n_epochs
         self.epochs = 0
         self.provenance = dict(provenance or {})
-        self.sums, self.counters, self.nonfinite = _empty_state(self._rows, device)
-        self._columns = _columns(self.estimators)
+        self.sums, self.counters, self.nonfinite = empty_state(self._rows, device, members)
+        self._columns = columns_of(self.estimators)
         self._log = VisitLog() if distributed else None
         # Of a distributed recording: the visits of all ranks up to the last merge. The state above is then what this
         # rank visited since.
-        self._merged = _empty_state(self._rows, device) if distributed else None
+        self._merged = empty_state(self._rows, device) if distributed else None
         self._record = ops.record
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
@@ -104,9 +109,9 @@ class HardnessRecorder:
 
         Parameters
         ----------
-        logits_bc : float [B, C]
+        logits_bc : float [B, C], or [M, B, C] of M members
             On the recorder's device, of any float type and strides; gradients are not needed and not touched.
-        labels_b, ids_b : int64 or int32 [B]
+        labels_b, ids_b : int64 or int32 [B], or [M, B] of M members
             Hard labels and sample ids. Rows of label -100 are left out. An id may occur more than once: its rows count
             in their order.
         epoch : int
@@ -130,12 +135,13 @@ class HardnessRecorder:
         """Labels and ids as the kernels take them, of arguments that fit this recorder."""
         import torch
 
-        if logits_bc.ndim != 2 or logits_bc.shape[1] != self.num_classes:
-            raise ValueError(f"logits must be [B, {self.num_classes}], got {list(logits_bc.shape)}")
-        if labels_b.shape != logits_bc.shape[:1] or ids_b.shape != logits_bc.shape[:1]:
-            raise ValueError(
-                f"labels and ids must be [{logits_bc.shape[0]}], got {list(labels_b.shape)} and {list(ids_b.shape)}"
-            )
+        leading = [] if self.members is None else [self.members]
+        *shape, classes = logits_bc.shape or [0]
+        if len(shape) != len(leading) + 1 or shape[:-1] != leading or classes != self.num_classes:
+            wanted = ", ".join(map(str, [*leading, "B", self.num_classes]))
+            raise ValueError(f"logits must be [{wanted}], got {list(logits_bc.shape)}")
+        if list(labels_b.shape) != shape or list(ids_b.shape) != shape:
+            raise ValueError(f"labels and ids must be {shape}, got {list(labels_b.shape)} and {list(ids_b.shape)}")
         if not 0 <= epoch < 2**31:
             raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
         if labels_b.is_floating_point() or ids_b.is_floating_point():
@@ -188,7 +194,7 @@ class HardnessRecorder:
         epochs = torch.tensor([self.epochs], device=sums.device)
         ranks.all_reduce(epochs, group, "MAX")
         self.epochs = int(epochs)
-        self.sums, self.counters, self.nonfinite = _empty_state(self._rows, sums.device)
+        self.sums, self.counters, self.nonfinite = empty_state(self._rows, sums.device)
         self._log.clear()
 
     def merge(self, other: HardnessRecorder) -> None:
@@ -206,6 +212,8 @@ class HardnessRecorder:
         from hbr_fast.kernels import cpu_hardness as k
 
         self._require_same(other._options())
+        if self.members is not None:
+            raise ValueError("recorders of several members are not merged: make one for each member")
         (sums, counters, nonfinite), (more_sums, more_counters, more_nonfinite) = self._whole(), other._whole()
         seen, seen_there = (one[: self.num_samples, k.OBSERVATIONS] > 0 for one in (counters, more_counters))
         both = (seen & seen_there).nonzero()
@@ -257,12 +265,12 @@ class HardnessRecorder:
             self.sums, self.counters, self.nonfinite = loaded
         else:
             self._merged = (loaded[0], loaded[1], loaded[2])
-            self.sums, self.counters, self.nonfinite = _empty_state(self._rows, self.sums.device)
+            self.sums, self.counters, self.nonfinite = empty_state(self._rows, self.sums.device)
             self._log.clear()
         self.epochs = epochs
 
     def scores(self, *, never_learnt: NeverLearnt = "max+1") -> HardnessScores:
-        """What was recorded so far, as the scores of one member.
+        """What was recorded so far, as the scores of one member, or of M.
 
         Parameters
         ----------
@@ -276,40 +284,16 @@ class HardnessRecorder:
             If the policy is unknown, or this is a rank of a distributed recording that was not merged since it last
             recorded.
         """
-        from hbr_fast.kernels import cpu_hardness as k
-
         sums, counters, nonfinite = (tensor.cpu().numpy() for tensor in self._whole())
-        sums, counters = sums[: self.num_samples], counters[: self.num_samples]
-        count = counters[:, k.OBSERVATIONS].astype(np.int64)
-        seen = count > 0
-
-        def mean(total_n: np.ndarray, count_n: np.ndarray = count) -> np.ndarray:
-            return np.divide(total_n, count_n, out=np.full(len(count_n), np.nan), where=count_n > 0)
-
-        confidence, square = mean(sums[:, k.CONFIDENCE]), mean(sums[:, k.CONFIDENCE_SQUARED])
-        never = seen & (counters[:, k.CORRECT] == 0)
-        first_learned = np.where(never, self.epochs, counters[:, k.FIRST_LEARNED]).astype(np.float64)
-        forgetting = counters[:, k.FORGOTTEN].astype(np.float64)
-        forgetting[never] = _forgetting_of_never_learnt(never_learnt, forgetting[seen & ~never])
-        values = {
-            "aum": mean(sums[:, k.AUM]),
-            "aum_softmax": mean(sums[:, k.AUM_SOFTMAX]),
-            "confidence": confidence,
-            "confidence_logit": mean(sums[:, k.CONFIDENCE_LOGIT]),
-            "variability": np.sqrt(np.maximum(square - confidence**2, 0)),
-            "correctness": mean(counters[:, k.CORRECT].astype(np.float64)),
-            "dataiq": np.maximum(confidence - square, 0),
-            "loss": mean(sums[:, k.LOSS]),
-            "el2n": mean(sums[:, k.EL2N], counters[:, k.EL2N_OBSERVATIONS]),
-            "forgetting": np.where(seen, forgetting, np.nan),
-            "first_learned": np.where(seen, first_learned, np.nan),
-        }
         left_out, first_id, bad_labels, bad_ids = nonfinite.tolist()
         if bad_labels or bad_ids:
             raise ValueError(
                 f"{bad_labels} rows had a label outside [0, {self.num_classes}) and {bad_ids} an id outside "
                 f"[0, {self.num_samples}), and were left out: was the recorder made for this dataset?"
             )
+        values, observations, never = values_of_state(
+            sums, counters, num_samples=self.num_samples, epochs=self.epochs, never_learnt=never_learnt
+        )
         provenance = {
             **self.provenance,
             "epochs": self.epochs,
@@ -319,9 +303,9 @@ class HardnessRecorder:
             "first_id_not_finite": first_id,
         }
         return HardnessScores(
-            values={name: values[name][None] for name in self.estimators},
-            observations=count[None],
-            never_learnt=never[None],
+            values={name: values[name] for name in self.estimators},
+            observations=observations,
+            never_learnt=never,
             provenance=provenance,
         )
 
@@ -352,6 +336,7 @@ class HardnessRecorder:
             "num_samples": self.num_samples,
             "num_classes": self.num_classes,
             "strangers": self.strangers,
+            "members": self.members,
             "estimators": list(self.estimators),
             "el2n_epochs": self.el2n_epochs,
             "dataset": self.provenance.get("dataset"),
@@ -365,16 +350,6 @@ class HardnessRecorder:
                 )
 
 
-def _forgetting_of_never_learnt(policy: NeverLearnt, learnt: np.ndarray) -> float:
-    if policy == "max+1":
-        return float(learnt.max(initial=-1)) + 1
-    if policy == "zero":
-        return 0.0
-    if policy == "inf":
-        return float("inf")
-    raise ValueError(f"never_learnt must be 'max+1', 'zero' or 'inf', got {policy!r}")
-
-
 def _chosen(names: Sequence[str] | None) -> tuple[str, ...]:
     """The estimators asked for, in the table's order."""
     if names is None:
@@ -385,33 +360,3 @@ def _chosen(names: Sequence[str] | None) -> tuple[str, ...]:
         if estimator(name).name not in RECORDED:
             raise ValueError(f"{name} is not recorded in the loop: choose from {', '.join(RECORDED)}")
     return tuple(name for name in RECORDED if name in names)
-
-
-def _columns(estimators: Sequence[str]) -> int:
-    """The mask of the kernels' sums that these estimators are made of; counters are always kept."""
-    from hbr_fast.kernels import cpu_hardness as k
-
-    made_of = {
-        "aum": [k.AUM],
-        "aum_softmax": [k.AUM_SOFTMAX],
-        "confidence": [k.CONFIDENCE],
-        "confidence_logit": [k.CONFIDENCE_LOGIT],
-        "variability": [k.CONFIDENCE, k.CONFIDENCE_SQUARED],
-        "dataiq": [k.CONFIDENCE, k.CONFIDENCE_SQUARED],
-        "loss": [k.LOSS],
-        "el2n": [k.EL2N],
-    }
-    return sum(1 << column for column in {column for name in estimators for column in made_of.get(name, [])})
-
-
-def _empty_state(num_samples: int, device: torch.device | str) -> State:
-    """Sums float64 [N, 8], counters int32 [N, 8] and status int64 [4] (see `cpu_hardness`), nothing recorded."""
-    import torch
-
-    from hbr_fast.kernels import cpu_hardness as k
-
-    sums = torch.zeros(num_samples, k.SUM_COLUMNS, dtype=torch.float64, device=device)
-    counters = torch.zeros(num_samples, k.COUNTER_COLUMNS, dtype=torch.int32, device=device)
-    counters[:, k.LAST_CORRECT] = -1
-    counters[:, k.FIRST_LEARNED] = -1
-    return sums, counters, torch.tensor([0, -1, 0, 0], device=device)

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from hardness.histories import RIGHT, WRONG, record_history
-from hbr_fast.hardness import ESTIMATORS, RECORDED, HardnessRecorder, NeverLearnt, estimator
+from hbr_fast.hardness import (
+    ESTIMATORS,
+    RECORDED,
+    HardnessRecorder,
+    NeverLearnt,
+    estimator,
+    hardness_cross_entropy,
+    stack_scores,
+)
 
 LN2 = math.log(2)
 
@@ -229,6 +237,49 @@ def test_with_mixup_and_smoothing_the_hard_label_of_the_id_counts() -> None:
     recorder.record(logits, labels, ids, epoch=0)
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none").detach()
     np.testing.assert_allclose(recorder.scores().per_sample("loss"), loss.numpy(), rtol=1e-6)
+
+
+def test_members_side_by_side_are_recorded_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    together, alone = HardnessRecorder(20, 4, members=3), [HardnessRecorder(20, 4) for _ in range(3)]
+    for epoch in range(3):
+        logits = torch.from_numpy(rng.normal(0, 2, (3, 12, 4)).astype(np.float32))
+        ids = torch.from_numpy(rng.integers(0, 18, (3, 12)))  # every member has its own batch; ids repeat
+        together.record(logits, ids % 4, ids, epoch=epoch)
+        for m, recorder in enumerate(alone):
+            recorder.record(logits[m], ids[m] % 4, ids[m], epoch=epoch)
+    scores, expected = together.scores(), stack_scores([recorder.scores() for recorder in alone])
+    assert scores.members == 3
+    for name, values in expected.values.items():
+        np.testing.assert_array_equal(scores.values[name], values, err_msg=name)
+    np.testing.assert_array_equal(scores.observations, expected.observations)
+    np.testing.assert_array_equal(scores.never_learnt, expected.never_learnt)
+    again = HardnessRecorder(20, 4, members=3)
+    again.load_state_dict(together.state_dict())
+    np.testing.assert_array_equal(again.scores().values["aum"], scores.values["aum"])
+
+
+def test_members_that_do_not_fit() -> None:
+    recorder = HardnessRecorder(20, 4, members=3)
+    ids = torch.zeros(3, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"logits must be \[3, B, 4\], got \[5, 4\]"):
+        recorder.record(torch.zeros(5, 4), ids[0], ids[0], epoch=0)
+    with pytest.raises(ValueError, match=r"logits must be \[3, B, 4\], got \[2, 5, 4\]"):
+        recorder.record(torch.zeros(2, 5, 4), ids[:2], ids[:2], epoch=0)
+    with pytest.raises(ValueError, match=r"labels and ids must be \[3, 5\], got \[5\] and \[3, 5\]"):
+        recorder.record(torch.zeros(3, 5, 4), ids[0], ids, epoch=0)
+    with pytest.raises(ValueError, match=r"logits must be \[B, 4\], got \[3, 5, 4\]"):
+        HardnessRecorder(20, 4).record(torch.zeros(3, 5, 4), ids, ids, epoch=0)
+    with pytest.raises(ValueError, match="this recorder has members 3, the other None"):
+        recorder.load_state_dict(HardnessRecorder(20, 4).state_dict())
+    with pytest.raises(ValueError, match=r"members must be at least 1, .* got 0"):
+        HardnessRecorder(20, 4, members=0)
+    with pytest.raises(ValueError, match=r"and 1 where distributed=True \(make a recorder for each\), got 2"):
+        HardnessRecorder(20, 4, members=2, distributed=True)
+    with pytest.raises(ValueError, match="recorders of several members are not merged"):
+        recorder.merge(HardnessRecorder(20, 4, members=3))
+    with pytest.raises(ValueError, match="the loss is of one member"):
+        hardness_cross_entropy(torch.zeros(3, 5, 4), ids, ids, recorder, epoch=0)
 
 
 def test_a_recording_becomes_a_table(tmp_path: Path) -> None:
