@@ -2,21 +2,28 @@
 
 Work: gather in random order, flip (p 0.5), random crop (zero padding of 4), float32, normalise, NCHW,
 batches of 128. Every variant is checked for it first: means and spreads of the channels, and the averages
-that a missing flip or crop would move, must agree with the native loader's.
+that a missing flip or crop would move, must agree with the native loader's. The rivals run in their own
+fastest form, with random numbers of their own (`hbr_fast.loaders` has backends that draw ours through them).
 
     python benchmarks/bench_loading.py [--quick] [--threads 2] [--out FILE.csv]
 
-The last line is JSON: speed of the native loader over FFCV, DALI (CPU), torchvision's DataLoader, and its
-bound, which gathers and converts without augmenting.
+The last line is JSON, of 3x32x32 in float32: speed of the native loader over FFCV, DALI (CPU), torchvision's
+DataLoader, and its bound, which gathers and converts without augmenting on the same threads into buffers used
+again likewise; `efficiency`, images/s of training the CNN 16-32-64 with the loader over the same step on a
+constant batch; `scaling`, two threads over one; and of a process that loads one epoch: seconds from importing
+the loader to its first batch, with numba's cache and without, and megabytes of memory it adds at most.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +34,8 @@ import numpy as np
 import torch
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.kernels import team
+from hbr_fast.loaders import native as native_backend
 from hbr_fast.loaders.batch import Augment
 from hbr_fast.loaders.loader import Loader
 
@@ -39,68 +48,181 @@ KEYS = {
     "native_over_torchvision": "torchvision",
     "native_over_bound": "bound",
 }
+BUFFERS = 3  # that the bound fills in turn
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is timed: images, of which the slow torchvision takes `slow_images`."""
+    """How much is timed: images of a case, of which the slow torchvision takes `slow_images`."""
 
-    images: int
-    slow_images: int
-    rounds: int
+    images: dict[str, int]
+    slow_images: dict[str, int]
+    rounds: dict[str, int]
     seconds: float
+    steps: int  # of training, in a round
 
 
+SHAPES = {"3x32x32": (3, 32, 32), "1x28x28": (1, 28, 28), "3x64x64": (3, 64, 64), "3x224x224": (3, 224, 224)}
 SIZES = {
-    "full": Size(images=50_000, slow_images=5_000, rounds=15, seconds=0.5),
-    "quick": Size(images=10_000, slow_images=1_000, rounds=5, seconds=0.1),
-    "tiny": Size(images=700, slow_images=700, rounds=2, seconds=0.0),
+    "full": Size(
+        images=dict(zip(SHAPES, (50_000, 25_000, 12_800, 1_280), strict=True)),
+        slow_images=dict(zip(SHAPES, (5_000, 2_560, 1_280, 256), strict=True)),
+        rounds=dict(zip(SHAPES, (15, 3, 3, 3), strict=True)),
+        seconds=0.3,
+        steps=20,
+    ),
+    "quick": Size(
+        images=dict(zip(SHAPES, (12_800, 12_800, 2_560, 256), strict=True)),
+        slow_images=dict(zip(SHAPES, (1_280, 1_280, 256, 128), strict=True)),
+        rounds=dict(zip(SHAPES, (5, 1, 1, 1), strict=True)),
+        seconds=0.1,
+        steps=8,
+    ),
+    "tiny": Size(
+        images=dict(zip(SHAPES, (700, 400, 300, 200), strict=True)),
+        slow_images=dict(zip(SHAPES, (700, 400, 300, 200), strict=True)),
+        rounds=dict(zip(SHAPES, (2, 1, 1, 1), strict=True)),
+        seconds=0.0,
+        steps=1,
+    ),
 }
-SHAPES = {"3x32x32": (3, 32, 32)}
 
 Epoch = Callable[[], Iterable[Any]]  # batches of one epoch: images as a tensor or array, float32 [B, C, H, W]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = harness.settings("bench_loading", str(__doc__), argv)
+    torch.set_num_threads(chosen.threads)
     size = SIZES[chosen.size]
-    cases, missing = [], []
-    for name, shape in SHAPES.items():
-        case, without = measure_case(name, shape, size, chosen.threads)
+    cases, missing = [], set()
+    for name in SHAPES:
+        case, without = measure_case(name, size, chosen.threads)
         cases.append(case)
-        missing += without
-    ratios = {key: cases[0].speed_ratio("native", theirs) for key, theirs in KEYS.items()}
-    harness.finish(chosen, cases, ratios, cache="uint8 in memory; .beton in the page cache", notes="\n".join(missing))
+        missing |= without
+    training = measure_training(size)
+    ratios = {
+        **{key: cases[0].speed_ratio("native", theirs) for key, theirs in KEYS.items()},
+        "efficiency": training.speed_ratio("native", "constant_batch"),
+        "scaling": cases[0].speed_ratio("native", "native, 1 thread"),
+        **probe(chosen.threads),
+    }
+    harness.finish(
+        chosen, [*cases, training], ratios, cache="uint8 in memory; .beton in the page cache",
+        notes="\n".join(sorted(missing)),
+    )  # fmt: skip
 
 
-def measure_case(name: str, shape: tuple[int, int, int], size: Size, threads: int) -> tuple[harness.Case, list[str]]:
+def measure_case(name: str, size: Size, threads: int) -> tuple[harness.Case, set[str]]:
     """Measure every loader that is installed on images of one shape; also say which are not."""
-    split = random_split(size.images, shape)
-    slow_split = random_split(size.slow_images, shape)
-    missing = []
+    shape, images, slow_images = SHAPES[name], size.images[name], size.slow_images[name]
+    split, slow_split = random_split(images, shape), random_split(slow_images, shape)
+    missing = set()
     with contextlib.ExitStack() as stack:
         epochs: dict[str, tuple[Epoch, int]] = {
-            "native": (native(split, threads), size.images),
-            "bound": (bound(split, threads), size.images),
+            "native": (native(split, threads), images),
+            "native, bfloat16": (native(split, threads, dtype=torch.bfloat16), images),
+            "native, 1 thread": (native(split, 1), images),
+            "bound": (bound(split, threads), images),
+            "bound, 1 thread": (bound(split, 1), images),
         }
-        for other, make in (("ffcv", ffcv), ("dali", dali)):
+        rivals = [("dali", dali)] if shape[0] == 1 else [("ffcv", ffcv), ("dali", dali)]  # FFCV's images have colours
+        for other, make in rivals:
             try:
-                epochs[other] = (make(split, threads, stack), size.images)
+                epochs[other] = (make(split, threads, stack), images)
             except ImportError as error:
-                missing.append(
-                    f"{other} is not installed, its ratio is null: pip install 'hbr-fast[{other}]' ({error})"
-                )
-        epochs["torchvision"] = (torchvision(slow_split, threads), size.slow_images)
-        epochs["noop"] = (noop(split), size.images)
+                missing.add(f"{other} is not installed, its ratio is null: pip install 'hbr-fast[{other}]' ({error})")
+        epochs["torchvision"] = (torchvision(slow_split, threads), slow_images)
+        epochs["noop"] = (noop(split), images)
         errors = same_work(epochs, shape)
         variants = [
-            harness.Variant(variant, _exhaust(epoch), images, error=errors.get(variant))
-            for variant, (epoch, images) in epochs.items()
+            harness.Variant(variant, _exhaust(epoch), count, error=errors.get(variant))
+            for variant, (epoch, count) in epochs.items()
         ]
-        timings = harness.measure(variants, rounds=size.rounds, seconds=size.seconds)
+        timings = harness.measure(variants, rounds=size.rounds[name], seconds=size.seconds)
     pixels = int(np.prod(shape))
-    case = harness.Case(name, "images", bytes_per_item=pixels * (1 + 4), reference="bound", timings=timings)
-    return case, missing
+    return harness.Case(name, "images", bytes_per_item=pixels * (1 + 4), reference="bound", timings=timings), missing
+
+
+def measure_training(size: Size) -> harness.Case:
+    """Training the CNN 16-32-64 with the loader, and the same step on a constant batch."""
+    from hbr_fast.training import trainer
+    from hbr_fast.training.recipe import named_recipe
+
+    recipe = dataclasses.replace(named_recipe("small-cnn"), model="cnn-16-32-64", batch_size=BATCH, flip=FLIP, pad=PAD)
+    split = random_split(min(12_800, size.images["3x32x32"]), SHAPES["3x32x32"])
+    dtype = trainer.compute_dtype(recipe)
+    loader = trainer.training_loader(split, recipe, seed=0, dtype=dtype)
+    ahead = Loader(split, augment=AUGMENT, batch_size=BATCH, dtype=dtype, channels_last=True, threads=1, prefetch=2)
+
+    def steps(batches: Iterator[Any]) -> Callable[[], None]:
+        model = trainer.initial_model(recipe, split, seed=0)
+        optimiser = trainer.make_optimiser(model, recipe)
+        trainer.set_learning_rate(optimiser, 0.01)
+
+        def run() -> None:
+            for _ in range(size.steps):
+                batch = next(batches)
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    logits = model(batch.images)
+                loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+
+        return run
+
+    def endless(loader: Loader) -> Iterator[Any]:
+        for epoch in range(2**31):
+            yield from (batch for batch in loader.epoch(epoch) if len(batch.ids) == BATCH)
+
+    first = next(endless(loader))
+
+    def constant() -> Iterator[Any]:
+        while True:
+            yield first
+
+    variants = [
+        harness.Variant("constant_batch", steps(constant()), BATCH * size.steps),
+        harness.Variant("native", steps(endless(loader)), BATCH * size.steps),
+        harness.Variant("native, 1 thread, 2 ahead", steps(endless(ahead)), BATCH * size.steps),
+        harness.Variant(harness.NOOP, lambda: None, BATCH * size.steps),
+    ]
+    timings = harness.measure(variants, rounds=max(2, 2 * size.rounds["3x32x32"]), seconds=size.seconds)
+    return harness.Case("training cnn-16-32-64", "images", 5 * split.images[0].size, "constant_batch", timings)
+
+
+PROBE = """
+import json, resource, sys, time
+import torch
+sys.path.insert(0, sys.argv[1])
+import bench_loading
+split = bench_loading.random_split(12_800, (3, 32, 32))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+batches = bench_loading.native(split, int(sys.argv[2]))()
+next(iter(batches))
+first = time.perf_counter() - start
+for _ in batches:
+    pass
+print(json.dumps([first, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+"""
+
+
+def probe(threads: int) -> dict[str, float]:
+    """Time to the first batch of a process, without and with numba's cache, and the memory that its loader adds."""
+    with tempfile.TemporaryDirectory() as cache:
+        results = []
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-c", PROBE, str(Path(__file__).parent), str(threads)],
+                env={**os.environ, "NUMBA_CACHE_DIR": cache}, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        "first_batch_seconds_cold": harness.rounded(results[0][0], 3),
+        "first_batch_seconds_cached": harness.rounded(results[1][0], 3),
+        "peak_memory_mb": harness.rounded(results[1][1], 3),
+    }
 
 
 def _exhaust(epoch: Epoch) -> Callable[[], None]:
@@ -141,7 +263,7 @@ def same_work(epochs: dict[str, tuple[Epoch, int]], shape: tuple[int, ...]) -> d
     expected = _statistics("native", *epochs["native"], shape)
     errors = {}
     for name, (epoch, images) in epochs.items():
-        if name in ("bound", "noop"):
+        if name.startswith("bound") or name == "noop":
             continue
         found = _statistics(name, epoch, images, shape)
         errors[name] = float(np.abs(found - expected).max())
@@ -155,7 +277,8 @@ def same_work(epochs: dict[str, tuple[Epoch, int]], shape: tuple[int, ...]) -> d
 
 def _statistics(name: str, epoch: Epoch, images: int, shape: tuple[int, ...]) -> np.ndarray:
     """Per channel: mean, standard deviation, mean of the left half, of the top rows, of the corner."""
-    collected = torch.cat([torch.as_tensor(batch).clone() for batch in epoch()]).numpy()
+    collected = torch.cat([torch.as_tensor(batch).clone() for batch in epoch()])
+    collected = (collected.float() if name.endswith("bfloat16") else collected).numpy()
     if collected.dtype != np.float32 or collected.shape != (images, *shape):
         raise ValueError(f"{name} yields {collected.dtype} {collected.shape}, expected float32 {(images, *shape)}")
     width = shape[-1]
@@ -164,9 +287,9 @@ def _statistics(name: str, epoch: Epoch, images: int, shape: tuple[int, ...]) ->
     return np.stack([*averages, collected.std(axis=(0, 2, 3), dtype=np.float64)])
 
 
-def native(split: Split, threads: int, augment: Augment = AUGMENT) -> Epoch:
+def native(split: Split, threads: int, augment: Augment = AUGMENT, dtype: torch.dtype = torch.float32) -> Epoch:
     """Ours."""
-    loader = Loader(split, augment=augment, batch_size=BATCH, threads=threads)
+    loader = Loader(split, augment=augment, batch_size=BATCH, threads=threads, dtype=dtype)
     number = iter(range(2**31))
 
     def epoch() -> Iterator[torch.Tensor]:
@@ -177,49 +300,35 @@ def native(split: Split, threads: int, augment: Augment = AUGMENT) -> Epoch:
 
 
 def bound(split: Split, threads: int) -> Epoch:
-    """Gather and convert only, into buffers used again: what the memory allows. A thread makes a batch."""
-    rows_of_pixels = np.ascontiguousarray(split.images).reshape(len(split), -1)
-    rng = np.random.default_rng(0)
+    """Gather and convert only: what the memory allows.
+
+    The threads, the size of a block of batches and the buffers used in turn are as the native loader has them.
+    """
+    pixels_nx = np.ascontiguousarray(split.images).reshape(len(split), -1)
+    order = np.random.default_rng(0).permutation(len(split))
+    block = BATCH * max(1, native_backend.BLOCK_BYTES // (BATCH * pixels_nx.shape[1] * 4))
+    buffers = [np.zeros((block, pixels_nx.shape[1]), np.float32) for _ in range(BUFFERS)]
 
     def epoch() -> Iterator[np.ndarray]:
-        order = rng.permutation(len(split))
-        free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-        for buffer in buffers:
-            free.put(buffer)
+        for number, start in enumerate(range(0, len(order), block)):
+            rows, out = order[start : start + block], buffers[number % BUFFERS]
+            words = (pixels_nx.ctypes.data, pixels_nx.shape[1], rows.ctypes.data, out.ctypes.data)
+            team.run(_gather, len(rows), words, threads=threads)
+            for first in range(0, len(rows), BATCH):
+                yield out[first : min(first + BATCH, len(rows))]
 
-        def fill(start: int) -> np.ndarray:
-            out = free.get()
-            _gather(rows_of_pixels, order[start : start + BATCH], out)
-            return out
-
-        for done in _ahead(pool, fill, range(0, len(order), BATCH), threads + 1):
-            yield done
-            free.put(done)
-
-    buffers = [np.zeros((BATCH, rows_of_pixels.shape[1]), np.float32) for _ in range(threads + 2)]
-    pool = ThreadPoolExecutor(threads)
     return epoch
 
 
-@nb.njit(nogil=True, cache=True)
-def _gather(pixels_nx, rows_b, out_bx):  # type: ignore[no-untyped-def]
-    for b in range(rows_b.shape[0]):
-        source = pixels_nx[rows_b[b]]
-        target = out_bx[b]
-        for x in range(target.shape[0]):
+@nb.cfunc(team.KERNEL, cache=True)
+def _gather(first, last, words):  # type: ignore[no-untyped-def]
+    size = words[1]
+    rows = team.array_at(words[2], (last,), np.int64)
+    for b in range(first, last):
+        source = team.array_at(words[0] + rows[b] * size, (size,), np.uint8)
+        target = team.array_at(words[3] + b * size * 4, (size,), np.float32)
+        for x in range(size):
             target[x] = np.float32(source[x])
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, make: Callable[[int], np.ndarray], starts: Iterable[int], depth: int
-) -> Iterator[np.ndarray]:
-    pending = []
-    for start in starts:
-        pending.append(pool.submit(make, start))
-        if len(pending) > depth:
-            yield pending.pop(0).result()
-    for future in pending:
-        yield future.result()
 
 
 def noop(split: Split) -> Epoch:
@@ -375,7 +484,7 @@ class PilImages(torch.utils.data.Dataset[tuple[torch.Tensor, int, int]]):
         from PIL import Image
 
         image, label = self.arrays[index]
-        return self.transform(Image.fromarray(image)), label, index
+        return self.transform(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)), label, index
 
 
 class ArrayImages:

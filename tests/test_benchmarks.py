@@ -22,6 +22,11 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "native_over_dali": None,
         "native_over_torchvision": None,
         "native_over_bound": None,
+        "efficiency": None,
+        "scaling": None,
+        "first_batch_seconds_cold": None,
+        "first_batch_seconds_cached": None,
+        "peak_memory_mb": None,
     },
     "bench_recording": {
         "time_over_cross_entropy": {"10", "100", "1000"},

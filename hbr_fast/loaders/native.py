@@ -20,7 +20,8 @@ from hbr_fast.kernels.cpu_images import ImagePass
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.seeding import Stream, stream_key
 
-BLOCK_BYTES = 4 * 2**20  # measured: starting a pass costs little beside it, and a block stays in the last cache
+BLOCK_BYTES = 8 * 2**20  # starting a pass and wrapping its batches cost little beside it; a few fit the last cache
+ROWS_AT_ONCE = 2**13  # asking an order costs little beside that many rows
 
 _STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # numpy has no bfloat16: its bits stand in
 _PADDING = {
@@ -75,27 +76,53 @@ class NativeBackend:
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of an epoch."""
-        step = self._batches_per_block
-        blocks = [(first, min(first + step, self.job.batches)) for first in range(start, self.job.batches, step)]
+        blocks = self._blocks(epoch, start)
         if self.job.prefetch == 0:
-            return (batch for first, stop in blocks for batch in self._make(epoch, first, stop))
-        return self._ahead(epoch, blocks)
+            return (batch for block in blocks for batch in block)
+        return self._ahead(blocks)
 
-    def _ahead(self, epoch: int, blocks: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="hbr-loader")
+    def _ahead(self, blocks: Iterator[list[Batch]]) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="hbr-loader")  # one: a generator runs in one thread at a time
         waiting: deque[Future[list[Batch]]] = deque()
         try:
-            for first, stop in blocks:
-                waiting.append(pool.submit(self._make, epoch, first, stop))
-                if len(waiting) > self._blocks_ahead:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            waiting.extend(pool.submit(next, blocks, []) for _ in range(self._blocks_ahead))
+            while True:
+                waiting.append(pool.submit(next, blocks, []))
+                if not (block := waiting.popleft().result()):
+                    return
+                yield from block
         finally:  # also when the caller leaves early
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, epoch: int, first: int, stop: int) -> list[Batch]:
-        """Batches `first` to `stop - 1`, in one buffer."""
+    def _blocks(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """Batches from `start` on, in blocks."""
+        size, step = self.job.batch_size, self._batches_per_block
+        at_once = step * max(1, ROWS_AT_ONCE // (step * size))
+        for first in range(start, self.job.batches, at_once):
+            stop = min(first + at_once, self.job.batches)
+            rows = self._rows(epoch, first, stop)
+            labels, ids = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+            columns = [torch.from_numpy(column).split(size) for column in (labels, ids, rows)]
+            for block in range(0, stop - first, step):
+                part = slice(block * size, (block + step) * size)
+                buffer, count = self._buffers.take(), len(rows[part])
+                first_position, stride = self.job.order.global_positions((first + block) * size)
+                self._pass.make(
+                    rows[part],
+                    first_position=first_position,
+                    step=stride,
+                    epoch=epoch,
+                    images=buffer,
+                    labels_b=labels[part],
+                    ids_b=ids[part],
+                    threads=self.job.threads,
+                )
+                images = self._as_images(torch.from_numpy(buffer), count).split(size)
+                del buffer  # it is free once nobody has the batches
+                yield list(map(Batch, images, *(column[block : block + step] for column in columns)))
+
+    def _rows(self, epoch: int, first: int, stop: int) -> np.ndarray:
+        """Rows of the plan of batches `first` to `stop - 1`: int64, checked."""
         job = self.job
         position = first * job.batch_size
         count = min(stop * job.batch_size, len(job.order)) - position
@@ -108,22 +135,7 @@ class NativeBackend:
                 f"the order gave row {rows[bad]} at position {position + bad} of epoch {epoch}, outside the plan's "
                 f"{len(job.plan)} rows"
             )
-        labels, ids = np.empty(count, np.int64), np.empty(count, np.int64)
-        buffer = self._buffers.take()
-        first_position, step = job.order.global_positions(position)
-        self._pass.make(
-            rows,
-            first_position=first_position,
-            step=step,
-            epoch=epoch,
-            images=buffer,
-            labels_b=labels,
-            ids_b=ids,
-            threads=job.threads,
-        )
-        images = self._as_images(torch.from_numpy(buffer), count)
-        columns = (images, torch.from_numpy(labels), torch.from_numpy(ids), torch.from_numpy(rows))
-        return [Batch(*parts) for parts in zip(*(column.split(job.batch_size) for column in columns), strict=True)]
+        return rows
 
     def _as_images(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         channels, height, width = self._image_shape

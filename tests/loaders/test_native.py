@@ -48,6 +48,7 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     # With threads, asking for the first batch starts `prefetch` more; without, nothing is made before it is asked for.
     monkeypatch.setattr(native, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(native, "ROWS_AT_ONCE", 1)
     asked: list[int] = []
 
     class Order(Sampler):
