@@ -20,7 +20,7 @@ def test_contract(check: Callable[[MakeLoader], None]) -> None:
 def test_pixels_are_those_of_the_native_backend_to_a_rounding() -> None:
     split = textured_split(40, size=12)
     plan = Plan.of_rows(np.random.default_rng(0).integers(0, 40, 60))
-    augment = Augment(flip=0.5, pad=3)
+    augment = Augment(flip=0.5, alternating_flip=True, pad=3, padding="mean", cutout=4)
     native, other = (
         Loader(split, plan=plan, augment=augment, batch_size=25, backend=backend).epoch(3)
         for backend in ("native", "dali")

@@ -32,7 +32,7 @@ def test_an_early_break_leaves_no_processes() -> None:
 def test_the_bits_are_those_of_the_native_backend(dtype: torch.dtype) -> None:
     split = textured_split(40, size=12)
     plan = Plan.of_rows(np.random.default_rng(0).integers(0, 40, 60))
-    augment = Augment(flip=0.5, pad=3)
+    augment = Augment(flip=0.5, alternating_flip=True, pad=3, padding="reflect", cutout=4)
     native, other = (
         Loader(split, plan=plan, augment=augment, batch_size=25, dtype=dtype, backend=backend).epoch(3)
         for backend in ("native", "torchvision")
