@@ -5,6 +5,9 @@ from __future__ import annotations
 ORDER_BLOCK = 512  # positions a program works on
 ORDER_WARPS = 4
 
+IMAGE_BLOCK = 1024  # values of a plane a program works on: eight a thread, two stores of 16 bytes
+IMAGE_WARPS = 4
+
 
 def order_grid(count: int) -> int:
     """Programs that make `count` rows of an order."""
@@ -21,3 +24,13 @@ def hardness_tile(classes: int) -> tuple[int, int]:
     """Rows and classes that one program of recording holds: powers of two."""
     block = min(HARDNESS_BLOCK, 1 << (classes - 1).bit_length())
     return max(1, HARDNESS_TILE // block), block
+
+
+def image_block(length: int) -> int:
+    """Values that one program makes of a plane (channels last: of an image) of `length`: a power of two."""
+    return min(IMAGE_BLOCK, max(32 * IMAGE_WARPS, 1 << (length - 1).bit_length()))
+
+
+def image_grid(batch: int, length: int) -> int:
+    """Programs that make `batch` images whose planes (channels last: which) have `length` values."""
+    return batch * -(-length // image_block(length))

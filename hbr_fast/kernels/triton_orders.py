@@ -31,8 +31,20 @@ def _permute(x, keys, a, b, ROUNDS: tl.constexpr):
     return left * b + right
 
 
-@triton.jit
-def bijection_kernel(out, keys, start, stride, count, length, a, b, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
+# Compiled once for all lengths and positions.
+@triton.jit(do_not_specialize=("out", "start", "stride", "count", "length", "a", "b"))
+def bijection_kernel(
+    out,
+    keys,
+    start: tl.int64,
+    stride: tl.int64,
+    count: tl.int64,
+    length: tl.int64,
+    a: tl.int64,
+    b: tl.int64,
+    ROUNDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """`out[i]` = the element at position `start + i * stride`; see `cpu_orders.bijection`."""
     # 64 bits before multiplying: an epoch may have more positions than 2**31.
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -47,17 +59,17 @@ def bijection(start: int, stride: int, length: int, a: int, b: int, keys: np.nda
     """As `cpu_orders.bijection`, into an int64 tensor on the device."""
     if len(out) == 0:
         return
-    on_device = torch.from_numpy(keys).to(out.device)
-    bijection_kernel[(order_grid(len(out)),)](
-        out,
-        on_device,
-        start,
-        stride,
-        len(out),
-        length,
-        a,
-        b,
-        ROUNDS=len(keys),
-        BLOCK=ORDER_BLOCK,
-        num_warps=ORDER_WARPS,
-    )
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        bijection_kernel[(order_grid(len(out)),)](
+            out,
+            torch.from_numpy(keys).to(out.device),
+            start,
+            stride,
+            len(out),
+            length,
+            a,
+            b,
+            ROUNDS=len(keys),
+            BLOCK=ORDER_BLOCK,
+            num_warps=ORDER_WARPS,
+        )

@@ -37,6 +37,8 @@ class Backend:
         Whether its augmentation is the reference's, pixel for pixel; else it draws numbers of its own.
     prefetch : int
         Batches made ahead where the caller does not say.
+    prefetch_on_gpu : int
+        The same where batches are made on a GPU.
     extra : str, optional
         The extra of hbr-fast that installs what it needs.
     """
@@ -45,12 +47,13 @@ class Backend:
     features: frozenset[str]
     keyed: bool
     prefetch: int
+    prefetch_on_gpu: int = 2
     extra: str | None = None
 
 
 BACKENDS: dict[str, Backend] = {
     "native": Backend(
-        classes={"cpu": "native:NativeBackend"},
+        classes={"cpu": "native:NativeBackend", "cuda": "native_cuda:NativeCudaBackend"},
         features=frozenset(FEATURES),
         keyed=True,
         prefetch=0,

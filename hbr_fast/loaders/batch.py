@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hbr_fast.plan import Plan
     from hbr_fast.sampler import Sampler
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16)  # on any device; GPUs make float16 too
 PADDINGS = ("zero", "reflect", "edge", "mean")
 
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes
     ----------
-    images : float32 or bfloat16 [B, C, H, W]
+    images : float32, bfloat16 or float16 [B, C, H, W]
         Normalised; contiguous or channels-last, as the loader was asked.
     labels : int64 [B]
     ids : int64 [B]

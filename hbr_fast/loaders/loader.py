@@ -37,7 +37,7 @@ class Loader:
     seed : int
         Keys the order and the augmentation, in [0, 2**63).
     dtype : torch.dtype
-        float32 or bfloat16.
+        float32 or bfloat16; on a GPU also float16.
     channels_last : bool
         Memory format of the images.
     device : torch.device or str
@@ -96,11 +96,12 @@ class Loader:
                 f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, "
                 f"got {batch_size}"
             )
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+        device = torch.device(device)
+        dtypes = (*DTYPES, torch.float16) if device.type == "cuda" else DTYPES
+        if dtype not in dtypes:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, dtypes))}, got {dtype}")
         augment = augment or Augment()
         augment.check_fits(*split.images.shape[2:])
-        device = torch.device(device)
         backend = "native" if backend == "auto" else backend
         needs = (
             *augment.features,
@@ -109,7 +110,8 @@ class Loader:
         )
         found = backends.find(backend, device.type, needs)
         threads = torch.get_num_threads() if threads is None else threads
-        prefetch = found.prefetch if prefetch is None else prefetch
+        if prefetch is None:
+            prefetch = found.prefetch_on_gpu if device.type == "cuda" else found.prefetch
         if threads < 1 or prefetch < 0:
             raise ValueError(f"threads must be >= 1 and prefetch >= 0, got {threads} and {prefetch}")
         self.job = Job(

@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hbr_fast.kernels import launch, triton_orders
+from hbr_fast.kernels import launch, triton_images, triton_orders
 
 TESTS = Path(__file__).parent.parent
 ASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -35,19 +36,111 @@ def test_launch_sizes_are_pinned() -> None:
     assert (launch.ORDER_BLOCK, launch.ORDER_WARPS, launch.order_grid(1_281_167)) == (512, 4, 2503)
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("length", "block", "programs_of_128"),
+    [
+        (1, 128, 128),
+        (128, 128, 128),
+        (129, 256, 128),
+        (784, 1024, 128),  # 1x28x28
+        (1024, 1024, 128),  # a plane of 3x32x32
+        (3072, 1024, 384),  # 3x32x32, channels last
+        (4096, 1024, 512),
+        (50_176, 1024, 6272),  # a plane of 3x224x224
+        (150_528, 1024, 18_816),
+    ],
+)
+def test_image_launches_are_pinned(length: int, block: int, programs_of_128: int) -> None:
+    assert launch.image_block(length) == block
+    assert launch.image_grid(128, length) == programs_of_128
+    assert launch.image_grid(0, length) == 0
+
+
+CAPABILITIES = pytest.mark.parametrize("capability", [80, 90, 100])  # A100, H100, B200
+
+
+@CAPABILITIES
 @pytest.mark.parametrize("rounds", [12, 24])
 def test_the_order_kernel_compiles_without_spills(capability: int, rounds: int, tmp_path: Path) -> None:
     numbers = dict.fromkeys(("start", "stride", "count", "length", "a", "b"), "i64")
-    source = ASTSource(
-        fn=triton_orders.bijection_kernel,
-        signature={"out": "*i64", "keys": "*i64", **numbers, "ROUNDS": "constexpr", "BLOCK": "constexpr"},
-        constexprs={"ROUNDS": rounds, "BLOCK": launch.ORDER_BLOCK},
+    ptx = compiled(
+        triton_orders.bijection_kernel,
+        {"out": "*i64", "keys": "*i64", **numbers},
+        {"ROUNDS": rounds, "BLOCK": launch.ORDER_BLOCK},
+        capability,
+        launch.ORDER_WARPS,
     )
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": launch.ORDER_WARPS})
-    assert len(compiled.asm["cubin"]) > 0
-    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(compiled.asm["ptx"], tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
+
+
+CROP = {"PAD": 4}
+EVERYTHING_BUT_RESIZED = {"ALTERNATING": True, "PAD": 4, "PADDING": "reflect", "CUTOUT": 8, "MIX": True}
+RESIZED = {"RESIZED": True, "CUTOUT": 8, "MIX": True}
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((3, 32, 32), "fp32", {"FLIP": False}),
+        ((3, 32, 32), "fp32", CROP),
+        ((3, 32, 32), "fp16", EVERYTHING_BUT_RESIZED),
+        ((1, 28, 28), "bf16", CROP),
+        ((3, 224, 224), "bf16", RESIZED),
+    ],
+)
+def test_the_image_kernel_stores_16_bytes_at_once_and_spills_nothing(
+    shape: tuple[int, int, int], dtype: str, options: dict[str, Any], channels_last: bool, capability: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    ptx = compiled_images(shape, dtype, options, channels_last, capability)
+    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
+    if dtype != "fp32":
+        assert f"cvt.rn.{dtype.replace('p', '')}x2.f32" in ptx, "rounds to nearest, two values at once"
+    # Eight bytes are a label or an id.
+    assert set(re.findall(r"st\.global\S*", ptx)) == {"st.global.v4.b32", "st.global.b64"}
+
+
+def test_images_of_odd_sizes_are_stored_value_by_value() -> None:
+    # Their images do not begin on 16 bytes: this is what the test above would see if stores were not wide.
+    assert "st.global.v4.b32" not in compiled_images((3, 33, 31), "fp32", CROP, False, 90)
+
+
+def compiled_images(
+    shape: tuple[int, int, int], dtype: str, options: dict[str, Any], channels_last: bool, capability: int
+) -> str:
+    channels, height, width = shape
+    length = height * width * (channels if channels_last else 1)
+    constants: dict[str, Any] = dict(CHANNELS=channels, HEIGHT=height, WIDTH=width, CHANNELS_LAST=channels_last)  # noqa: C408
+    constants |= dict(FLIP=True, ALTERNATING=False, PAD=0, PADDING="zero", RESIZED=False, CUTOUT=0, MIX=False)  # noqa: C408
+    constants |= {"BLOCK": launch.image_block(length), **options}
+    types = dict.fromkeys(triton_images.batch_kernel.arg_names, "*i64")
+    types |= dict.fromkeys(("first_position", "step", "epoch", "key", "flip_below"), "i64")
+    types |= dict.fromkeys(("weight_r", "level_c", "scale_c", "bias_c"), "*fp32") | {"out": f"*{dtype}"}
+    # Torch's allocator gives addresses that are multiples of 16; of `out` the launch says so.
+    return compiled(triton_images.batch_kernel, types, constants, capability, launch.IMAGE_WARPS, aligned=("out",))
+
+
+def compiled(
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    capability: int,
+    warps: int,
+    *,
+    aligned: tuple[str, ...] = (),
+) -> str:
+    """The assembly of a kernel for a compute capability."""
+    source = ASTSource(
+        fn=kernel,
+        signature={**types, **dict.fromkeys(constants, "constexpr")},
+        constexprs=constants,
+        attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    assert len(made.asm["cubin"]) > 0
+    return str(made.asm["ptx"])
 
 
 def assembler_report(ptx: str, folder: Path) -> str:

@@ -560,7 +560,7 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
         ({"plan": plan(weight=np.array([0, 1, np.nan, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
         ({"plan": Plan.of_rows(np.array([], np.int64))}, "the plan has no rows"),
         ({"order": uniform_order(11, seed=0)}, "the order draws from 11 rows but the plan has only 10"),
-        ({"dtype": torch.float16}, "dtype must be one of torch.float32, torch.bfloat16, got torch.float16"),
+        ({"dtype": torch.float64}, "dtype must be one of torch.float32, torch.bfloat16.*, got torch.float64"),
         ({"threads": 0}, "threads must be >= 1 and prefetch >= 0, got 0"),
         ({"prefetch": -1}, "threads must be >= 1 and prefetch >= 0, got .* and -1"),
         ({"augment": Augment(cutout=7)}, "a square of cutout=7 pixels does not fit images of 6 x 9"),
