@@ -59,7 +59,7 @@ class Size:
 WEIGHTS = (50_000, 1_281_167, 14_000_000)
 REAL = {n: n for n in WEIGHTS}
 SIZES = {
-    "full": Size({50_000: 21, 1_281_167: 11, 14_000_000: 3, 0: 11}, REAL, True, 10_000_000, 0.1),
+    "full": Size({50_000: 11, 1_281_167: 7, 14_000_000: 3, 0: 7}, REAL, True, 10_000_000, 0.1),
     "quick": Size({50_000: 3, 1_281_167: 3, 14_000_000: 1, 0: 3}, REAL, False, 2_000_000, 0.02),
     "tiny": Size(dict.fromkeys((*WEIGHTS, 0), 2), {n: 20_000 + n // 1000 for n in WEIGHTS}, True, 100_000, 0.0),
 }

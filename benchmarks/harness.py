@@ -27,7 +27,7 @@ from rich.table import Table
 from hbr_fast.machine import cpu_name, usable_cpus
 
 PERCENTILES = (20, 50, 80)
-SLOW = 5.0  # seconds: a call that takes longer is made once a round, whatever it is, and not tried out before
+SLOW = 5.0  # seconds: a call that takes longer is made once a round, and its first call is its first round
 NOOP = "noop"  # the variant that does nothing: what the loop itself costs
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "ffcv", "nvidia-dali-cuda130", "hbr-fast")
 COLUMNS = (
@@ -122,12 +122,14 @@ def measure(variants: Sequence[Variant], *, rounds: int, seconds: float) -> dict
     seconds : float
         A variant is called in a row for about this long within a round, and at least once.
     """
-    calls = [_calls_for(variant, seconds) for variant in variants]
+    first_v = [_seconds_per_call(variant, 1) for variant in variants]  # warm-up: compiles, fills caches
+    calls = [1 if first > SLOW else _calls_for(v, seconds) for v, first in zip(variants, first_v, strict=True)]
     seconds_vr = np.empty((len(variants), rounds))
     for r in range(rounds):
         for step in range(len(variants)):
             v = (step + r) % len(variants)
-            seconds_vr[v, r] = _seconds_per_call(variants[v], calls[v])
+            slow = r == 0 and first_v[v] > SLOW
+            seconds_vr[v, r] = first_v[v] if slow else _seconds_per_call(variants[v], calls[v])
     return {
         variant.name: Timing(variant, count, seconds_r)
         for variant, count, seconds_r in zip(variants, calls, seconds_vr, strict=True)
@@ -135,8 +137,6 @@ def measure(variants: Sequence[Variant], *, rounds: int, seconds: float) -> dict
 
 
 def _calls_for(variant: Variant, seconds: float) -> int:
-    if _seconds_per_call(variant, 1) > SLOW:  # warm-up: compiles, fills caches
-        return 1
     calls = 1
     while (spent := _seconds_per_call(variant, calls) * calls) < seconds / 4:
         calls *= 2
