@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hbr_fast.data.beton_writer import write_beton
     from hbr_fast.data.convert import convert
     from hbr_fast.data.dataset import Dataset, Split, open_dataset, verify_dataset
+    from hbr_fast.data.pool import open_pool
+    from hbr_fast.data.relabel import relabel
     from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
     from hbr_fast.evaluation.statistics import PairedDifference, holm, paired_difference, variants_needed
     from hbr_fast.hardness.cross_entropy import hardness_cross_entropy
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from hbr_fast.hardness.scores import HardnessScores
     from hbr_fast.loaders.batch import Augment, Batch
     from hbr_fast.loaders.loader import Loader
+    from hbr_fast.noise import inject_noise, suspects
     from hbr_fast.plan import Plan
+    from hbr_fast.pruning import prune
     from hbr_fast.report.page import write_report
     from hbr_fast.resampling.rows import resample
     from hbr_fast.sampler.order import Sampler
@@ -34,7 +38,9 @@ if TYPE_CHECKING:
     from hbr_fast.torch_sampler import HardnessSampler, OrderSampler
     from hbr_fast.training.cluster import Cluster
     from hbr_fast.training.ensemble import Ensemble, open_ensemble, train_ensemble
+    from hbr_fast.training.final import final_scores
     from hbr_fast.training.recipe import Recipe, named_recipe
+    from hbr_fast.training.ssft import second_split_forgetting
     from hbr_fast.training.trainer import train_member
 
 # Public name -> the module it lives in. The imports above say the same to a type checker; a test compares the two.
@@ -62,19 +68,26 @@ _HOME = {
     "allocate": "allocation",
     "convert": "data.convert",
     "evaluate": "evaluation.metrics",
+    "final_scores": "training.final",
     "gaps": "evaluation.metrics",
     "hardness_cross_entropy": "hardness.cross_entropy",
     "holm": "evaluation.statistics",
+    "inject_noise": "noise",
     "named_recipe": "training.recipe",
     "open_beton": "data.beton",
     "open_dataset": "data.dataset",
     "open_ensemble": "training.ensemble",
+    "open_pool": "data.pool",
     "paired_difference": "evaluation.statistics",
+    "prune": "pruning",
     "quota_order": "sampler.quota",
     "ratio_order": "sampler.quota",
+    "relabel": "data.relabel",
     "resample": "resampling.rows",
     "run_study": "studies.runner",
+    "second_split_forgetting": "training.ssft",
     "sequential_order": "sampler.uniform",
+    "suspects": "noise",
     "train_ensemble": "training.ensemble",
     "train_member": "training.trainer",
     "uniform_order": "sampler.uniform",
@@ -110,19 +123,26 @@ __all__ = [
     "allocate",
     "convert",
     "evaluate",
+    "final_scores",
     "gaps",
     "hardness_cross_entropy",
     "holm",
+    "inject_noise",
     "named_recipe",
     "open_beton",
     "open_dataset",
     "open_ensemble",
+    "open_pool",
     "paired_difference",
+    "prune",
     "quota_order",
     "ratio_order",
+    "relabel",
     "resample",
     "run_study",
+    "second_split_forgetting",
     "sequential_order",
+    "suspects",
     "train_ensemble",
     "train_member",
     "uniform_order",
