@@ -1,0 +1,122 @@
+"""What only a GPU can show: the kernels on the device against the CPU's, streams and pinned memory included."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from hbr_fast.data.dataset import Split
+from hbr_fast.hardness import HardnessRecorder, hardness_cross_entropy
+from hbr_fast.hardness.estimators import RECORDED
+from hbr_fast.loaders import resident
+from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.loader import Loader
+from hbr_fast.plan import Plan
+from hbr_fast.sampler import uniform_order
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+EVERYTHING = Augment(flip=0.5, pad=4, cutout=8)
+
+
+def split_of(samples: int, shape: tuple[int, int, int]) -> Split:
+    rng = np.random.default_rng(0)
+    channels = shape[0]
+    return Split(
+        name="train",
+        images=rng.integers(0, 256, (samples, *shape), dtype=np.uint8),
+        labels=rng.integers(0, 10, samples),
+        classes=tuple("abcdefghij"),
+        mean=np.full(channels, 0.4, np.float32),
+        std=np.full(channels, 0.25, np.float32),
+    )
+
+
+def plan_of(samples: int) -> Plan:
+    """Every sample twice, the second time mixed with another one."""
+    index = np.arange(samples).repeat(2)
+    partner = np.where(np.arange(2 * samples) % 2, (index + 7) % samples, -1)
+    return Plan(
+        store=np.zeros(len(index), np.int16),
+        index=index,
+        partner=partner,
+        weight=np.where(partner < 0, 1, 0.3).astype(np.float32),
+    )
+
+
+def epoch_of(split: Split, **options: Any) -> list[Batch]:
+    loader = Loader(split, plan=plan_of(len(split)), augment=EVERYTHING, batch_size=96, seed=3, **options)
+    return [Batch(*(column.cpu() for column in batch)) for batch in loader.epoch(2)]
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 33, 31)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_batches_are_those_of_the_cpu(
+    shape: tuple[int, int, int], channels_last: bool, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = split_of(500, shape)
+    if streamed:
+        monkeypatch.setattr(resident, "free_bytes", lambda device: 0.0)
+    here = epoch_of(split, channels_last=channels_last)
+    there = epoch_of(split, channels_last=channels_last, device="cuda")
+    for one, other in zip(here, there, strict=True):
+        for name in ("labels", "ids", "rows"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        torch.testing.assert_close(one.images, other.images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_types_are_the_rounded_values(dtype: torch.dtype) -> None:
+    split = split_of(300, (3, 32, 32))
+    for one, other in zip(epoch_of(split), epoch_of(split, device="cuda", dtype=dtype), strict=True):
+        torch.testing.assert_close(one.images.to(dtype).float(), other.images.float(), rtol=1e-2, atol=1e-2)
+
+
+def test_orders_are_those_of_the_cpu() -> None:
+    split = split_of(1000, (1, 8, 8))
+    order = uniform_order(1000, seed=5)
+    loader = Loader(split, order=order, batch_size=128, device="cuda")
+    rows = torch.cat([batch.rows for batch in loader.epoch(4)]).cpu().numpy()
+    np.testing.assert_array_equal(rows, order.rows(0, 1000, epoch=4))
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recording_is_that_of_the_cpu(classes: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    here, there = (HardnessRecorder(200, classes, device=device) for device in ("cpu", "cuda"))
+    for epoch in range(3):
+        logits = (3 * torch.randn(512, classes, generator=generator)).to(dtype)
+        labels = torch.randint(0, classes, (512,), generator=generator)
+        ids = torch.randint(0, 200, (512,), generator=generator)  # most of them several times
+        here.record(logits, labels, ids, epoch=epoch)
+        there.record(logits.cuda(), labels.cuda(), ids.cuda(), epoch=epoch)
+    one, other = here.scores(), there.scores()
+    np.testing.assert_array_equal(one.observations, other.observations)
+    for name in RECORDED:
+        np.testing.assert_allclose(one.per_sample(name), other.per_sample(name), rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_the_loss_that_records_is_torchs() -> None:
+    logits = torch.randn(256, 10, device="cuda", requires_grad=True)
+    labels, ids = torch.randint(0, 10, (256,), device="cuda"), torch.arange(256, device="cuda")
+    recorder = HardnessRecorder(256, 10, device="cuda")
+    loss = hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, label_smoothing=0.1)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+    assert (recorder.scores().observations == 1).all()
+
+
+def test_labels_and_ids_that_do_not_fit_are_told_when_scores_are_asked_for() -> None:
+    recorder = HardnessRecorder(10, 3, device="cuda")
+    recorder.record(
+        torch.zeros(2, 3, device="cuda"), torch.tensor([0, 3], device="cuda"), torch.tensor([0, 1], device="cuda"),
+        epoch=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="label"):
+        recorder.scores()
