@@ -1,7 +1,6 @@
-"""Hardness recorded in a loop of Accelerate, on one process or several.
+"""Hardness recorded in a loop of Accelerate; the ranks of a distributed run are merged every epoch.
 
 python scripts/examples/accelerate_loop.py
-accelerate launch --cpu --num_processes 2 scripts/examples/accelerate_loop.py
 """
 
 from __future__ import annotations
