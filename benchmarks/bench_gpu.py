@@ -72,7 +72,7 @@ def loading_case(shape: tuple[int, int, int], rounds: int, seconds: float) -> ha
     items = len(loader) * BATCH
     variants = [harness.Variant("batch", epoch, items), harness.Variant("copy", copies, items)]
     timings = harness.measure(variants, rounds=rounds, seconds=seconds)
-    return harness.Case(f"batch {'x'.join(map(str, shape))}", "images", "batch", size // BATCH, timings)
+    return harness.Case(f"batch {'x'.join(map(str, shape))}", "images", size // BATCH, "batch", timings)
 
 
 def recording_case(classes: int, rounds: int, seconds: float) -> harness.Case:
@@ -95,7 +95,7 @@ def recording_case(classes: int, rounds: int, seconds: float) -> harness.Case:
 
     variants = [harness.Variant("record", record, calls * BATCH), harness.Variant("cross_entropy", loss, calls * BATCH)]
     timings = harness.measure(variants, rounds=rounds, seconds=seconds)
-    return harness.Case(f"record {BATCH}x{classes}", "rows", "record", 4 * classes, timings)
+    return harness.Case(f"record {BATCH}x{classes}", "rows", 4 * classes, "record", timings)
 
 
 if __name__ == "__main__":

@@ -284,8 +284,8 @@ def same_work(epochs: dict[str, tuple[Epoch, int]], shape: tuple[int, ...]) -> d
 
 def _statistics(name: str, epoch: Epoch, images: int, shape: tuple[int, ...]) -> np.ndarray:
     """Per channel: mean, standard deviation, mean of the left half, of the top rows, of the corner."""
-    collected = torch.cat([torch.as_tensor(batch).clone() for batch in epoch()])
-    collected = (collected.float() if name.endswith("bfloat16") else collected).numpy()
+    batches = torch.cat([torch.as_tensor(batch).clone() for batch in epoch()])
+    collected = (batches.float() if name.endswith("bfloat16") else batches).numpy()
     if collected.dtype != np.float32 or collected.shape != (images, *shape):
         raise ValueError(f"{name} yields {collected.dtype} {collected.shape}, expected float32 {(images, *shape)}")
     width = shape[-1]

@@ -137,7 +137,8 @@ def cut_out(job, dst, top, left):
     level_c = team.array_at(job.cutout_level, (job.channels,), np.uint8)
     step, channel_step = (job.channels, 1) if job.channels_last else (1, job.height * job.width)
     for c in range(job.channels):
-        value = np.float32(level_c[c]) * scale_c[c] + bias_c[c]
+        # Rounded once, as the fused multiply-add of every other pixel is.
+        value = np.float32(np.float64(level_c[c]) * scale_c[c] + np.float64(bias_c[c]))
         for y in range(top, top + job.cutout):
             for x in range(left, left + job.cutout):
                 _store(job, dst, c * channel_step + (y * job.width + x) * step, value)
