@@ -1,0 +1,67 @@
+"""The command line: `hbr-fast convert | verify | info | train | hardness | resample | study | report`.
+
+One file a command. Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from hbr_fast.cli.convert import convert
+from hbr_fast.cli.hardness import hardness
+from hbr_fast.cli.info import info
+from hbr_fast.cli.report import report
+from hbr_fast.cli.resample import resample
+from hbr_fast.cli.study import study
+from hbr_fast.cli.train import train
+from hbr_fast.cli.verify import verify
+from hbr_fast.training.signals import EXIT_CODE as TERMINATED
+from hbr_fast.training.signals import Terminated
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "convert": convert,
+    "verify": verify,
+    "info": info,
+    "train": train,
+    "hardness": hardness,
+    "resample": resample,
+    "study": study,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, with --debug the whole traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="hbr-fast",
+                description="Hardness-based resampling at memory speed. --debug shows the traceback of an error.",
+                args=words,
+            )
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if debug:
+            raise
+        print(f"hbr-fast: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except MemoryError:
+        if debug:
+            raise
+        print("hbr-fast: out of memory: ask for less at a time, or use a machine with more", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Terminated:
+        print("hbr-fast: ended by SIGTERM; what was trained is saved, run the same command again", file=sys.stderr)
+        sys.exit(TERMINATED)
+    except KeyboardInterrupt:
+        print("hbr-fast: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,45 @@
+"""Options that several commands have, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from hbr_fast.data.dataset import Dataset
+    from hbr_fast.training.cluster import Cluster
+
+Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
+AtOnce = int | Literal["auto"]
+
+
+def refuse_to_overwrite(out: Path, force: bool) -> None:
+    """Raise where something stands at `out`, unless it may be replaced."""
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
+
+
+def number_at_once(choice: AtOnce, members: int) -> int:
+    """Members to train at the same time."""
+    from hbr_fast.training.parallel import default_members_at_once
+
+    return default_members_at_once(members) if choice == "auto" else choice
+
+
+def cluster_of(address: str | None, cpus: float, gpus: float) -> Cluster | None:
+    """The cluster that the options name, none without an address."""
+    from hbr_fast.training.cluster import Cluster
+
+    return None if address is None else Cluster(address, cpus_per_member=cpus, gpus_per_member=gpus)
+
+
+def dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
+    """The dataset that a run was trained on, where it was then, unchanged since."""
+    from hbr_fast.data.dataset import open_dataset
+
+    opened = open_dataset(run.resolve() / about["dataset"]["path"])
+    if opened.fingerprint != about["dataset"]["fingerprint"]:
+        raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it was changed since")
+    return opened

@@ -1,0 +1,22 @@
+"""`hbr-fast report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Path | None = None) -> None:
+    """Draw the report of a finished study again.
+
+    Args:
+        study_dir: A directory that study wrote.
+        out: Folder to write, by default report in the study's directory.
+        dataset: The study's dataset, if it was moved.
+    """
+    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.report.page import write_report
+
+    opened = None if dataset is None else open_dataset(dataset)
+    print(write_report(study_dir, out=out, dataset=opened))

@@ -1,0 +1,22 @@
+"""`hbr-fast verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+def verify(dataset: Positional[Path]) -> None:
+    """Re-read a dataset and check every checksum, shape, range and label.
+
+    Args:
+        dataset: A directory that convert wrote.
+    """
+    from hbr_fast.data.dataset import verify_dataset
+
+    found = verify_dataset(dataset)
+    print(
+        f"{found.path}: good ({found.files} files, {found.bytes / 1e6:,.1f} MB, {found.samples:,} samples, "
+        f"fingerprint {found.fingerprint[:12]})"
+    )
