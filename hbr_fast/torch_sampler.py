@@ -29,7 +29,7 @@ class OrderSampler(torch.utils.data.Sampler[int]):
         E.g. `quota_order(...)`, `weighted_order(...)`, `uniform_order(...)`.
     rank, world_size : int, optional
         By default those of `torch.distributed` where it is initialised, else 0 and 1.
-    uneven : "pad" or "drop"
+    uneven : "pad", "drop" or "keep"
         See `Sampler.shard`.
 
     Raises

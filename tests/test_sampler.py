@@ -619,6 +619,17 @@ def test_another_number_of_ranks_goes_on_where_the_first_stopped(
     assert len(whole) - len(seen) < after
 
 
+@given(length=st.integers(1, 60), world_size=st.integers(1, 90), data=st.data())
+def test_ranks_that_keep_their_rows_share_each_once(length: int, world_size: int, data: st.DataObject) -> None:
+    origin = data.draw(st.integers(0, length))
+    order = uniform_order(length, seed=2)
+    whole = epoch_of(order, 1)[origin:]
+    for rank in range(world_size):
+        shard = order.shard(rank, world_size, uneven="keep", origin=origin)
+        assert len(shard) == len(range(rank, len(whole), world_size))
+        np.testing.assert_array_equal(epoch_of(shard, 1), whole[rank::world_size])
+
+
 def test_a_shard_of_a_shard() -> None:
     order = uniform_order(100, seed=0)
     whole = epoch_of(order)
@@ -638,7 +649,7 @@ def test_shards_that_cannot_be() -> None:
     for origin in (-1, 11):
         with pytest.raises(ValueError, match=rf"origin must be in \[0, 10\], the epoch's positions, got {origin}"):
             order.shard(0, 3, origin=origin)
-    with pytest.raises(ValueError, match='uneven must be "pad" or "drop", got \'wrap\''):
+    with pytest.raises(ValueError, match='uneven must be "pad", "drop" or "keep", got \'wrap\''):
         order.shard(0, 3, uneven="wrap")  # type: ignore[arg-type]
 
 

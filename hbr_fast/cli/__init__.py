@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import tyro
 
@@ -19,6 +20,7 @@ from hbr_fast.cli.resample import resample
 from hbr_fast.cli.study import study
 from hbr_fast.cli.train import train
 from hbr_fast.cli.verify import verify
+from hbr_fast.training.distributed import OtherRankFailed, own_rank, started_by_torchrun
 from hbr_fast.training.signals import EXIT_CODE as TERMINATED
 from hbr_fast.training.signals import Terminated
 
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        if started_by_torchrun() and words[:1] != ["train"]:
+            raise ValueError("only train shares its work among the processes of torchrun: start this one without it")
         with contextlib.suppress(BrokenPipeError):
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
@@ -52,16 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if debug:
             raise
-        print(f"hbr-fast: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _end(str(error), USER_ERROR)
+    except OtherRankFailed:
+        sys.exit(USER_ERROR)  # that process says why
     except MemoryError:
         if debug:
             raise
-        print("hbr-fast: out of memory: ask for less at a time, or use a machine with more", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _end("out of memory: ask for less at a time, or use a machine with more", USER_ERROR)
     except Terminated:
-        print("hbr-fast: ended by SIGTERM; what was trained is saved, run the same command again", file=sys.stderr)
-        sys.exit(TERMINATED)
+        _end("ended by SIGTERM; what was trained is saved, run the same command again", TERMINATED)
     except KeyboardInterrupt:
-        print("hbr-fast: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end("interrupted; run the same command again to go on", INTERRUPTED)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    rank = own_rank()
+    if rank == 0 or code == USER_ERROR:  # a signal comes to all processes of torchrun, an error may be of one
+        print(f"hbr-fast: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr)
+    sys.exit(code)

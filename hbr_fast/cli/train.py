@@ -33,6 +33,8 @@ def train(
 ) -> None:
     """Train an ensemble and record the hardness of every sample on the way.
 
+    Started by torchrun, all its processes train each member together (docs/ensembles.md).
+
     Args:
         dataset: A directory that convert wrote.
         out: The run directory; members that are there already are not trained again.
@@ -54,38 +56,42 @@ def train(
     from hbr_fast.evaluation.metrics import evaluate, gaps
     from hbr_fast.plan import Plan
     from hbr_fast.training.checkpoint import CheckpointEvery
+    from hbr_fast.training.distributed import joined
     from hbr_fast.training.ensemble import train_ensemble
     from hbr_fast.training.parallel import MembersDiverged
     from hbr_fast.training.recipe import named_recipe
 
-    checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
-    settings = named_recipe(recipe, overrides)
-    verify_dataset(dataset)  # results are kept under the hash of what was converted: train on nothing else
-    opened = open_dataset(dataset)
-    rows = None if plan is None else Plan.load(plan)
-    diverged = None
-    try:
-        trained: Sequence[StoredMember | None] = train_ensemble(
-            opened,
-            settings,
-            members=members,
-            out=out,
-            seed=seed,
-            plan=rows,
-            pools=[] if pool is None else [open_pool(pool, dataset=opened, cache=out / "cache")],
-            members_at_once=number_at_once(members_at_once, members),
-            cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
-            checkpoint=checkpoint,
-        ).members
-    except MembersDiverged as error:
-        diverged, trained = error, error.members
-    for number, member in enumerate(trained):
-        if member is None:
-            continue
-        result = evaluate(member.test_logits(), opened.test.labels, classes=opened.classes)
-        print(
-            f"member {number}: accuracy {result.accuracy:.4f}, recall gap {gaps(result.recall)['max_min']:.4f}, "
-            f"{member.history()['seconds'].sum():.0f} s, {member.path}"
-        )
-    if diverged is not None:
-        raise diverged
+    with joined() as ranks:
+        with ranks.agreed():
+            checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
+            settings = named_recipe(recipe, overrides)
+            verify_dataset(dataset)  # results are kept under the hash of what was converted: train on nothing else
+            opened = open_dataset(dataset)
+            rows = None if plan is None else Plan.load(plan)
+            pools = [] if pool is None else [open_pool(pool, dataset=opened, cache=out / "cache")]
+        diverged = None
+        try:
+            trained: Sequence[StoredMember | None] = train_ensemble(
+                opened,
+                settings,
+                members=members,
+                out=out,
+                seed=seed,
+                plan=rows,
+                pools=pools,
+                members_at_once=number_at_once(members_at_once, 1 if ranks.size > 1 else members),
+                cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
+                checkpoint=checkpoint,
+            ).members
+        except MembersDiverged as error:
+            diverged, trained = error, error.members
+        for number, member in enumerate(trained):
+            if member is None:
+                continue
+            result = evaluate(member.test_logits(), opened.test.labels, classes=opened.classes)
+            print(
+                f"member {number}: accuracy {result.accuracy:.4f}, recall gap {gaps(result.recall)['max_min']:.4f}, "
+                f"{member.history()['seconds'].sum():.0f} s, {member.path}"
+            )
+        if diverged is not None and ranks.first:
+            raise diverged

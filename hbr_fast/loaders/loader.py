@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,8 +150,31 @@ class Loader:
         ValueError
             If the order draws from more rows than the plan has, or is shorter than a batch.
         """
+        return self._changed(order=order)
+
+    def shard(self, rank: int, world_size: int) -> Loader:
+        """The loader of one of several processes: its rows of every batch, augmented as they are in the whole batch.
+
+        Rank r of W has the rows r, r + W, ... of a batch. Where the epoch's last batch has too few rows, some ranks
+        have one batch less.
+
+        Raises
+        ------
+        ValueError
+            If the ranks cannot share the batch size equally, or the rank is outside of the world size.
+        """
+        order = self.job.order.shard(rank, world_size, uneven="keep")
+        size, rest = divmod(self.job.batch_size, world_size)
+        if rest:
+            raise ValueError(
+                f"{world_size} processes cannot share batches of {self.job.batch_size} rows equally: choose a "
+                f"batch_size that {world_size} divides"
+            )
+        return self._changed(order=order, batch_size=size)
+
+    def _changed(self, **changes: Any) -> Loader:
         options = {field.name: getattr(self.job, field.name) for field in dataclasses.fields(self.job)}
-        return Loader(**{**options, "order": order}, backend=self._backend_name)
+        return Loader(**{**options, **changes}, backend=self._backend_name)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from batch number `start` on.

@@ -16,7 +16,7 @@ from hbr_fast.kernels import cpu_orders
 from hbr_fast.machine import usable_cpus
 from hbr_fast.seeding import Stream, philox, stream_key
 
-Uneven = Literal["pad", "drop"]
+Uneven = Literal["pad", "drop", "keep"]
 
 STATE_SCHEMA = 1
 PARALLEL_ROWS = 2**16  # rows that a thread makes at least where a call is shared: for fewer, starting it costs more
@@ -61,9 +61,9 @@ class Sampler:
         Parameters
         ----------
         rank, world_size : int
-        uneven : "pad" or "drop"
-            Every rank has equally many positions. Where W does not divide the epoch, "pad" fills up from the epoch's
-            beginning, "drop" leaves the last few out.
+        uneven : "pad", "drop" or "keep"
+            Where W does not divide the epoch, "pad" fills up from the epoch's beginning and "drop" leaves the last few
+            out, so that every rank has equally many positions; "keep" gives the first ranks one more.
         origin : int
             Position of the whole order to begin at, for an epoch that was interrupted there.
 
@@ -76,8 +76,8 @@ class Sampler:
             raise ValueError(f"world_size must be at least 1, got {world_size}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, {world_size}), the world size, got {rank}")
-        if uneven not in ("pad", "drop"):
-            raise ValueError(f'uneven must be "pad" or "drop", got {uneven!r}')
+        if uneven not in ("pad", "drop", "keep"):
+            raise ValueError(f'uneven must be "pad", "drop" or "keep", got {uneven!r}')
         if not 0 <= origin <= len(self):
             raise ValueError(f"origin must be in [0, {len(self)}], the epoch's positions, got {origin}")
         return Shard(self, rank, world_size, uneven, origin)
@@ -131,7 +131,8 @@ class Shard(Sampler):
 
     def __len__(self) -> int:
         left = len(self.order) - self.origin
-        return left // self.world_size if self.uneven == "drop" else -(-left // self.world_size)
+        full, over = divmod(left, self.world_size)
+        return full + {"pad": over > 0, "drop": False, "keep": self.rank < over}[self.uneven]
 
     def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
         """Rows at the shard's positions `start`, `start + stride`, ... of an epoch: int64 [count]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.seeding import member_seed
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster
+from hbr_fast.training.distributed import ranks
 from hbr_fast.training.parallel import MembersDiverged, Training, obtain_members
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import CHECKPOINTS, StoredMember, open_member
@@ -82,13 +84,17 @@ def train_ensemble(
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
     run = Path(out)
     trainings = [Training(member_seed(seed, number), plan, tuple(pools)) for number in range(members)]
-    check_fit(dataset, recipe, plan, pools)
     plan_hash = plan.content_hash() if plan is not None else None
-    if (run / META).exists():
-        raise ValueError(f"{run} is a dataset: choose another run directory")
-    run.mkdir(parents=True, exist_ok=True)
-    with locked(run):
-        _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
+    own = ranks()  # of several processes that train each member together, the first one writes
+    with contextlib.ExitStack() as held:
+        with own.agreed():
+            check_fit(dataset, recipe, plan, pools)
+            if (run / META).exists():
+                raise ValueError(f"{run} is a dataset: choose another run directory")
+            if own.first:
+                run.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(run))
+                _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
         diverged = None
         try:
             obtained: Sequence[StoredMember | None] = obtain_members(
@@ -104,7 +110,7 @@ def train_ensemble(
         except MembersDiverged as error:
             diverged, obtained = error, error.members
         stored = [member for member in obtained if member is not None]
-        if stored:
+        if stored and own.first:
             write_json(
                 run / "ensemble.json",
                 {

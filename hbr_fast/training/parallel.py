@@ -32,6 +32,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.training import signals
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster, train_on_cluster
+from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import CHECKPOINTS, MEMBERS, StoredMember, find_member, train_and_store
 from hbr_fast.training.trainer import Diverged, check_fit
@@ -117,16 +118,29 @@ def obtain_members(
     """
     if members_at_once < 1:
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
-    for directory in (store, store / MEMBERS, store / CHECKPOINTS):
-        remove_partials(directory)
-    found = [find_member(dataset, recipe, seed=t.seed, plan=t.plan, store=store) for t in trainings]
+    own = ranks()
+    with own.agreed():
+        if own.size > 1 and (members_at_once > 1 or cluster is not None):
+            raise ValueError(
+                f"{own.size} processes of torchrun train one member at a time together: leave out the cluster, and "
+                "train one member at once"
+            )
+        if own.first:
+            for directory in (store, store / MEMBERS, store / CHECKPOINTS):
+                remove_partials(directory)
+        found = [find_member(dataset, recipe, seed=t.seed, plan=t.plan, store=store) for t in trainings]
     missing = [number for number, member in enumerate(found) if member is None]
+    own.require_same(
+        f"the processes of this training see different members in {store}: put it where all of them see it",
+        *(member is None for member in found),
+    )
     if len(missing) < len(trainings):
         progress.say(f"{label}: {len(trainings) - len(missing)} of {len(trainings)} members are there already")
     if not missing:
         return [member for member in found if member is not None]
-    for number in missing:
-        check_fit(dataset, recipe, trainings[number].plan, trainings[number].pools)
+    with own.agreed():
+        for number in missing:
+            check_fit(dataset, recipe, trainings[number].plan, trainings[number].pools)
     rows = sum(
         recipe.epochs * (len(plan) if (plan := trainings[number].plan) is not None else len(dataset.train))
         for number in missing
@@ -155,8 +169,9 @@ def obtain_members(
             diverged = _train_in_processes(
                 dataset, recipe, jobs, store=store, checkpoint=checkpoint, at_once=at_once, advance=advance
             )
-    with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
-        (store / CHECKPOINTS).rmdir()
+    if own.first:
+        with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
+            (store / CHECKPOINTS).rmdir()
     for place, number in enumerate(missing):
         if place not in diverged:
             job = trainings[number]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hbr_fast.hardness import HardnessRecorder
+from hbr_fast.hardness.ranks import all_reduce
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class TrainingState:
     ----------
     model, optimiser, recorder
     loss_s : float32 [steps of an epoch]
-        Mean loss of the batches of the current epoch, on the model's device.
+        Mean loss of the batches of the current epoch, on the model's device; of several ranks, this rank's part of it.
     right_s : int64 [steps of an epoch]
         Rows of them classified right.
+    merged : int
+        Of several ranks: steps of the epoch up to which losses, right answers and recordings are those of all of them.
     epoch, step : int
         The batch to train on next.
     seconds : float
@@ -55,15 +58,25 @@ class TrainingState:
     right_s: torch.Tensor
     epoch: int = 0
     step: int = 0
+    merged: int = 0
     seconds: float = 0.0
     class_counts: list[int] | None = None
     history: list[EpochRecord] = field(default_factory=list)
 
     def next_epoch(self) -> None:
         """Stand before the first step of the epoch after this one."""
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.step, self.merged, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.loss_s.zero_()
         self.right_s.zero_()
+
+    def merge_ranks(self) -> None:
+        """Make this rank's part of what was done the whole of it; every rank must call it."""
+        if not self.recorder.distributed:
+            return
+        for tensor_s in (self.loss_s, self.right_s):
+            all_reduce(tensor_s[self.merged : self.step], None)
+        self.recorder.merge_ranks()
+        self.merged = self.step
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything large, by name."""
@@ -100,6 +113,7 @@ class TrainingState:
                 self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
         self.recorder.load_state_dict({**values["recorder"], **_below("recorder", tensors)})
         self.epoch, self.step, self.seconds = values["epoch"], values["step"], values["seconds"]
+        self.merged = self.step
         self.class_counts = values["class_counts"]
         self.history = [EpochRecord(**record) for record in values["history"]]
 

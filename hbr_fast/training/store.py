@@ -24,6 +24,7 @@ from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
 from hbr_fast.plan import Plan
 from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
+from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.trainer import Diverged, Member, compute_dtype, train_member
 
@@ -109,18 +110,14 @@ def train_and_store(
             checkpoints=checkpoints,
         )
     except Diverged:
-        checkpoints.remove()
+        if ranks().first:
+            checkpoints.remove()
         raise
     info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
-    path = member_path(store, key)
-    try:
-        _write_member(path, member, recipe=recipe, plan=plan, info=info)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise OSError(f"no space left for {path}: free some and run the same again") from error
-        if not path.exists():  # else another process had the same training to do and was faster
-            raise
-    checkpoints.remove()
+    with ranks().agreed():
+        if ranks().first:
+            _keep_member(member_path(store, key), member, recipe=recipe, plan=plan, info=info)
+            checkpoints.remove()
     return open_member(store, key)
 
 
@@ -132,7 +129,8 @@ def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None
 def what_determines(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> dict[str, Any]:
     """Everything that determines a training, as JSON values.
 
-    How many threads compute does not count, though it changes the rounding of sums; `member.json` names it. The
+    How many threads and processes compute does not count, though it changes the rounding of sums; `member.json` names
+    them. The
     recipe's name and its `precision="auto"` do not count, but the precision that this machine makes of it does.
     """
     return {
@@ -178,6 +176,16 @@ def open_member(store: Path, key: str) -> StoredMember:
     return StoredMember(path, info)
 
 
+def _keep_member(path: Path, member: Member, *, recipe: Recipe, plan: Plan | None, info: dict[str, Any]) -> None:
+    try:
+        _write_member(path, member, recipe=recipe, plan=plan, info=info)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(f"no space left for {path}: free some and run the same again") from error
+        if not path.exists():  # else another process had the same training to do and was faster
+            raise
+
+
 def _write_member(path: Path, member: Member, *, recipe: Recipe, plan: Plan | None, info: dict[str, Any]) -> None:
     from safetensors.torch import save
 
@@ -201,6 +209,7 @@ def _origin(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
         "dataset": dataset.fingerprint,
         "precision": str(compute_dtype(recipe)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": ranks().size,
         "versions": versions(),
         "processor": cpu_name(),
     }

@@ -20,10 +20,11 @@ from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.machine import has_native_bfloat16
 from hbr_fast.plan import Plan
-from hbr_fast.sampler import QuotaOrder, quota_order, sequential_order
+from hbr_fast.sampler import QuotaOrder, Sampler, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
 from hbr_fast.training import signals
 from hbr_fast.training.checkpoint import Checkpoints
+from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
@@ -97,6 +98,9 @@ def train_member(
     the CPU, with the same number of threads, a training that was interrupted and went on gives the bits of one that was
     not.
 
+    Where `torch.distributed` is initialised its ranks share every batch, and every rank returns the same member: that
+    of one process, to rounding.
+
     Parameters
     ----------
     dataset : Dataset
@@ -123,10 +127,10 @@ def train_member(
     Terminated, KeyboardInterrupt
         If a signal asked for it.
     """
-    train = dataset.train
+    train, own = dataset.train, ranks()
     dtype = compute_dtype(recipe)
     model = initial_model(recipe, train, seed=seed)
-    loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype)
+    batches = SharedBatches(training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype), own)
     state = TrainingState(
         model=model,
         optimiser=make_optimiser(model, recipe),
@@ -135,34 +139,47 @@ def train_member(
             train.num_classes,
             el2n_epochs=recipe.el2n_epochs,
             provenance=provenance,
+            distributed=own.size > 1,
             strangers=bool(pools),
         ),
-        loss_s=torch.zeros(len(loader)),
-        right_s=torch.zeros(len(loader), dtype=torch.int64),
+        loss_s=torch.zeros(len(batches)),
+        right_s=torch.zeros(len(batches), dtype=torch.int64),
     )
     advance = advance or (lambda rows: None)
-    if checkpoints is not None and checkpoints.restore(state):
-        advance(state.epoch * loader.samples + state.step * recipe.batch_size)
+    with own.agreed():
+        if checkpoints is not None and checkpoints.restore(state):
+            advance(state.epoch * batches.samples + state.step * recipe.batch_size)
+    own.require_same(
+        "the processes of this training see different checkpoints: put the run directory where all of them see it",
+        state.epoch,
+        state.step,
+    )
+    stepped = shared_model(model) if own.size > 1 else model
     with signals.deferred() as pending:
 
-        def may_stop() -> None:
-            if (number := pending()) is not None:
-                if checkpoints is not None:
-                    checkpoints.save(state)
+        def save_and_stop(due: bool) -> None:
+            """Save if it is due on the first rank, and stop after saving if a signal asks any rank to."""
+            save, number = own.highest(due and own.first, pending() or 0)
+            if checkpoints is not None and (save or number):
+                state.merge_ranks()
+                with own.agreed():
+                    if own.first:
+                        checkpoints.save(state)
+            if number:
                 signals.obey(number)
 
         if state.class_counts is not None:
-            loader = loader.with_order(quota_order(train.labels, np.array(state.class_counts), seed=seed))
+            batches = batches.with_order(quota_order(train.labels, np.array(state.class_counts), seed=seed))
         for epoch in range(state.epoch, recipe.epochs):
             if recipe.online_every and epoch and epoch % recipe.online_every == 0 and state.step == 0:
-                order = online_order(loader, state.recorder, train, recipe, seed=seed)
-                loader, state.class_counts = loader.with_order(order), order.counts(0).tolist()
+                order = online_order(batches.order, state.recorder, train, recipe, seed=seed)
+                batches, state.class_counts = batches.with_order(order), order.counts(0).tolist()
             start = time.perf_counter() - state.seconds
-            for batch in loader.epoch(epoch, start=state.step):
+            for batch, share in batches.epoch(epoch, start=state.step):
                 step = state.step
-                set_learning_rate(state.optimiser, recipe.learning_rate(epoch * len(loader) + step, len(loader)))
+                set_learning_rate(state.optimiser, recipe.learning_rate(epoch * len(batches) + step, len(batches)))
                 train_step(
-                    model,
+                    stepped,
                     state.optimiser,
                     state.recorder,
                     batch,
@@ -171,17 +188,18 @@ def train_member(
                     dtype=dtype,
                     loss_out=state.loss_s[step],
                     right_out=state.right_s[step],
+                    share=share,
                 )
                 state.step, state.seconds = step + 1, time.perf_counter() - start
-                advance(len(batch.labels))
-                if checkpoints is not None and checkpoints.due():
-                    checkpoints.save(state)
-                may_stop()
-            state.history.append(epoch_record(state, loader, recipe))
+                advance(batches.rows(step))
+                save_and_stop(checkpoints is not None and checkpoints.due())
+            state.merge_ranks()
+            state.history.append(epoch_record(state, batches, recipe))
             state.next_epoch()
-            if checkpoints is not None and checkpoints.due(epochs_done=state.epoch):
-                checkpoints.save(state)
-        logits = predict(model, dataset.test, dtype=dtype, after_batch=may_stop)
+            save_and_stop(checkpoints is not None and checkpoints.due(epochs_done=state.epoch))
+        part = sequential_order(len(dataset.test)).shard(own.rank, own.size)
+        logits = predict(model, dataset.test, dtype=dtype, order=part, after_batch=lambda: save_and_stop(False))
+        logits = own.interleaved(logits)[: len(dataset.test)]
     if not np.isfinite(logits).all():
         raise Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
     return Member(
@@ -189,7 +207,7 @@ def train_member(
     )
 
 
-def epoch_record(state: TrainingState, loader: Loader, recipe: Recipe) -> EpochRecord:
+def epoch_record(state: TrainingState, batches: SharedBatches, recipe: Recipe) -> EpochRecord:
     """What the epoch that has just ended did: the one place where its losses are read back.
 
     Raises
@@ -201,16 +219,15 @@ def epoch_record(state: TrainingState, loader: Loader, recipe: Recipe) -> EpochR
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
         raise Diverged(state.epoch, int(bad[0]), float(losses[bad[0]]), recipe.lr)
-    rows = np.full(len(loader), recipe.batch_size)
-    rows[-1] = loader.samples - recipe.batch_size * (len(loader) - 1)
-    last = (state.epoch + 1) * len(loader) - 1
+    rows = [batches.rows(step) for step in range(len(batches))]
+    last = (state.epoch + 1) * len(batches) - 1
     return EpochRecord(
         epoch=state.epoch,
-        learning_rate=recipe.learning_rate(last, len(loader)),
-        train_loss=float(losses @ rows) / loader.samples,
-        train_accuracy=int(state.right_s.sum()) / loader.samples,
+        learning_rate=recipe.learning_rate(last, len(batches)),
+        train_loss=float(losses @ rows) / batches.samples,
+        train_accuracy=int(state.right_s.sum()) / batches.samples,
         seconds=state.seconds,
-        images_per_second=loader.samples / state.seconds,
+        images_per_second=batches.samples / state.seconds,
     )
 
 
@@ -225,11 +242,18 @@ def train_step(
     dtype: torch.dtype,
     loss_out: torch.Tensor,
     right_out: torch.Tensor,
+    share: float = 1.0,
 ) -> None:
-    """One update. Mean loss and right answers are written into two one-element tensors on the device, and not read."""
+    """One update. Mean loss and right answers are written into two one-element tensors on the device, and not read.
+
+    `share`: these rows over those of the batch that several ranks share, whose gradients add up; the loss written is
+    then this rank's part of it.
+    """
     with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         logits = model(batch.images)
     loss = functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+    if share != 1:
+        loss = share * loss if share else logits.sum()  # without a row: no mean, but a part in the sums over ranks
     recorder.record(logits, batch.labels, batch.ids, epoch=epoch)
     optimiser.zero_grad()
     loss.backward()
@@ -239,13 +263,19 @@ def train_step(
 
 
 def predict(
-    model: nn.Module, split: Split, *, dtype: torch.dtype, after_batch: Callable[[], None] = lambda: None
+    model: nn.Module,
+    split: Split,
+    *,
+    dtype: torch.dtype,
+    order: Sampler | None = None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Logits of every sample of a split in its order, eval mode, no augmentation: float32 [N, C]."""
+    """Logits of every sample of a split in its order, or another one; eval mode, no augmentation: float32 [N, C]."""
+    order = order or sequential_order(len(split))
     loader = Loader(
         split,
-        order=sequential_order(len(split)),
-        batch_size=min(EVALUATION_BATCH, len(split)),
+        order=order,
+        batch_size=min(EVALUATION_BATCH, len(order)),
         dtype=dtype,
         channels_last=True,
         prefetch=0,
@@ -291,12 +321,12 @@ def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None, pools: Sequen
     if plan is not None and recipe.online_every:
         raise ValueError("online_every resamples the full set while training: it does not go with a plan")
     initial_model(recipe, dataset.train, seed=0)
-    training_loader(dataset.train, recipe, seed=0, plan=plan, pools=pools, dtype=compute_dtype(recipe))
+    loader = training_loader(dataset.train, recipe, seed=0, plan=plan, pools=pools, dtype=compute_dtype(recipe))
+    SharedBatches(loader, ranks())
 
 
-def online_order(loader: Loader, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:
+def online_order(order: Sampler, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:
     """The order of the coming epochs in the online mode: class counts a step nearer to what AUM so far asks for."""
-    order = loader.job.order
     counts = order.counts(0) if isinstance(order, QuotaOrder) else split.class_counts()
     moved = reallocate(
         counts,
