@@ -15,6 +15,11 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()

@@ -175,7 +175,8 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if cluster.address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options |= {"num_cpus": usable_cpus(), "include_dashboard": False}
+        # By its name: without one, Ray would look for a cluster that others run on this machine.
+        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
     else:
         require_answer(cluster.address)
         options["address"] = cluster.address

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+MAX_WIDTH = 8192  # of a layer: twice as wide as any in common use
+
 
 def build_model(name: str, *, channels: int, image_size: tuple[int, int], classes: int) -> nn.Module:
     """A network by name, with the initial weights that torch's random state gives it.
@@ -29,7 +31,7 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
     Raises
     ------
     ValueError
-        If there is no such network or the images are too small for it.
+        If there is no such network, a layer is too wide, or the images are too small for it.
     """
     kind, *widths = name.split("-")
     smallest = min(image_size)
@@ -47,6 +49,10 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
                 f"model {name!r} takes 2x2 blocks of pixels: it needs even sides, not {image_size[0]}x{image_size[1]}"
             )
         numbers = [int(width) for width in widths]
+        if max(numbers) > MAX_WIDTH:
+            raise ValueError(
+                f"model {name!r} has a layer of width {max(numbers)}: there are widths of 1 to {MAX_WIDTH}"
+            )
         if kind == "cnn":
             return Classifier(cnn_features(channels, numbers), numbers[-1], classes)
         final = numbers[-1] * (image_size[0] >> halvings) * (image_size[1] >> halvings)

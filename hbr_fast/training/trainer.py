@@ -18,7 +18,7 @@ from hbr_fast.data.pool import Pool
 from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.machine import has_native_bfloat16
+from hbr_fast.machine import has_native_bfloat16, memory_bytes
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import QuotaOrder, Sampler, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
@@ -30,6 +30,7 @@ from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
 
 EVALUATION_BATCH = 1000
+PARAMETER_BYTES = 12  # a weight, its gradient and its momentum
 
 
 class Diverged(FloatingPointError):
@@ -320,9 +321,31 @@ def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None, pools: Sequen
         )
     if plan is not None and recipe.online_every:
         raise ValueError("online_every resamples the full set while training: it does not go with a plan")
-    initial_model(recipe, dataset.train, seed=0)
     loader = training_loader(dataset.train, recipe, seed=0, plan=plan, pools=pools, dtype=compute_dtype(recipe))
-    SharedBatches(loader, ranks())
+    batches = SharedBatches(loader, ranks())
+    with torch.device("meta"):  # which has the sizes of parameters, and no memory
+        parameters = sum(one.numel() for one in initial_model(recipe, dataset.train, seed=0).parameters())
+    if (needed := PARAMETER_BYTES * parameters) > (have := memory_bytes()):
+        raise ValueError(
+            f"model {recipe.model!r} has {parameters:,} parameters: training it takes {needed / 1e9:,.1f} GB and more, "
+            f"but this machine has {have / 1e9:,.1f} GB: take a smaller one"
+        )
+    if batches.rows(len(batches) - 1) == 1:
+        _require_statistics(recipe, dataset.train, batches)
+
+
+def _require_statistics(recipe: Recipe, split: Split, batches: SharedBatches) -> None:
+    """Raise where the one row of the last batch leaves a batch norm with one value a channel."""
+    with torch.no_grad():
+        try:
+            initial_model(recipe, split, seed=0)(torch.zeros(1, *split.images.shape[1:]))
+        except ValueError:
+            height, width = split.images.shape[2:]
+            raise ValueError(
+                f"the last batch of an epoch of {batches.samples:,} rows has 1 row (batch_size {recipe.batch_size}), "
+                f"and one of {height}x{width} pixels leaves model {recipe.model!r} no batch statistics: choose another "
+                "batch_size"
+            ) from None
 
 
 def online_order(order: Sampler, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:

@@ -329,3 +329,12 @@ def test_a_dataset_spoilt_on_the_way_is_refused(tiny: Dataset, tmp_path: Path) -
     with pytest.raises(ValueError, match="another checksum"):
         dataset_on_node(tmp_path / "gone", tiny.fingerprint, cache=tmp_path, files=depot.files, piece=piece)
     assert not (tmp_path / f"{tiny.fingerprint}.hbr").exists()
+
+
+def test_local_is_this_machines_own_cluster_whatever_else_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where Ray would look for another one first
+    with connected(Cluster("local")) as connection:
+        assert [node["Alive"] for node in connection.nodes()] == [True]
+    assert not ray.is_initialized()

@@ -223,6 +223,33 @@ def test_a_model_that_does_not_fit_the_images_is_refused(tiny: Dataset, recipe: 
         train_member(tiny, dataclasses.replace(recipe, model="cnn-4-4-4-4"), seed=1)
 
 
+def test_a_last_batch_of_one_row_is_refused_where_it_has_no_batch_statistics(tiny: Dataset, recipe: Recipe) -> None:
+    """ResNet-18 brings 8x8 pixels down to one: batch norm then has one value a channel."""
+    odd = Plan.of_rows(np.arange(101))
+    deep = dataclasses.replace(recipe, model="resnet18")
+    with pytest.raises(
+        ValueError,
+        match=r"epoch of 101 rows has 1 row \(batch_size 50\), and one of 8x8 pixels leaves model 'resnet18' no",
+    ):
+        check_fit(tiny, deep, odd)
+    check_fit(tiny, dataclasses.replace(deep, batch_size=51), odd)
+    check_fit(tiny, recipe, odd)  # this one keeps four pixels
+    with pytest.raises(ValueError, match="more than 1 value per channel"):  # what the check saves from
+        train_member(tiny, dataclasses.replace(deep, epochs=1), seed=1, plan=Plan.of_rows(np.arange(51)))
+
+
+def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(
+    tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"a layer of width 99999999: there are widths of 1 to 8192"):
+        check_fit(tiny, dataclasses.replace(recipe, model="cnn-99999999"), None)
+    wide = dataclasses.replace(recipe, model="cnn-8192-8192")
+    monkeypatch.setattr(trainer, "memory_bytes", lambda: 5e9)
+    # By hand: 9 * 8192 + 9 * 8192**2 weights of convolutions, 4 * 8192 of batch norms, 3 * 8193 of the last layer.
+    with pytest.raises(ValueError, match=r"604,110,851 parameters: training it takes 7\.2 GB and more, .* has 5\.0 GB"):
+        check_fit(tiny, wide, None)
+
+
 @pytest.mark.parametrize(
     ("precision", "native", "expected"),
     [
