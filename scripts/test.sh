@@ -27,20 +27,20 @@ missing_for_ffcv() {
 
 make_venv
 
-extras=ffcv,dali,ray,integrations,dev
+extras=ffcv,dali,ray,tensorboard,integrations,dev
 if ! can_import ffcv; then
     mapfile -t missing < <(missing_for_ffcv)
     if ((${#missing[@]} > 0)) && ! apt_install "${missing[@]}"; then
         remedy="apt-get install ${missing[*]}"
         [[ -z ${CI:-} ]] || die "FFCV cannot be compiled here, and with CI set it must be: run as root: $remedy"
         say "FFCV cannot be compiled here, going on without it. To have it, run as root: $remedy"
-        extras=dali,ray,integrations,dev
+        extras=dali,ray,tensorboard,integrations,dev
     fi
 fi
 install "$extras"
 
 if [[ -n ${CI:-} ]]; then
-    for module in ffcv nvidia.dali ray lightning transformers accelerate; do
+    for module in ffcv nvidia.dali ray tensorboard lightning transformers accelerate; do
         can_import "$module" || {
             "$venv/bin/python" -c "import $module" || true
             die "with CI set the tests need $module, and it cannot be imported (above)"

@@ -30,6 +30,7 @@ def train(
     gpus_per_member: float = 0.0,
     checkpoint_every_epochs: int = 0,
     checkpoint_minutes: float = 5.0,
+    tensorboard: bool = False,
 ) -> None:
     """Train an ensemble and record the hardness of every sample on the way.
 
@@ -50,6 +51,7 @@ def train(
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
         checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
         checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
+        tensorboard: Write what epochs did for TensorBoard, below OUT/tensorboard.
     """
     from hbr_fast.data.dataset import open_dataset, verify_dataset
     from hbr_fast.data.pool import open_pool
@@ -82,6 +84,7 @@ def train(
                 members_at_once=number_at_once(members_at_once, 1 if ranks.size > 1 else members),
                 cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
                 checkpoint=checkpoint,
+                tensorboard=tensorboard,
             ).members
         except MembersDiverged as error:
             diverged, trained = error, error.members

@@ -49,6 +49,7 @@ def train_ensemble(
     members_at_once: int = 1,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
+    tensorboard: bool = False,
 ) -> Ensemble:
     """Train an ensemble into a run directory, or find what is there of it and train the rest.
 
@@ -66,7 +67,7 @@ def train_ensemble(
         Rows of the train split that make an epoch; by default each sample once.
     pools : sequence of Pool
         Where a plan's generated images are.
-    members_at_once, cluster, checkpoint
+    members_at_once, cluster, checkpoint, tensorboard
         See `hbr_fast.training.parallel.obtain_members`.
 
     Raises
@@ -105,6 +106,7 @@ def train_ensemble(
                 members_at_once=members_at_once,
                 cluster=cluster,
                 checkpoint=checkpoint,
+                tensorboard=tensorboard,
                 label="train",
             )
         except MembersDiverged as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -29,15 +30,18 @@ from hbr_fast.data.pool import Pool, open_pool
 from hbr_fast.files import remove_partials
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
-from hbr_fast.training import signals
+from hbr_fast.training import signals, telemetry
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster, train_on_cluster
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.store import CHECKPOINTS, MEMBERS, StoredMember, find_member, train_and_store
+from hbr_fast.training.state import EpochRecord
+from hbr_fast.training.store import CHECKPOINTS, MEMBERS, StoredMember, find_member, member_key, train_and_store
+from hbr_fast.training.telemetry import Board, MemberLine, OnEpoch
 from hbr_fast.training.trainer import Diverged, check_fit
 
 REPORT_INTERVAL_S = 0.2  # how often a worker says what it did
+TENSORBOARD = "tensorboard"  # directory of the store, one in it a member
 ENDING_S = 20.0  # a worker that has not saved by then is left to itself: Kubernetes kills after 30 s
 
 
@@ -83,6 +87,7 @@ def obtain_members(
     members_at_once: int = 1,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
+    tensorboard: bool = False,
     label: str,
 ) -> list[StoredMember]:
     """Members in the order of `trainings`: those in the store are found, the others trained into it.
@@ -102,6 +107,8 @@ def obtain_members(
     checkpoint : CheckpointEvery, optional
         How often members save themselves while they train, below `store/checkpoints/`, by default every five minutes.
         On a cluster members are started again instead.
+    tensorboard : bool
+        Write what epochs did for TensorBoard, one directory a member below `store/tensorboard/`.
     label : str
         What the progress calls them.
 
@@ -129,6 +136,10 @@ def obtain_members(
             for directory in (store, store / MEMBERS, store / CHECKPOINTS):
                 remove_partials(directory)
         found = [find_member(dataset, recipe, seed=t.seed, plan=t.plan, store=store) for t in trainings]
+    if tensorboard:
+        telemetry.require_tensorboard()
+        if cluster is not None:
+            raise ValueError("TensorBoard's files are written where members train: leave it out on a cluster")
     missing = [number for number, member in enumerate(found) if member is None]
     own.require_same(
         f"the processes of this training see different members in {store}: put it where all of them see it",
@@ -141,10 +152,13 @@ def obtain_members(
     with own.agreed():
         for number in missing:
             check_fit(dataset, recipe, trainings[number].plan, trainings[number].pools)
-    rows = sum(
-        recipe.epochs * (len(plan) if (plan := trainings[number].plan) is not None else len(dataset.train))
+    lines = [
+        MemberLine(
+            number, rows=recipe.epochs * (len(dataset.train) if plan is None else len(plan)), epochs=recipe.epochs
+        )
         for number in missing
-    )
+        for plan in [trainings[number].plan]
+    ]
     jobs = [trainings[number] for number in missing]
     at_once = min(members_at_once, len(missing))
     title = f"{label}: {len(missing)} members"
@@ -153,7 +167,7 @@ def obtain_members(
     elif at_once > 1:
         title += f", {at_once} at once"
     checkpoint = checkpoint or CheckpointEvery()
-    with progress.task(title, total=rows, unit="images") as advance, signals.raised_at_once():
+    with telemetry.board(title, lines) as board, signals.raised_at_once():
         if cluster is not None:
             diverged = train_on_cluster(
                 dataset,
@@ -161,13 +175,22 @@ def obtain_members(
                 [(job.seed, job.plan, [pool.path for pool in job.pools]) for job in jobs],
                 store=store,
                 cluster=cluster,
-                advance=advance,
+                advance=board.advance,
             )
         elif at_once == 1:
-            diverged = _train_in_turn(dataset, recipe, jobs, store=store, checkpoint=checkpoint, advance=advance)
+            diverged = _train_in_turn(
+                dataset, recipe, jobs, store=store, checkpoint=checkpoint, board=board, tensorboard=tensorboard
+            )
         else:
             diverged = _train_in_processes(
-                dataset, recipe, jobs, store=store, checkpoint=checkpoint, at_once=at_once, advance=advance
+                dataset,
+                recipe,
+                jobs,
+                store=store,
+                checkpoint=checkpoint,
+                at_once=at_once,
+                board=board,
+                tensorboard=tensorboard,
             )
     if own.first:
         with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
@@ -190,21 +213,22 @@ def _train_in_turn(
     *,
     store: Path,
     checkpoint: CheckpointEvery,
-    advance: progress.Advance,
+    board: Board,
+    tensorboard: bool,
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, one after another; those that diverge, by their place."""
     diverged: dict[int, FloatingPointError] = {}
     for place, job in enumerate(jobs):
         try:
-            train_and_store(
+            _train_one(
                 dataset,
                 recipe,
-                seed=job.seed,
-                plan=job.plan,
-                pools=job.pools,
+                job,
                 store=store,
                 checkpoint=checkpoint,
-                advance=advance,
+                advance=functools.partial(board.advance, place=place),
+                on_epoch=functools.partial(board.epoch, place=place),
+                tensorboard=tensorboard,
             )
         except Diverged as error:
             diverged[place] = error
@@ -219,10 +243,11 @@ def _train_in_processes(
     store: Path,
     checkpoint: CheckpointEvery,
     at_once: int,
-    advance: progress.Advance,
+    board: Board,
+    tensorboard: bool,
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, `at_once` of them at a time; those that diverge, by their place."""
-    with _workers(at_once, advance) as pool:
+    with _workers(at_once, board) as pool:
         with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
             futures = [
                 pool.submit(
@@ -233,8 +258,10 @@ def _train_in_processes(
                     [one.path for one in job.pools],
                     store,
                     checkpoint,
+                    place,
+                    tensorboard,
                 )
-                for job in jobs
+                for place, job in enumerate(jobs)
             ]
         wait(futures, return_when=FIRST_EXCEPTION)
         try:
@@ -248,16 +275,19 @@ def _train_in_processes(
 
 
 @contextlib.contextmanager
-def _workers(count: int, advance: progress.Advance) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose workers report the rows they did; leaving by an exception ends them, once they have saved."""
+def _workers(count: int, board: Board) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose workers report to the board; leaving by an exception ends them, once they have saved."""
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     reports: Any = context.Queue()
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(reports,))
 
     def pass_on() -> None:
-        while (rows := reports.get()) is not None:
-            advance(rows)
+        while (report := reports.get()) is not None:
+            place, rows, record = report
+            board.advance(rows, place=place)
+            if record is not None:
+                board.epoch(record, place=place)
 
     # A daemon, joined with patience: a worker that is ended in the middle of a report may leave the queue unreadable.
     listener = threading.Thread(target=pass_on, name="hbr-progress", daemon=True)
@@ -319,6 +349,8 @@ def _train_in_worker(
     pool_paths: Sequence[Path],
     store: Path,
     checkpoint: CheckpointEvery,
+    place: int,
+    tensorboard: bool,
 ) -> Diverged | None:
     done, last = 0, time.monotonic()
 
@@ -326,24 +358,61 @@ def _train_in_worker(
         nonlocal done, last
         done += rows
         if time.monotonic() - last >= REPORT_INTERVAL_S:
-            _reports.put(done)
+            _reports.put((place, done, None))
             done, last = 0, time.monotonic()
+
+    def on_epoch(record: EpochRecord) -> None:
+        _reports.put((place, 0, record))
 
     dataset = open_dataset(dataset_path)
     pools = [open_pool(path, dataset=dataset) for path in pool_paths]  # memory-mapped here, not sent
     try:
+        _train_one(
+            dataset,
+            recipe,
+            dataclasses.replace(job, pools=tuple(pools)),
+            store=store,
+            checkpoint=checkpoint,
+            advance=advance,
+            on_epoch=on_epoch,
+            tensorboard=tensorboard,
+        )
+    except Diverged as error:
+        return error
+    finally:
+        _reports.put((place, done, None))
+    return None
+
+
+def _train_one(
+    dataset: Dataset,
+    recipe: Recipe,
+    job: Training,
+    *,
+    store: Path,
+    checkpoint: CheckpointEvery,
+    advance: progress.Advance,
+    on_epoch: OnEpoch,
+    tensorboard: bool,
+) -> None:
+    with contextlib.ExitStack() as writing:
+        epoch_ended = on_epoch
+        if tensorboard and ranks().first:
+            key = member_key(dataset, recipe, seed=job.seed, plan=job.plan)
+            write = writing.enter_context(telemetry.events(store / TENSORBOARD / key))
+
+            def epoch_ended(record: EpochRecord) -> None:
+                on_epoch(record)
+                write(record)
+
         train_and_store(
             dataset,
             recipe,
             seed=job.seed,
             plan=job.plan,
-            pools=pools,
+            pools=job.pools,
             store=store,
             checkpoint=checkpoint,
             advance=advance,
+            on_epoch=epoch_ended,
         )
-    except Diverged as error:
-        return error
-    finally:
-        _reports.put(done)
-    return None

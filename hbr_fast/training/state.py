@@ -16,7 +16,11 @@ from hbr_fast.hardness.ranks import all_reduce
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch did: means over its rows, in train mode."""
+    """What one epoch did: means over its rows, in train mode.
+
+    On a GPU also the most memory that torch's tensors had so far, in MB of 10^6 bytes, and how busy the GPU was when
+    the epoch ended, in percent, where NVIDIA's library that knows is installed.
+    """
 
     epoch: int
     learning_rate: float
@@ -24,6 +28,8 @@ class EpochRecord:
     train_accuracy: float
     seconds: float
     images_per_second: float
+    gpu_memory_mb: float | None = None
+    gpu_utilisation: float | None = None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.telemetry import OnEpoch
 from hbr_fast.training.trainer import Diverged, Member, compute_dtype, train_member
 
 SCHEMA = 1
@@ -88,6 +89,7 @@ def train_and_store(
     pools: Sequence[Pool] = (),
     store: Path,
     advance: progress.Advance | None = None,
+    on_epoch: OnEpoch | None = None,
     checkpoint: CheckpointEvery | None = None,
 ) -> StoredMember:
     """Train a member and keep it under `store/members/`, whole or not at all.
@@ -107,6 +109,7 @@ def train_and_store(
             pools=pools,
             provenance=provenance,
             advance=advance,
+            on_epoch=on_epoch,
             checkpoints=checkpoints,
         )
     except Diverged:

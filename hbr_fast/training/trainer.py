@@ -91,6 +91,7 @@ def train_member(
     pools: Sequence[Pool] = (),
     provenance: Mapping[str, Any] | None = None,
     advance: Callable[[int], None] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Member:
     """Train one model on the train split and record the hardness of every sample it visits.
@@ -116,6 +117,8 @@ def train_member(
         What the scores should say of where they come from.
     advance : callable, optional
         Called with the number of rows after each step, for a progress bar; first with those that a checkpoint holds.
+    on_epoch : callable, optional
+        Called with what each epoch did when it is over.
     checkpoints : Checkpoints, optional
         Where the training saves itself and is taken up again. SIGTERM and Ctrl-C then save before they are obeyed.
 
@@ -196,6 +199,8 @@ def train_member(
                 save_and_stop(checkpoints is not None and checkpoints.due())
             state.merge_ranks()
             state.history.append(epoch_record(state, batches, recipe))
+            if on_epoch is not None:
+                on_epoch(state.history[-1])
             state.next_epoch()
             save_and_stop(checkpoints is not None and checkpoints.due(epochs_done=state.epoch))
         part = sequential_order(len(dataset.test)).shard(own.rank, own.size)
