@@ -24,7 +24,7 @@ def record(epoch: int, loss: float, memory: float | None = None) -> EpochRecord:
 
 def cells(shown: Board) -> list[list[str]]:
     """Lines of the table, without the head."""
-    return [list(line) for line in zip(*(column.cells for column in shown.table("title").columns), strict=True)]  # type: ignore[arg-type]
+    return [list(line) for line in zip(*(column.cells for column in shown.table("title").columns), strict=True)]
 
 
 @pytest.fixture
