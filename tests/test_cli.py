@@ -479,12 +479,12 @@ def test_a_diverging_training_is_one_line(data: Path, tmp_path: Path, fails: Fai
     assert not list(tmp_path.glob("run/members/*"))
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(("at_once", "how"), [(1, []), (2, []), (2, ["--stacked"])])
 def test_sigterm_saves_exits_with_75_and_a_second_process_is_refused_meanwhile(
-    data: Path, tmp_path: Path, fails: Fails, at_once: int
+    data: Path, tmp_path: Path, fails: Fails, at_once: int, how: list[str]
 ) -> None:
     run = tmp_path / "run"
-    words = ["train", str(data), str(run), "--members", "2", "--members-at-once", str(at_once)]
+    words = ["train", str(data), str(run), "--members", "2", "--members-at-once", str(at_once), *how]
     words += ["--checkpoint-minutes", "0.001", *SMALL, "epochs=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "hbr_fast.cli", *words],

@@ -44,6 +44,7 @@ def study(
     tiny: bool = False,
     dry_run: bool = False,
     members_at_once: AtOnce = "auto",
+    stacked: bool = False,
     cluster: str | None = None,
     cpus_per_member: float = 1.0,
     gpus_per_member: float = 0.0,
@@ -80,6 +81,7 @@ def study(
         tiny: A small grid on small generated images, in seconds: does everything work here?
         dry_run: Print the trainings, what is done of them and how long the rest would take; train nothing.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+        stacked: Train them as one network in one process instead (docs/ensembles.md says where that is faster).
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
@@ -138,6 +140,7 @@ def study(
         out=directory,
         pool=opened_pool,
         members_at_once=at_once,
+        stacked=stacked,
         cluster=ray,
         checkpoint=checkpoint,
     )

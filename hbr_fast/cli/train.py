@@ -25,6 +25,7 @@ def train(
     plan: Path | None = None,
     pool: Path | None = None,
     members_at_once: AtOnce = "auto",
+    stacked: bool = False,
     cluster: str | None = None,
     cpus_per_member: float = 1.0,
     gpus_per_member: float = 0.0,
@@ -46,6 +47,7 @@ def train(
         plan: A resampled set that the resample command wrote; by default every sample once an epoch.
         pool: The generated images that the plan takes from.
         members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+        stacked: Train them as one network in one process instead (docs/ensembles.md says where that is faster).
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
@@ -82,6 +84,7 @@ def train(
                 plan=rows,
                 pools=pools,
                 members_at_once=number_at_once(members_at_once, 1 if ranks.size > 1 else members),
+                stacked=stacked,
                 cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
                 checkpoint=checkpoint,
                 tensorboard=tensorboard,

@@ -30,6 +30,7 @@ def run_study(
     out: str | os.PathLike[str],
     pool: Pool | None = None,
     members_at_once: int = 1,
+    stacked: bool = False,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
 ) -> Path:
@@ -44,7 +45,7 @@ def run_study(
         of what determines it, so that studies with one directory share what they have in common.
     pool : Pool, optional
         Generated images, for arms that take from one.
-    members_at_once, cluster, checkpoint
+    members_at_once, stacked, cluster, checkpoint
         See `hbr_fast.training.parallel.obtain_members`.
 
     Returns
@@ -73,6 +74,7 @@ def run_study(
             rows,
             pool=pool,
             members_at_once=members_at_once,
+            stacked=stacked,
             cluster=cluster,
             checkpoint=checkpoint,
         )
@@ -87,6 +89,7 @@ def _run(
     *,
     pool: Pool | None,
     members_at_once: int,
+    stacked: bool,
     cluster: Cluster | None,
     checkpoint: CheckpointEvery | None,
 ) -> None:
@@ -103,6 +106,7 @@ def _run(
                 list(unique.values()),
                 store=directory,
                 members_at_once=members_at_once,
+                stacked=stacked,
                 cluster=cluster,
                 checkpoint=checkpoint,
                 label=label,

@@ -47,6 +47,7 @@ def train_ensemble(
     plan: Plan | None = None,
     pools: Sequence[Pool] = (),
     members_at_once: int = 1,
+    stacked: bool = False,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
     tensorboard: bool = False,
@@ -67,7 +68,7 @@ def train_ensemble(
         Rows of the train split that make an epoch; by default each sample once.
     pools : sequence of Pool
         Where a plan's generated images are.
-    members_at_once, cluster, checkpoint, tensorboard
+    members_at_once, stacked, cluster, checkpoint, tensorboard
         See `hbr_fast.training.parallel.obtain_members`.
 
     Raises
@@ -104,6 +105,7 @@ def train_ensemble(
                 trainings,
                 store=run,
                 members_at_once=members_at_once,
+                stacked=stacked,
                 cluster=cluster,
                 checkpoint=checkpoint,
                 tensorboard=tensorboard,

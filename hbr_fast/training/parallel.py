@@ -1,4 +1,4 @@
-"""An ensemble's members: found in the store or trained, one after another, in processes, or on a cluster.
+"""An ensemble's members: found in the store or trained, one after another, in processes, stacked, or on a cluster.
 
 Processes have one thread each: small networks keep one core busy and leave a second one waiting at barriers, so two
 members on a thread each finish before one after another on two threads, and suffer far less from other programs on the
@@ -35,8 +35,17 @@ from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster, train_on_cluster
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.stacked import StackedMember
 from hbr_fast.training.state import EpochRecord
-from hbr_fast.training.store import CHECKPOINTS, MEMBERS, StoredMember, find_member, member_key, train_and_store
+from hbr_fast.training.store import (
+    CHECKPOINTS,
+    MEMBERS,
+    StoredMember,
+    find_member,
+    member_key,
+    train_and_store,
+    train_and_store_stacked,
+)
 from hbr_fast.training.telemetry import Board, MemberLine, OnEpoch
 from hbr_fast.training.trainer import Diverged, check_fit
 
@@ -85,6 +94,7 @@ def obtain_members(
     *,
     store: Path,
     members_at_once: int = 1,
+    stacked: bool = False,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
     tensorboard: bool = False,
@@ -102,6 +112,9 @@ def obtain_members(
     members_at_once : int
         1 trains one after another in this process, with all its threads; more start that many processes, which needs
         an importable main module (`if __name__ == "__main__":` in scripts).
+    stacked : bool
+        Train that many at once as one network in this process instead, with all its threads (`train_stacked`): their
+        epochs must have equally many rows to be in one stack.
     cluster : Cluster, optional
         Train on a Ray cluster instead, as many at a time as it has room for.
     checkpoint : CheckpointEvery, optional
@@ -125,6 +138,8 @@ def obtain_members(
     """
     if members_at_once < 1:
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
+    if stacked and cluster is not None:
+        raise ValueError("a cluster trains each member in a process of its own: leave out the cluster or the stack")
     own = ranks()
     with own.agreed():
         if own.size > 1 and (members_at_once > 1 or cluster is not None):
@@ -165,7 +180,7 @@ def obtain_members(
     if cluster is not None:
         title += f" on the cluster {cluster.address}"
     elif at_once > 1:
-        title += f", {at_once} at once"
+        title += f", {at_once} {'stacked' if stacked else 'at once'}"
     checkpoint = checkpoint or CheckpointEvery()
     with telemetry.board(title, lines) as board, signals.raised_at_once():
         if cluster is not None:
@@ -180,6 +195,17 @@ def obtain_members(
         elif at_once == 1:
             diverged = _train_in_turn(
                 dataset, recipe, jobs, store=store, checkpoint=checkpoint, board=board, tensorboard=tensorboard
+            )
+        elif stacked:
+            diverged = _train_in_stacks(
+                dataset,
+                recipe,
+                jobs,
+                store=store,
+                checkpoint=checkpoint,
+                at_once=at_once,
+                board=board,
+                tensorboard=tensorboard,
             )
         else:
             diverged = _train_in_processes(
@@ -232,6 +258,49 @@ def _train_in_turn(
             )
         except Diverged as error:
             diverged[place] = error
+    return diverged
+
+
+def _train_in_stacks(
+    dataset: Dataset,
+    recipe: Recipe,
+    jobs: Sequence[Training],
+    *,
+    store: Path,
+    checkpoint: CheckpointEvery,
+    at_once: int,
+    board: Board,
+    tensorboard: bool,
+) -> dict[int, FloatingPointError]:
+    """Train all into the store, `at_once` of them as one network; those that diverge, by their place."""
+    by_rows: dict[int, list[int]] = {}
+    for place, job in enumerate(jobs):
+        by_rows.setdefault(len(job.plan) if job.plan is not None else len(dataset.train), []).append(place)
+    diverged: dict[int, FloatingPointError] = {}
+    for places in (alike[i : i + at_once] for alike in by_rows.values() for i in range(0, len(alike), at_once)):
+        with contextlib.ExitStack() as writing:
+            members = [
+                StackedMember(
+                    recipe,
+                    jobs[place].seed,
+                    jobs[place].plan,
+                    jobs[place].pools,
+                    advance=functools.partial(board.advance, place=place),
+                    on_epoch=writing.enter_context(
+                        _reported(
+                            dataset,
+                            recipe,
+                            jobs[place],
+                            store=store,
+                            on_epoch=functools.partial(board.epoch, place=place),
+                            tensorboard=tensorboard,
+                        )
+                    ),
+                )
+                for place in places
+            ]
+            outcomes = train_and_store_stacked(dataset, members, store=store, checkpoint=checkpoint)
+        diverged |= {place: error for place, error in zip(places, outcomes, strict=True) if error is not None}
     return diverged
 
 
@@ -395,16 +464,7 @@ def _train_one(
     on_epoch: OnEpoch,
     tensorboard: bool,
 ) -> None:
-    with contextlib.ExitStack() as writing:
-        epoch_ended = on_epoch
-        if tensorboard and ranks().first:
-            key = member_key(dataset, recipe, seed=job.seed, plan=job.plan)
-            write = writing.enter_context(telemetry.events(store / TENSORBOARD / key))
-
-            def epoch_ended(record: EpochRecord) -> None:
-                on_epoch(record)
-                write(record)
-
+    with _reported(dataset, recipe, job, store=store, on_epoch=on_epoch, tensorboard=tensorboard) as epoch_ended:
         train_and_store(
             dataset,
             recipe,
@@ -416,3 +476,21 @@ def _train_one(
             advance=advance,
             on_epoch=epoch_ended,
         )
+
+
+@contextlib.contextmanager
+def _reported(
+    dataset: Dataset, recipe: Recipe, job: Training, *, store: Path, on_epoch: OnEpoch, tensorboard: bool
+) -> Iterator[OnEpoch]:
+    """What to call with a member's epochs: `on_epoch`, and TensorBoard's writer where it is wanted."""
+    if not (tensorboard and ranks().first):
+        yield on_epoch
+        return
+    key = member_key(dataset, recipe, seed=job.seed, plan=job.plan)
+    with telemetry.events(store / TENSORBOARD / key) as write:
+
+        def epoch_ended(record: EpochRecord) -> None:
+            on_epoch(record)
+            write(record)
+
+        yield epoch_ended

@@ -26,6 +26,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.stacked import StackedMember, train_stacked
 from hbr_fast.training.telemetry import OnEpoch
 from hbr_fast.training.trainer import Diverged, Member, compute_dtype, train_member
 
@@ -96,10 +97,7 @@ def train_and_store(
 
     What is not finished yet is kept under `store/checkpoints/` as often as `checkpoint` says, and taken up from there.
     """
-    determines = what_determines(dataset, recipe, seed=seed, plan=plan)
-    key = content_hash(determines)[:KEY_DIGITS]
-    provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
-    checkpoints = Checkpoints(checkpoint_path(store, key), determines, checkpoint or CheckpointEvery())
+    key, provenance, checkpoints = _begin(dataset, recipe, seed=seed, plan=plan, store=store, checkpoint=checkpoint)
     try:
         member = train_member(
             dataset,
@@ -124,6 +122,29 @@ def train_and_store(
     return open_member(store, key)
 
 
+def train_and_store_stacked(
+    dataset: Dataset,
+    members: Sequence[StackedMember],
+    *,
+    store: Path,
+    checkpoint: CheckpointEvery | None = None,
+) -> list[Diverged | None]:
+    """Train members as one network and keep them as `train_and_store` does; for each, the error where it diverged."""
+    begun = []
+    for member in members:
+        key, provenance, checkpoints = _begin(
+            dataset, member.recipe, seed=member.seed, plan=member.plan, store=store, checkpoint=checkpoint
+        )
+        begun.append((key, checkpoints, dataclasses.replace(member, provenance=provenance, checkpoints=checkpoints)))
+    outcomes = train_stacked(dataset, [member for _, _, member in begun])
+    for (key, checkpoints, member), outcome in zip(begun, outcomes, strict=True):
+        if isinstance(outcome, Member):
+            info = {"key": key, "seed": member.seed, **_origin(dataset, member.recipe), "stacked": len(members)}
+            _keep_member(member_path(store, key), outcome, recipe=member.recipe, plan=member.plan, info=info)
+        checkpoints.remove()
+    return [outcome if isinstance(outcome, Diverged) else None for outcome in outcomes]
+
+
 def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> str:
     """Hash of everything that determines a training: 20 hex digits."""
     return content_hash(what_determines(dataset, recipe, seed=seed, plan=plan))[:KEY_DIGITS]
@@ -132,9 +153,9 @@ def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None
 def what_determines(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> dict[str, Any]:
     """Everything that determines a training, as JSON values.
 
-    How many threads and processes compute does not count, though it changes the rounding of sums; `member.json` names
-    them. The
-    recipe's name and its `precision="auto"` do not count, but the precision that this machine makes of it does.
+    How many threads and processes compute does not count, nor whether members are stacked, though it changes the
+    rounding of sums; `member.json` names them. The recipe's name and its `precision="auto"` do not count, but the
+    precision that this machine makes of it does.
     """
     return {
         "numerics": NUMERICS,
@@ -177,6 +198,16 @@ def open_member(store: Path, key: str) -> StoredMember:
         if not file.is_file() or sha256_of_file(file) != checksum:
             raise ValueError(f"{file} is missing or damaged: remove {path} and train the member again")
     return StoredMember(path, info)
+
+
+def _begin(
+    dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None, store: Path, checkpoint: CheckpointEvery | None
+) -> tuple[str, dict[str, Any], Checkpoints]:
+    """The key of a training, where its scores come from, and its checkpoints."""
+    determines = what_determines(dataset, recipe, seed=seed, plan=plan)
+    key = content_hash(determines)[:KEY_DIGITS]
+    provenance = {"dataset": dataset.fingerprint, "recipe": recipe.to_json(), "seed": seed, "key": key}
+    return key, provenance, Checkpoints(checkpoint_path(store, key), determines, checkpoint or CheckpointEvery())
 
 
 def _keep_member(path: Path, member: Member, *, recipe: Recipe, plan: Plan | None, info: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.plan import Plan
 from hbr_fast.training import parallel
+from hbr_fast.training.cluster import Cluster
 from hbr_fast.training.parallel import MembersDiverged, Training, default_members_at_once, obtain_members
 from hbr_fast.training.recipe import Recipe
 
@@ -43,15 +44,40 @@ def test_two_at_once_are_the_same_members_as_one_after_another(
     assert "two: 3 members, 2 at once: 600 images" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+def test_stacked_members_are_those_trained_alone_to_rounding(
+    tiny: Dataset, recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    short = Plan.of_rows(np.arange(60))  # in no stack with the others
+    trainings = [Training(1), Training(2, short), Training(3), Training(4, Plan.of_rows(np.arange(120)[::-1]))]
+    single = obtain_members(tiny, recipe, trainings, store=tmp_path / "one", label="one")
+    stacked = obtain_members(
+        tiny, recipe, trainings, store=tmp_path / "two", members_at_once=2, stacked=True, label="two"
+    )
+    assert [member.key for member in stacked] == [member.key for member in single]
+    assert [member.info.get("stacked") for member in stacked] == [2, 1, 2, 1]
+    for a, b in zip(single, stacked, strict=True):
+        np.testing.assert_allclose(a.test_logits(), b.test_logits(), atol=2e-3)
+        np.testing.assert_allclose(a.scores().values["aum"], b.scores().values["aum"], atol=2e-3)
+        first, second = (load_file(member.path / "weights.safetensors") for member in (a, b))
+        assert list(first) == list(second)
+    assert not (tmp_path / "two" / "checkpoints").exists()
+    assert "two: 4 members, 2 stacked: 840 images" in capfd.readouterr().err
+
+
+def test_a_cluster_has_no_stacks(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave out the cluster or the stack"):
+        obtain_members(tiny, recipe, TRAININGS, store=tmp_path, stacked=True, cluster=Cluster("local"), label="none")
+
+
+@pytest.mark.parametrize(("at_once", "stacked"), [(1, False), (2, False), (3, True)])
 def test_a_member_that_diverges_is_named_once_the_others_are_finished(
-    tiny: Dataset, recipe: Recipe, tmp_path: Path, at_once: int
+    tiny: Dataset, recipe: Recipe, tmp_path: Path, at_once: int, stacked: bool
 ) -> None:
     steep = dataclasses.replace(recipe, lr=1e8, epochs=1)
     single_step = Plan.of_rows(np.arange(50))  # too short an epoch to diverge in
     trainings = [Training(1), Training(1, single_step), Training(2, single_step)]
     with pytest.raises(MembersDiverged, match=r"steep: 1 of 3 members failed, .* member 0: .*epoch 0") as caught:
-        obtain_members(tiny, steep, trainings, store=tmp_path, members_at_once=at_once, label="steep")
+        obtain_members(tiny, steep, trainings, store=tmp_path, members_at_once=at_once, stacked=stacked, label="steep")
     first, *others = caught.value.members
     assert first is None
     assert [member.seed for member in others if member is not None] == [1, 2]
