@@ -62,7 +62,7 @@ def study(
         root: Where Fashion-MNIST's files are, if not where Debian's package puts them.
         download: Let torchvision fetch Fashion-MNIST into --root (by default OUT/downloads).
         pool: Generated images for the pool oversamplers: a dataset, an .npz or an .npy file.
-        recipe: quickstart, small-cnn or paper-resnet18, where it is not to be the study's own.
+        recipe: quickstart, small-cnn, paper-resnet18 or fast-resnet18, where it is not to be the study's own.
         overrides: Recipe fields to change, e.g. --set epochs=3 lr=0.05.
         estimator: What class hardness is measured by.
         alpha: Degree of resampling (quickstart).

@@ -40,7 +40,7 @@ def train(
     Args:
         dataset: A directory that convert wrote.
         out: The run directory; members that are there already are not trained again.
-        recipe: quickstart, small-cnn or paper-resnet18.
+        recipe: quickstart, small-cnn, paper-resnet18 or fast-resnet18.
         overrides: Recipe fields to change, e.g. --set epochs=3 lr=0.05.
         members: Models to train, each with a seed of its own.
         seed: Everything random follows from it.

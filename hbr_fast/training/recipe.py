@@ -160,10 +160,24 @@ def paper_resnet18() -> Recipe:
     )
 
 
+def fast_resnet18() -> Recipe:
+    """The paper's network in a tenth of its epochs: one rise and fall of the rate, batches four times as wide."""
+    return Recipe(
+        name="fast-resnet18",
+        model="resnet18",
+        epochs=20,
+        batch_size=512,
+        lr=0.4,  # four times the paper's, as the batch is
+        schedule="triangular",
+        pad=4,
+    )
+
+
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "quickstart": quickstart,
     "small-cnn": small_cnn,
     "paper-resnet18": paper_resnet18,
+    "fast-resnet18": fast_resnet18,
 }
 
 

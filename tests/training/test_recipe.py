@@ -37,9 +37,20 @@ def test_paper_resnet18_is_section_1_of_the_method_in_every_field() -> None:
 
 
 def test_the_recipes_of_the_issue_are_there_under_their_own_names() -> None:
-    assert list(RECIPES) == ["quickstart", "small-cnn", "paper-resnet18"]
+    assert list(RECIPES) == ["quickstart", "small-cnn", "paper-resnet18", "fast-resnet18"]
     assert all(named_recipe(name).name == name for name in RECIPES)
-    assert len({dataclasses.replace(named_recipe(name), name="") for name in RECIPES}) == 3
+    assert len({dataclasses.replace(named_recipe(name), name="") for name in RECIPES}) == 4
+
+
+def test_fast_resnet18_is_the_papers_network_in_a_tenth_of_its_epochs() -> None:
+    paper, fast = named_recipe("paper-resnet18"), named_recipe("fast-resnet18")
+    assert (fast.model, 10 * fast.epochs) == (paper.model, paper.epochs)
+    assert fast.batch_size > paper.batch_size
+    assert (fast.schedule, fast.label_smoothing) == ("triangular", 0)
+    rates = [fast.learning_rate(step, 98) for step in range(20 * 98)]  # one rise and one fall
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
 @pytest.mark.parametrize("recipe", [*(make() for make in RECIPES.values()), STEP, TRIANGULAR], ids=lambda r: r.name)
