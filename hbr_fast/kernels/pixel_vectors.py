@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from hbr_fast.kernels.vector import F32, I8, I16, I32, fused_multiply_add, load, splat, store
+from hbr_fast.kernels.vector import F32, I8, I32, fused_multiply_add, load, round_bf16, splat, store
 
 SLACK = 32
 
@@ -97,7 +97,7 @@ def convert_rows(
                 value = fused_multiply_add(builder, value, scales[part], biases[part])
                 value = builder.select(inside[part], value, outside[part])
                 place = builder.add(to, ir.Constant(to.type, width * part * (2 if half else 4)))
-                store(builder, _round_bf16(builder, value) if half else value, place)
+                store(builder, round_bf16(builder, value) if half else value, place)
         return context.get_dummy_value()
 
     arguments = (_ADDRESS,) * 6 + (types.int64,) + (_ADDRESS,) * 4 + (types.float32,)
@@ -111,7 +111,7 @@ def store_pixel(typingctx: Any, dst: Any, value: Any, bf16: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = splat(builder, args[1], 1)
-        store(builder, _round_bf16(builder, value) if half else value, args[0])
+        store(builder, round_bf16(builder, value) if half else value, args[0])
         return context.get_dummy_value()
 
     return types.void(_ADDRESS, types.float32, bf16), codegen
@@ -179,17 +179,6 @@ def _not_zero(builder: Any, mask: Any) -> Any:
 def _as_float(builder: Any, pixels: Any) -> Any:
     lanes = pixels.type.count
     return builder.uitofp(builder.zext(pixels, ir.VectorType(I32, lanes)), ir.VectorType(F32, lanes))
-
-
-def _round_bf16(builder: Any, value: Any) -> Any:
-    """float32 to bfloat16 bits, to the nearest, ties to even (pixels are finite)."""
-    lanes = value.type.count
-    wide, narrow = ir.VectorType(I32, lanes), ir.VectorType(I16, lanes)
-    sixteen = ir.Constant(wide, [16] * lanes)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(wide, [1] * lanes))
-    rounded = builder.add(builder.add(bits, ir.Constant(wide, [0x7FFF] * lanes)), odd)
-    return builder.trunc(builder.lshr(rounded, sixteen), narrow)
 
 
 def _pointer(builder: Any, address: Any, offset: int, kind: Any) -> Any:

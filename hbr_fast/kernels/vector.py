@@ -180,6 +180,17 @@ def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [a, b, c])
 
 
+def round_bf16(builder: Any, value: Any) -> Any:
+    """float32 to bfloat16 bits, to the nearest, ties to even; NaN stays NaN where its low 16 bits are 0."""
+    lanes = value.type.count
+    wide, narrow = ir.VectorType(I32, lanes), ir.VectorType(I16, lanes)
+    sixteen = ir.Constant(wide, [16] * lanes)
+    bits = builder.bitcast(value, wide)
+    odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(wide, [1] * lanes))
+    rounded = builder.add(builder.add(bits, ir.Constant(wide, [0x7FFF] * lanes)), odd)
+    return builder.trunc(builder.lshr(rounded, sixteen), narrow)
+
+
 class _chunks:
     """A loop over the chunks of a row of float32; the block sees one chunk as a vector."""
 

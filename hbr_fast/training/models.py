@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from hbr_fast.training.layers import FusedSequential, add_and_relu
 
 MAX_WIDTH = 8192  # of a layer: twice as wide as any in common use
 
@@ -81,7 +82,7 @@ def cnn_features(channels: int, widths: list[int]) -> nn.Sequential:
     for width in widths:
         layers += [_convolution(channels, width), nn.MaxPool2d(2)]
         channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return FusedSequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def vgg_features(channels: int, widths: list[int]) -> nn.Sequential:
@@ -95,7 +96,7 @@ def vgg_features(channels: int, widths: list[int]) -> nn.Sequential:
     for width in widths:
         layers += [_convolution(channels, width), _convolution(width, width), nn.MaxPool2d(2)]
         channels = width
-    return nn.Sequential(*layers, nn.Flatten())
+    return FusedSequential(*layers, nn.Flatten())
 
 
 def resnet18_features(channels: int) -> nn.Sequential:
@@ -105,7 +106,7 @@ def resnet18_features(channels: int) -> nn.Sequential:
     for out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         layers += [BasicBlock(width, out, stride), BasicBlock(out, out, 1)]
         width = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return FusedSequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class BasicBlock(nn.Module):
@@ -117,13 +118,14 @@ class BasicBlock(nn.Module):
         self.second = nn.Sequential(nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = FusedSequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.relu(self.second(self.first(x)) + self.shortcut(x))
+        convolution, norm = self.second
+        return add_and_relu(norm, convolution(self.first(x)), self.shortcut(x))
 
 
-def _convolution(channels: int, out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
+def _convolution(channels: int, out: int, stride: int = 1) -> FusedSequential:
+    return FusedSequential(
         nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
     )

@@ -32,7 +32,7 @@ from hbr_fast.training.trainer import Diverged, Member, compute_dtype, train_mem
 
 SCHEMA = 1
 # Raised when the same recipe, seed and data would train to other numbers; CHANGELOG names each step.
-NUMERICS = 1
+NUMERICS = 2
 KEY_DIGITS = 20
 MEMBERS, CHECKPOINTS = "members", "checkpoints"  # directories of the store; the second is there while members train
 
