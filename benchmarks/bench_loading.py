@@ -357,6 +357,8 @@ def ffcv(split: Split, threads: int, stack: contextlib.ExitStack) -> Epoch:
         from ffcv.transforms.normalize import NormalizeImage
         from ffcv.writer import DatasetWriter
 
+        from hbr_fast.loaders.ffcv import next_batch  # also keeps FFCV from spoiling numba's types
+
         beton = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "train.beton")
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
         DatasetWriter(beton, fields, num_workers=threads).from_indexed_dataset(ArrayImages(split), chunksize=500)
@@ -382,7 +384,9 @@ def ffcv(split: Split, threads: int, stack: contextlib.ExitStack) -> Epoch:
 
     def epoch() -> Iterator[torch.Tensor]:
         with _torch_threads_kept():
-            for images, _ in loader:
+            reading = iter(loader)
+            for _ in range(len(loader)):
+                images, _labels = next_batch(reading)
                 yield images
 
     return epoch

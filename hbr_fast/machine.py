@@ -7,6 +7,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from hbr_fast import __version__
+
 
 def usable_cpus() -> int:
     """Processors this process may run on (its affinity mask, not what the machine has)."""
@@ -32,9 +34,9 @@ def has_native_bfloat16() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
-    names = ("hbr-fast", "torch", "numpy", "numba")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    """Versions of what numbers depend on; ours is the source's own, which need not be installed."""
+    others = {name: metadata.version(name) for name in ("torch", "numpy", "numba")}
+    return {"python": platform.python_version(), "hbr-fast": __version__, **others}
 
 
 def _cpuinfo(field: str) -> str:

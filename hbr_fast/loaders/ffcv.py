@@ -43,9 +43,23 @@ def _thread_counts_kept() -> Iterator[None]:
 
 with _thread_counts_kept():
     from ffcv.loader import Loader as FFCVLoader
+    from ffcv.memory_managers.os_cache import OSCacheManager
+    from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import Node
     from ffcv.transforms import ToTensor
     from ffcv.traversal_order.base import TraversalOrder
+
+
+def _read(address: Any, state: Any) -> Any:
+    """The bytes at an address of the file, which FFCV compiles into its pipelines."""
+    size = state[2][np.searchsorted(state[1], address)]
+    return state[0][address : address + size]
+
+
+# FFCV's own declares its types, and to do so sets numba's one type of byte arrays to read-only: nothing that writes one
+# can be compiled in the process from then on, FFCV's pipelines and our kernels included.
+_READ = Compiler.compile(_read)
+OSCacheManager.compile_reader = lambda self: _READ
 
 _STARTING = Lock()  # FFCV numbers the parts of pipelines process-wide, and asks for its order when it starts
 _compiled: dict[tuple[object, ...], Any] = {}  # FFCV compiles for every loader, though code of one kind would do
@@ -121,7 +135,7 @@ class FfcvBackend:
         fields = [field for field in self._file.fields if field in (self._file.image, "id")]
         try:
             for _ in batches:
-                columns = dict(zip(fields, _next(reading), strict=True))
+                columns = dict(zip(fields, next_batch(reading), strict=True))
                 images = columns[self._file.image].numpy()
                 if images.ndim == 3:
                     images = images[..., None]
@@ -191,13 +205,20 @@ class _Order(TraversalOrder):
         return self.places
 
 
-def _next(reading: Any) -> Any:
-    """The next batch of FFCV's reading thread, which puts none if it fails."""
+def next_batch(reading: Any) -> Any:
+    """The next batch of FFCV's reading thread, which ends without a word to its reader if it fails.
+
+    Raises
+    ------
+    RuntimeError
+        If the thread has ended without making it; FFCV itself waits for ever.
+    """
     while True:
+        running = reading.is_alive()  # asked first: what it put before it ended is in the queue by then
         try:
             _, columns = reading.output_queue.get(timeout=1)
         except Empty:
-            if not reading.is_alive():
+            if not running:
                 raise RuntimeError("FFCV's reading thread failed: what it printed says why") from None
         else:
             return columns

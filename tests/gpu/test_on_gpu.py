@@ -1,10 +1,12 @@
 """What only a GPU can show: the kernels on the device against the CPU's, streams and pinned memory included."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from loaders.contracts import MakeLoader, checks_of
 from torch.nn import functional
 
 from hbr_fast.data.dataset import Split
@@ -49,6 +51,17 @@ def plan_of(samples: int) -> Plan:
 def epoch_of(split: Split, **options: Any) -> list[Batch]:
     loader = Loader(split, plan=plan_of(len(split)), augment=EVERYTHING, batch_size=96, seed=3, **options)
     return [Batch(*(column.cpu() for column in batch)) for batch in loader.epoch(2)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "check"),
+    [(backend, check) for backend in ("native", "dali") for check in checks_of(backend)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_contract(backend: str, check: Callable[[MakeLoader], None]) -> None:
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    check(MakeLoader(backend, "cuda"))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 33, 31)])

@@ -184,8 +184,9 @@ def check_pixels_labels_and_ids_belong_together(make_loader: MakeLoader) -> None
     for epoch in range(2):
         for batch in make_loader(split=split, plan=plan, batch_size=64, augment=Augment(flip=0.5)).epoch(epoch):
             assert torch.equal(decoded(batch), batch.ids)
-            np.testing.assert_array_equal(batch.ids.numpy(), plan.index[batch.rows.numpy()])
-            np.testing.assert_array_equal(batch.labels.numpy(), split.labels[batch.ids.numpy()])
+            labels, ids, rows = (column.cpu().numpy() for column in batch[1:])
+            np.testing.assert_array_equal(ids, plan.index[rows])
+            np.testing.assert_array_equal(labels, split.labels[ids])
 
 
 def check_every_row_once(make_loader: MakeLoader) -> None:
@@ -396,6 +397,14 @@ def running_threads() -> int:
     return len(os.listdir(tasks)) if tasks.exists() else threading.active_count()
 
 
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Give other threads time until something holds; on a busy machine that may be long."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, f"in 20 seconds it did not happen that {what}"
+        time.sleep(0.002)
+
+
 def resident_bytes() -> int:
     """Memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -409,17 +418,18 @@ def check_leaving_early_gives_threads_and_memory_back(make_loader: MakeLoader) -
         for round_ in range(5):  # what is kept for the next epoch is made here
             next(loader.epoch(round_))
         gc.collect()
-        threads, memory = running_threads(), resident_bytes()
-        for round_ in range(50):
+        threads, memory = running_threads(), [resident_bytes()]
+        for round_ in range(51):
             for _, _batch in zip(range(round_ % 3 + 1), loader.epoch(round_), strict=False):
                 pass
-        gc.collect()
-        for _ in range(100):  # the system takes a moment to clear away a thread that has ended
-            if running_threads() <= threads:
-                break
-            time.sleep(0.01)
-        assert running_threads() <= threads
-        assert resident_bytes() < memory + 20e6, "one batch lost in each round would be 60 MB"
+            if round_ % 17 == 16:
+                gc.collect()
+                memory.append(resident_bytes())
+        # The system takes a moment to clear away a thread that has ended.
+        wait_until(lambda threads=threads: running_threads() <= threads, f"{threads} threads are left")
+        # What is lost in each round shows in all three stretches; the C library, which keeps what threads gave back and
+        # spreads new threads over its arenas, moves tens of megabytes at once but not each time.
+        assert min(np.diff(memory)) < 10e6, "one batch lost in each round would be 20 MB each time"
         assert_same(loader.epoch(0), expected)
 
 
@@ -448,7 +458,7 @@ def check_what_is_derived_from_a_batch_stays_valid(make_loader: MakeLoader) -> N
     # Views, numpy arrays and tensors saved for backward keep the memory, though the batch itself is gone.
     split = textured_split(64, size=16)
     loader = make_loader(split=split, batch_size=8, augment=make_loader.augment)
-    weight = torch.ones(8, 3, 16, 16, requires_grad=True)
+    weight = torch.ones(8, 3, 16, 16, requires_grad=True, device=make_loader.device)
     kept = []
     for epoch in range(3):
         for number, batch in enumerate(loader.epoch(epoch)):
@@ -456,7 +466,7 @@ def check_what_is_derived_from_a_batch_stays_valid(make_loader: MakeLoader) -> N
             if number % 4 == 0:
                 kept.append((batch.images[3:5, 1], expected[3:5, 1]))
             elif number % 4 == 1:
-                kept.append((torch.from_numpy(batch.images.numpy()), expected))
+                kept.append((torch.from_numpy(batch.images.cpu().numpy()), expected))
             elif number % 4 == 2:
                 product = (weight * batch.images).sum()
                 kept.append((product, expected))
@@ -466,7 +476,7 @@ def check_what_is_derived_from_a_batch_stays_valid(make_loader: MakeLoader) -> N
             (gradient,) = torch.autograd.grad(derived, weight)
             assert torch.equal(gradient, expected)
         else:
-            assert torch.equal(derived, expected)
+            assert torch.equal(derived.cpu(), expected.cpu())
 
 
 def check_memory_is_not_used_again_while_referenced(make_loader: MakeLoader) -> None:
@@ -515,7 +525,33 @@ def check_an_error_while_a_batch_is_made_reaches_the_caller(make_loader: MakeLoa
         )  # fmt: skip
         with pytest.raises(RuntimeError, match="order is broken"):
             list(loader.epoch(0))
-    assert threading.active_count() == before
+    wait_until(lambda: threading.active_count() <= before, f"{before} threads are left")
+
+
+class _RowsGiven(Sampler):
+    """An order of ten rows that is another person's code."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return 10
+
+    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
+        return self._rows[start : start + count]
+
+
+def check_rows_that_cannot_be_are_refused(make_loader: MakeLoader) -> None:
+    # The plan's columns are the front of longer arrays, so that nothing is read that may not be.
+    whole = Plan.of_rows(np.arange(20) % 10)
+    plan = Plan(whole.store[:10], whole.index[:10], whole.partner[:10], whole.weight[:10])
+    for rows, message in (
+        (np.arange(10) + 3, "the order gave row 10 at position 7 of epoch 0, outside the plan's 10 rows"),
+        (np.arange(10) - 1, "the order gave row -1 at position 0 of epoch 0, outside the plan's 10 rows"),
+        (np.arange(7), r"the order gave \(\d,\) rows at position \d of epoch 0, not \d+"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(make_loader(split=coded_split(10), plan=plan, order=_RowsGiven(rows), batch_size=4).epoch(0))
 
 
 # --- arguments ---

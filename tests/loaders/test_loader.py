@@ -11,7 +11,13 @@ import torch
 from hbr_fast.loaders import backends
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
-from loaders.contracts import AUGMENTS, MakeLoader, checks_of, coded_split
+from loaders.contracts import (
+    AUGMENTS,
+    MakeLoader,
+    check_leaving_early_gives_threads_and_memory_back,
+    checks_of,
+    coded_split,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +121,21 @@ def test_the_contract_sees_a_planted_error(spoil: Callable[[Batch], Batch]) -> N
             failed.append(check.__name__)
     assert {"check_augmentation_is_the_reference"} <= set(failed)
     assert len(failed) < len(checks_of("native"))
+
+
+def test_the_contract_sees_a_batch_lost_in_every_round() -> None:
+    lost = []
+
+    class Leaking(Loader):
+        def epoch(self, epoch: int, *, start: int = 0) -> Any:
+            for number, batch in enumerate(super().epoch(epoch, start=start)):
+                if number == 0:
+                    lost.append(batch.images.clone())
+                yield batch
+
+    class MakeLeaking(MakeLoader):
+        def __call__(self, **arguments: Any) -> Loader:
+            return Leaking(**{"backend": "native", **arguments})
+
+    with pytest.raises(AssertionError, match="one batch lost in each round"):
+        check_leaving_early_gives_threads_and_memory_back(MakeLeaking("native"))
