@@ -28,6 +28,11 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "first_batch_seconds_cached": None,
         "peak_memory_mb": None,
     },
+    "bench_members": {
+        "processes_over_sequence": {"cnn-16-32-64 x2"},
+        "stacked_over_sequence": {"cnn-16-32-64 x2"},
+        "vmap_float32_over_stacked_float32": {"cnn-16-32-64 x2"},
+    },
     "bench_recording": {
         "time_over_cross_entropy": {"10", "100", "1000"},
         "loop_over_fused_128x10": None,
