@@ -59,7 +59,7 @@ class Size:
 
 SIZES = {
     "full": Size(networks=4, members=(1, 2, 4), rows=128, images=12_800, milliseconds=200, rounds=5, seconds=1.0),
-    "quick": Size(networks=4, members=(2, 4), rows=128, images=1_280, milliseconds=80, rounds=3, seconds=0.0),
+    "quick": Size(networks=2, members=(2, 4), rows=128, images=1_280, milliseconds=40, rounds=2, seconds=0.0),
     "tiny": Size(networks=1, members=(2,), rows=4, images=16, milliseconds=0, rounds=2, seconds=0.0),
 }
 STEP_MS = {"cnn-16-32-64": 15, "vgg-32-64": 15, "cnn-32-64-128": 40, "resnet18": 200}  # roughly, to share out steps
