@@ -32,6 +32,8 @@ def train(
     checkpoint_every_epochs: int = 0,
     checkpoint_minutes: float = 5.0,
     tensorboard: bool = False,
+    device: str = "auto",
+    compile: bool = False,
 ) -> None:
     """Train an ensemble and record the hardness of every sample on the way.
 
@@ -53,6 +55,8 @@ def train(
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
         checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
         checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        compile: On a GPU, compile the network with CUDA graphs.
         tensorboard: Write what epochs did for TensorBoard, below OUT/tensorboard.
     """
     from hbr_fast.data.dataset import open_dataset, verify_dataset
@@ -60,12 +64,14 @@ def train(
     from hbr_fast.evaluation.metrics import evaluate, gaps
     from hbr_fast.plan import Plan
     from hbr_fast.training.checkpoint import CheckpointEvery
+    from hbr_fast.training.device import Compute
     from hbr_fast.training.distributed import joined
     from hbr_fast.training.ensemble import train_ensemble
     from hbr_fast.training.parallel import MembersDiverged
     from hbr_fast.training.recipe import named_recipe
 
-    with joined() as ranks:
+    compute = Compute(device, compile)
+    with joined(compute.resolved()) as ranks:
         with ranks.agreed():
             checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
             settings = named_recipe(recipe, overrides)
@@ -88,6 +94,7 @@ def train(
                 cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
                 checkpoint=checkpoint,
                 tensorboard=tensorboard,
+                compute=compute,
             ).members
         except MembersDiverged as error:
             diverged, trained = error, error.members

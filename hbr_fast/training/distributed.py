@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
 
     from hbr_fast.loaders.batch import Batch
@@ -197,8 +198,10 @@ def own_rank() -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(device: torch.device | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, if it did; the first of them alone prints.
+
+    They meet over gloo, and on GPUs over NCCL for what is on the device.
 
     Raises
     ------
@@ -208,9 +211,13 @@ def joined() -> Iterator[Ranks]:
     if not started_by_torchrun():
         yield Ranks()
         return
+    import torch
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         own = ranks()
         with contextlib.ExitStack() as silent:

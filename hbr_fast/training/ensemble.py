@@ -17,6 +17,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.seeding import member_seed
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster
+from hbr_fast.training.device import Compute
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.parallel import MembersDiverged, Training, obtain_members
 from hbr_fast.training.recipe import Recipe
@@ -51,6 +52,7 @@ def train_ensemble(
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
     tensorboard: bool = False,
+    compute: Compute | None = None,
 ) -> Ensemble:
     """Train an ensemble into a run directory, or find what is there of it and train the rest.
 
@@ -68,7 +70,7 @@ def train_ensemble(
         Rows of the train split that make an epoch; by default each sample once.
     pools : sequence of Pool
         Where a plan's generated images are.
-    members_at_once, stacked, cluster, checkpoint, tensorboard
+    members_at_once, stacked, cluster, checkpoint, tensorboard, compute
         See `hbr_fast.training.parallel.obtain_members`.
 
     Raises
@@ -109,6 +111,7 @@ def train_ensemble(
                 cluster=cluster,
                 checkpoint=checkpoint,
                 tensorboard=tensorboard,
+                compute=compute,
                 label="train",
             )
         except MembersDiverged as error:

@@ -33,6 +33,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.training import signals, telemetry
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster, train_on_cluster
+from hbr_fast.training.device import Compute
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.stacked import StackedMember
@@ -98,6 +99,7 @@ def obtain_members(
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
     tensorboard: bool = False,
+    compute: Compute | None = None,
     label: str,
 ) -> list[StoredMember]:
     """Members in the order of `trainings`: those in the store are found, the others trained into it.
@@ -122,6 +124,8 @@ def obtain_members(
         On a cluster members are started again instead.
     tensorboard : bool
         Write what epochs did for TensorBoard, one directory a member below `store/tensorboard/`.
+    compute : Compute, optional
+        On which device; on a cluster, whatever its nodes have.
     label : str
         What the progress calls them.
 
@@ -140,8 +144,11 @@ def obtain_members(
         raise ValueError(f"members_at_once must be at least 1, got {members_at_once}")
     if stacked and cluster is not None:
         raise ValueError("a cluster trains each member in a process of its own: leave out the cluster or the stack")
-    own = ranks()
+    own, compute = ranks(), compute or Compute()
+    if stacked and compute.device.startswith("cuda"):
+        raise ValueError("stacked members train on the processor: leave out the device or the stack")
     with own.agreed():
+        compute.resolved()
         if own.size > 1 and (members_at_once > 1 or cluster is not None):
             raise ValueError(
                 f"{own.size} processes of torchrun train one member at a time together: leave out the cluster, and "
@@ -194,7 +201,14 @@ def obtain_members(
             )
         elif at_once == 1:
             diverged = _train_in_turn(
-                dataset, recipe, jobs, store=store, checkpoint=checkpoint, board=board, tensorboard=tensorboard
+                dataset,
+                recipe,
+                jobs,
+                store=store,
+                checkpoint=checkpoint,
+                board=board,
+                tensorboard=tensorboard,
+                compute=compute,
             )
         elif stacked:
             diverged = _train_in_stacks(
@@ -217,6 +231,7 @@ def obtain_members(
                 at_once=at_once,
                 board=board,
                 tensorboard=tensorboard,
+                compute=compute,
             )
     if own.first:
         with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
@@ -241,6 +256,7 @@ def _train_in_turn(
     checkpoint: CheckpointEvery,
     board: Board,
     tensorboard: bool,
+    compute: Compute,
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, one after another; those that diverge, by their place."""
     diverged: dict[int, FloatingPointError] = {}
@@ -255,6 +271,7 @@ def _train_in_turn(
                 advance=functools.partial(board.advance, place=place),
                 on_epoch=functools.partial(board.epoch, place=place),
                 tensorboard=tensorboard,
+                compute=compute,
             )
         except Diverged as error:
             diverged[place] = error
@@ -314,6 +331,7 @@ def _train_in_processes(
     at_once: int,
     board: Board,
     tensorboard: bool,
+    compute: Compute,
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, `at_once` of them at a time; those that diverge, by their place."""
     with _workers(at_once, board) as pool:
@@ -329,6 +347,7 @@ def _train_in_processes(
                     checkpoint,
                     place,
                     tensorboard,
+                    compute,
                 )
                 for place, job in enumerate(jobs)
             ]
@@ -420,6 +439,7 @@ def _train_in_worker(
     checkpoint: CheckpointEvery,
     place: int,
     tensorboard: bool,
+    compute: Compute,
 ) -> Diverged | None:
     done, last = 0, time.monotonic()
 
@@ -445,6 +465,7 @@ def _train_in_worker(
             advance=advance,
             on_epoch=on_epoch,
             tensorboard=tensorboard,
+            compute=compute,
         )
     except Diverged as error:
         return error
@@ -463,6 +484,7 @@ def _train_one(
     advance: progress.Advance,
     on_epoch: OnEpoch,
     tensorboard: bool,
+    compute: Compute,
 ) -> None:
     with _reported(dataset, recipe, job, store=store, on_epoch=on_epoch, tensorboard=tensorboard) as epoch_ended:
         train_and_store(
@@ -475,6 +497,7 @@ def _train_one(
             checkpoint=checkpoint,
             advance=advance,
             on_epoch=epoch_ended,
+            compute=compute,
         )
 
 

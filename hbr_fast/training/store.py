@@ -24,6 +24,7 @@ from hbr_fast.hardness import HardnessScores
 from hbr_fast.machine import cpu_name, versions
 from hbr_fast.plan import Plan
 from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
+from hbr_fast.training.device import Compute, device_name
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.stacked import StackedMember, train_stacked
@@ -92,6 +93,7 @@ def train_and_store(
     advance: progress.Advance | None = None,
     on_epoch: OnEpoch | None = None,
     checkpoint: CheckpointEvery | None = None,
+    compute: Compute | None = None,
 ) -> StoredMember:
     """Train a member and keep it under `store/members/`, whole or not at all.
 
@@ -109,12 +111,13 @@ def train_and_store(
             advance=advance,
             on_epoch=on_epoch,
             checkpoints=checkpoints,
+            compute=compute,
         )
     except Diverged:
         if ranks().first:
             checkpoints.remove()
         raise
-    info = {"key": key, "seed": seed, **_origin(dataset, recipe)}
+    info = {"key": key, "seed": seed, **_origin(dataset, recipe), "device": device_name(compute)}
     with ranks().agreed():
         if ranks().first:
             _keep_member(member_path(store, key), member, recipe=recipe, plan=plan, info=info)
@@ -139,7 +142,13 @@ def train_and_store_stacked(
     outcomes = train_stacked(dataset, [member for _, _, member in begun])
     for (key, checkpoints, member), outcome in zip(begun, outcomes, strict=True):
         if isinstance(outcome, Member):
-            info = {"key": key, "seed": member.seed, **_origin(dataset, member.recipe), "stacked": len(members)}
+            info = {
+                "key": key,
+                "seed": member.seed,
+                **_origin(dataset, member.recipe),
+                "device": "cpu",
+                "stacked": len(members),
+            }
             _keep_member(member_path(store, key), outcome, recipe=member.recipe, plan=member.plan, info=info)
         checkpoints.remove()
     return [outcome if isinstance(outcome, Diverged) else None for outcome in outcomes]
@@ -153,9 +162,9 @@ def member_key(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None
 def what_determines(dataset: Dataset, recipe: Recipe, *, seed: int, plan: Plan | None) -> dict[str, Any]:
     """Everything that determines a training, as JSON values.
 
-    How many threads and processes compute does not count, nor whether members are stacked, though it changes the
-    rounding of sums; `member.json` names them. The recipe's name and its `precision="auto"` do not count, but the
-    precision that this machine makes of it does.
+    Which device, how many threads and processes compute does not count, nor whether members are stacked, though it
+    changes the rounding of sums; `member.json` names them. The recipe's name and its `precision="auto"` do not count,
+    but the precision that this machine makes of it does.
     """
     return {
         "numerics": NUMERICS,

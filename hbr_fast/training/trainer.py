@@ -18,12 +18,13 @@ from hbr_fast.data.pool import Pool
 from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.machine import has_native_bfloat16, memory_bytes
+from hbr_fast.machine import memory_bytes
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import QuotaOrder, Sampler, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
 from hbr_fast.training import signals
 from hbr_fast.training.checkpoint import Checkpoints
+from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_bfloat16
 from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
@@ -93,6 +94,7 @@ def train_member(
     advance: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    compute: Compute | None = None,
 ) -> Member:
     """Train one model on the train split and record the hardness of every sample it visits.
 
@@ -122,19 +124,24 @@ def train_member(
     checkpoints : Checkpoints, optional
         Where the training saves itself and is taken up again. SIGTERM and Ctrl-C then save before they are obeyed.
 
+    compute : Compute, optional
+        On which device; by default a GPU where there is one. What is returned is on the processor.
+
     Raises
     ------
     ValueError
-        If the model or the batch does not fit the dataset, or the checkpoint is of another training.
+        If the model or the batch does not fit the dataset, there is no such device, or the checkpoint is of another
+        training.
     Diverged
         If the loss of a step, or a logit of the trained model, is not finite.
     Terminated, KeyboardInterrupt
         If a signal asked for it.
     """
-    train, own = dataset.train, ranks()
-    dtype = compute_dtype(recipe)
-    model = initial_model(recipe, train, seed=seed)
-    batches = SharedBatches(training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype), own)
+    train, own, compute = dataset.train, ranks(), compute or Compute()
+    device, dtype = compute.resolved(), compute_dtype(recipe)
+    model = initial_model(recipe, train, seed=seed).to(device)
+    loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype, device=device)
+    batches = SharedBatches(loader, own)
     state = TrainingState(
         model=model,
         optimiser=make_optimiser(model, recipe),
@@ -142,12 +149,13 @@ def train_member(
             len(train),
             train.num_classes,
             el2n_epochs=recipe.el2n_epochs,
+            device=device,
             provenance=provenance,
             distributed=own.size > 1,
             strangers=bool(pools),
         ),
-        loss_s=torch.zeros(len(batches)),
-        right_s=torch.zeros(len(batches), dtype=torch.int64),
+        loss_s=torch.zeros(len(batches), device=device),
+        right_s=torch.zeros(len(batches), dtype=torch.int64, device=device),
     )
     advance = advance or (lambda rows: None)
     with own.agreed():
@@ -158,7 +166,7 @@ def train_member(
         state.epoch,
         state.step,
     )
-    stepped = shared_model(model) if own.size > 1 else model
+    stepped = shared_model(model) if own.size > 1 else compute.network(model)
     with signals.deferred() as pending:
 
         def save_and_stop(due: bool) -> None:
@@ -197,6 +205,9 @@ def train_member(
                 state.step, state.seconds = step + 1, time.perf_counter() - start
                 advance(batches.rows(step))
                 save_and_stop(checkpoints is not None and checkpoints.due())
+            if device.type == "cuda":  # the host ran ahead of it
+                torch.cuda.synchronize(device)
+                state.seconds = time.perf_counter() - start
             state.merge_ranks()
             state.history.append(epoch_record(state, batches, recipe))
             if on_epoch is not None:
@@ -209,7 +220,10 @@ def train_member(
     if not np.isfinite(logits).all():
         raise Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
     return Member(
-        weights=model.state_dict(), scores=state.recorder.scores(), test_logits=logits, history=tuple(state.history)
+        weights={name: tensor.cpu() for name, tensor in model.state_dict().items()},
+        scores=state.recorder.scores(),
+        test_logits=logits,
+        history=tuple(state.history),
     )
 
 
@@ -234,6 +248,8 @@ def epoch_record(state: TrainingState, batches: SharedBatches, recipe: Recipe) -
         train_accuracy=int(state.right_s.sum()) / batches.samples,
         seconds=state.seconds,
         images_per_second=batches.samples / state.seconds,
+        gpu_memory_mb=gpu_memory_mb(state.loss_s.device),
+        gpu_utilisation=gpu_utilisation(state.loss_s.device),
     )
 
 
@@ -278,30 +294,32 @@ def predict(
 ) -> np.ndarray:
     """Logits of every sample of a split in its order, or another one; eval mode, no augmentation: float32 [N, C]."""
     order = order or sequential_order(len(split))
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
     loader = Loader(
         split,
         order=order,
         batch_size=min(EVALUATION_BATCH, len(order)),
         dtype=dtype,
         channels_last=True,
+        device=device,
         prefetch=0,
     )
     model.eval()
     with (
         torch.inference_mode(),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
         logits = []
         for batch in loader.epoch(0):
             logits.append(model(batch.images))
             after_batch()
-        return torch.cat(logits).numpy()
+        return torch.cat(logits).cpu().numpy()
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:
-    """The number format of a recipe's convolutions on this machine."""
+    """The number format of a recipe's convolutions on this machine: "auto" goes by its GPU if it has one."""
     if recipe.precision == "auto":
-        return torch.bfloat16 if has_native_bfloat16() else torch.float32
+        return torch.bfloat16 if has_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
 
 
@@ -374,6 +392,7 @@ def training_loader(
     plan: Plan | None = None,
     pools: Sequence[Pool] = (),
     dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> Loader:
     """The batches that a recipe trains on."""
     return Loader(
@@ -385,6 +404,7 @@ def training_loader(
         seed=seed,
         dtype=dtype,
         channels_last=True,
+        device=device,
         prefetch=0,  # the network has work for every core, and making a batch takes a few thousandths of its step
     )
 

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[Recipe, int | None]] = {
     "plain": (TINY, None),
     "a rank without a row": (TINY, 101),
     "one more row": (TINY, 113),
+    "wide": (dataclasses.replace(TINY, model="cnn-16-32"), None),
     "vgg": (dataclasses.replace(TINY, model="vgg-4-8", label_smoothing=0.1), None),
     # One step: by the second one, a change of 1e-7 in its first weights has come to 6e-3 in the margins.
     "resnet18": (dataclasses.replace(TINY, model="resnet18", epochs=1, lr=0.001, batch_size=112), 112),
