@@ -57,7 +57,7 @@ def hardness_cross_entropy(
     import torch
     from torch.nn import functional
 
-    from hbr_fast.kernels import ops
+    from hbr_fast.kernels import ops, ops_cross_entropy
 
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
@@ -78,10 +78,10 @@ def hardness_cross_entropy(
         )
     labels, ids = recorder._checked(logits_bc, labels_b, ids_b, epoch)
     columns = recorder._columns & ~ops.outside_window(epoch, recorder.el2n_epochs)
-    loss, _, _, observed, outcomes = ops.cross_entropy(
-        logits_bc, labels, ids, weight, label_smoothing, reduction, recorder.sums.shape[0], columns
-    )
     state = (recorder.sums, recorder.counters, recorder.nonfinite)
-    ops.accumulate(observed, outcomes, ids, epoch, recorder.el2n_epochs, *state)
+    options = (weight, label_smoothing, reduction)
+    loss = ops_cross_entropy.cross_entropy(
+        logits_bc, labels, ids, *options, columns, epoch, recorder.el2n_epochs, state
+    )
     recorder._note(logits_bc.detach(), labels, ids, epoch)
     return loss

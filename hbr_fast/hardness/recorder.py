@@ -102,7 +102,7 @@ class HardnessRecorder:
         # Of a distributed recording: the visits of all ranks up to the last merge. The state above is then what this
         # rank visited since.
         self._merged = empty_state(self._rows, device) if distributed else None
-        self._record = ops.record
+        self._record = ops.record_eagerly
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
         """Add one observation a row.

@@ -18,7 +18,6 @@ import numpy as np
 
 from hbr_fast.kernels import team
 from hbr_fast.kernels.vector import (
-    LOWEST,
     add_doubles,
     bits_of,
     float_of,
@@ -26,7 +25,7 @@ from hbr_fast.kernels.vector import (
     from_float16,
     prefetch,
     row_exp_sums,
-    row_max,
+    row_rival,
 )
 
 # Columns of `sums` (float64); bit c of an estimator mask asks for column c. What is not asked for stays 0.
@@ -57,17 +56,21 @@ INT64, INT32 = range(2)
     _LABELS, _LABELS_TYPE, _LABELS_M, _LABELS_B,
     _IDS, _IDS_TYPE, _IDS_M, _IDS_B,
     _ROWS, _BATCH, _CLASSES, _SAMPLES, _MASK, _OBSERVED, _OUTCOMES, _BAD,
-    _GRADIENT, _LOSSES, _ROW_WEIGHTS, _WEIGHTS, _OPTIONS,
-) = range(26)  # fmt: skip
+    _GRADIENT, _LOSSES, _WEIGHTS, _OPTIONS,
+) = range(25)  # fmt: skip
+
+# What the loss is told (label smoothing, the sum of the class weights, by what the gradient is divided) and tells.
+SMOOTHING, TOTAL_WEIGHT, DIVISOR, LOSS_SUM = range(4)
+OPTIONS = 4
 
 # What `accumulate` finds in its words.
 (
-    _A_IDS, _A_IDS_TYPE, _A_IDS_M, _A_IDS_B, _A_ROWS, _A_BATCH, _A_SAMPLES, _A_OBSERVED, _A_OUTCOMES,
+    _A_IDS, _A_IDS_TYPE, _A_IDS_M, _A_IDS_B, _A_ROWS, _A_BATCH, _A_SAMPLES, _A_OBSERVED, _A_OUTCOMES, _A_BAD,
     _A_SUMS, _A_COUNTERS, _A_STATUS, _A_EPOCH, _A_EL2N_EPOCHS, _A_OWNERS,
-) = range(15)  # fmt: skip
+) = range(16)  # fmt: skip
 
 _LANES = 16
-_BLOCK = 64  # vectors summed in float32
+_BLOCK = 1024  # exponentials summed in float32
 _TILE = 16  # rows finished together
 _ROUND = 1.5 * 2.0**52
 _SQRT_HALF = 0x3FE6A09E667F3BCD  # bits of sqrt(1/2)
@@ -85,18 +88,12 @@ def integer_at(address, code, index):
 
 @nb.njit(inline="always", fastmath=_FASTMATH)
 def _copy(source, stride, classes, convert, row):
-    finite = np.float32(0.0)
     if stride == 1:  # a loop of its own: it becomes vector instructions
         for c in range(classes):
-            value = convert(source[c])
-            row[c] = value
-            finite += value * np.float32(0.0)  # NaN and infinity stay, every number goes
+            row[c] = convert(source[c])
     else:
         for c in range(classes):
-            value = convert(source[c * stride])
-            row[c] = value
-            finite += value * np.float32(0.0)
-    return finite
+            row[c] = convert(source[c * stride])
 
 
 @nb.njit(inline="always")
@@ -105,29 +102,29 @@ def _as_float32(value):
 
 
 @nb.njit(fastmath=_FASTMATH)
-def load_row(address, code, offset, stride, classes, row):
-    """Copy logits of any type and stride to float32 `row`; returns whether all are finite."""
+def copy_row(address, code, stride, classes, row):
+    """Copy logits of any type and stride to float32 `row`."""
     extent = (classes - 1) * stride + 1
     if code == FLOAT32:
-        source = team.array_at(address + 4 * offset, (extent,), np.float32)
-        return not math.isnan(_copy(source, stride, classes, _as_float32, row))
-    if code == BFLOAT16:
-        bits = team.array_at(address + 2 * offset, (extent,), np.uint16)
-        return not math.isnan(_copy(bits, stride, classes, from_bfloat16, row))
-    if code == FLOAT16:
-        bits = team.array_at(address + 2 * offset, (extent,), np.uint16)
-        return not math.isnan(_copy(bits, stride, classes, from_float16, row))
-    wide = team.array_at(address + 8 * offset, (extent,), np.float64)
-    return not math.isnan(_copy(wide, stride, classes, _as_float32, row))
+        _copy(team.array_at(address, (extent,), np.float32), stride, classes, _as_float32, row)
+    elif code == BFLOAT16:
+        _copy(team.array_at(address, (extent,), np.uint16), stride, classes, from_bfloat16, row)
+    elif code == FLOAT16:
+        _copy(team.array_at(address, (extent,), np.uint16), stride, classes, from_float16, row)
+    else:
+        _copy(team.array_at(address, (extent,), np.float64), stride, classes, _as_float32, row)
 
 
 @nb.njit(inline="always")
-def padded_row(classes):
-    """Scratch for one row of logits in whole vectors, and how many: what lies behind the classes never counts."""
-    chunks = (classes + _LANES - 1) // _LANES
-    row = np.empty(chunks * _LANES, np.float32)
-    row[classes:] = LOWEST
-    return row, chunks
+def row_at(words, m, b, row):
+    """Address of the logits of one row as contiguous float32: where they are, if that is what they are, or in `row`."""
+    code, stride = words[_LOGITS_TYPE], words[_LOGITS_C]
+    offset = m * words[_LOGITS_M] + b * words[_LOGITS_B]
+    address = words[_LOGITS] + offset * (8 if code == FLOAT64 else 4 if code == FLOAT32 else 2)
+    if code == FLOAT32 and stride == 1:
+        return address
+    copy_row(address, code, stride, words[_CLASSES], row)
+    return np.int64(row.ctypes.data)
 
 
 @nb.njit(inline="always")
@@ -163,11 +160,66 @@ def log_of_one_plus(u):
     return power * 0.6931471805599453 + (2.0 * q * (1.0 + z * tail) + lost)
 
 
+_TILE_MATH = {"fastmath": {"contract"}, "error_model": "numpy"}  # division that may raise is no vector instruction
+
+
+# The loops over a tile are functions of few short arrays each: LLVM makes vector instructions of a loop only where it
+# can tell that its arrays do not overlap.
+@nb.njit(**_TILE_MATH)
+def smaller_over_larger(margin, ratio):
+    """exp of own and rival logit, the smaller over the larger."""
+    for i in range(margin.shape[0]):
+        ratio[i] = exponential(-abs(margin[i]))
+
+
+@nb.njit(**_TILE_MATH)
+def sum_over_larger(margin, ratio, scaled, excess):
+    """By how much the sum of exp over all classes exceeds the larger of own and rival one, which counts as 1."""
+    for i in range(margin.shape[0]):
+        excess[i] = ratio[i] * scaled[i] if margin[i] >= 0 else ratio[i] + (scaled[i] - 1.0)
+
+
+@nb.njit(**_TILE_MATH)
+def log_losses(margin, excess, loss):
+    """-log of the own probability."""
+    for i in range(margin.shape[0]):
+        loss[i] = log_of_one_plus(excess[i]) - min(margin[i], 0.0)
+
+
+@nb.njit(**_TILE_MATH)
+def shares(margin, ratio, excess, own_share, rival_share):
+    """Probabilities of own class and rival."""
+    for i in range(margin.shape[0]):
+        inverse = 1.0 / (1.0 + excess[i])
+        smaller = ratio[i] * inverse
+        own_share[i] = inverse if margin[i] >= 0 else smaller
+        rival_share[i] = smaller if margin[i] >= 0 else inverse
+
+
+@nb.njit(**_TILE_MATH)
+def error_norms(rival_share, scaled, squares, el2n):
+    """Length of probabilities less one-hot label."""
+    for i in range(rival_share.shape[0]):
+        el2n[i] = rival_share[i] * math.sqrt(scaled[i] * scaled[i] + squares[i])
+
+
+@nb.njit(**_TILE_MATH)
+def difference(a, b, out):
+    for i in range(a.shape[0]):
+        out[i] = a[i] - b[i]
+
+
+@nb.njit(**_TILE_MATH)
+def product(a, b, out):
+    for i in range(a.shape[0]):
+        out[i] = a[i] * b[i]
+
+
 # What is known of the rows of a tile, one array [_TILE] each: from the logits, and what follows for the gradient.
-_OWN, _RIVAL, _SCALED, _SQUARES, _RIVAL_SHARE, _OTHERS_SHARE, _TILE_LOSS = range(7)
+_OWN, _RIVAL, _SCALED, _SQUARES, _RIVAL_SHARE, _OTHERS_SHARE, _RATIO, _EXCESS = range(8)
 
 
-@nb.njit(fastmath={"contract"})
+@nb.njit
 def observe_tile(size, mask, exponentials, tile, columns, observed):
     """Write what the rows of a tile say, by column of `sums`; see `reference.observation`.
 
@@ -179,34 +231,29 @@ def observe_tile(size, mask, exponentials, tile, columns, observed):
         The columns asked for.
     exponentials : bool
         Whether more than logits is wanted.
-    tile : float64 [7, _TILE]
+    tile : float64 [8, _TILE]
         The logit of the own class, the largest other one, and sums over the other classes of `e` and of `e * e`,
         `e = exp(z - rival)`: relative to their largest, no square underflows however sure the model is, and kept apart
-        from the own one, 1 - p keeps its digits when p is near 1. Written: the rival's probability, that of all others
-        together, and the loss.
+        from the own one, 1 - p keeps its digits when p is near 1. Written: the rival's probability and that of all
+        others together.
     columns : float64 [8, _TILE]
-        Scratch.
+        Written: the columns as rows.
     observed : float64 [size, 8]
     """
-    for i in range(size):
-        margin = tile[_OWN, i] - tile[_RIVAL, i]
-        columns[AUM, i], columns[CONFIDENCE_LOGIT, i] = margin, tile[_OWN, i]
+    margin = columns[AUM]
+    difference(tile[_OWN], tile[_RIVAL], margin)
+    columns[CONFIDENCE_LOGIT] = tile[_OWN]
     if exponentials:
-        for i in range(size):
-            margin, scaled = columns[AUM, i], tile[_SCALED, i]
-            ratio = exponential(-abs(margin))  # of the smaller of own and rival to the larger, which counts as 1
-            own, rival = (1.0, ratio) if margin >= 0 else (ratio, 1.0)
-            excess = ratio * scaled if margin >= 0 else ratio + (scaled - 1.0)  # of the sum over 1
-            inverse = 1.0 / (1.0 + excess)
-            confidence = own * inverse
-            columns[CONFIDENCE, i] = confidence
-            columns[CONFIDENCE_SQUARED, i] = confidence * confidence
-            columns[AUM_SOFTMAX, i] = confidence - rival * inverse
-            columns[LOSS, i] = log_of_one_plus(excess) - min(margin, 0.0)
-            columns[EL2N, i] = rival * inverse * math.sqrt(scaled * scaled + tile[_SQUARES, i])
-            tile[_RIVAL_SHARE, i] = rival * inverse
-            tile[_OTHERS_SHARE, i] = rival * scaled * inverse
-            tile[_TILE_LOSS, i] = columns[LOSS, i]
+        ratio, excess, rival_share, scaled = tile[_RATIO], tile[_EXCESS], tile[_RIVAL_SHARE], tile[_SCALED]
+        confidence = columns[CONFIDENCE]
+        smaller_over_larger(margin, ratio)
+        sum_over_larger(margin, ratio, scaled, excess)
+        shares(margin, ratio, excess, confidence, rival_share)
+        product(confidence, confidence, columns[CONFIDENCE_SQUARED])
+        difference(confidence, rival_share, columns[AUM_SOFTMAX])
+        log_losses(margin, excess, columns[LOSS])
+        error_norms(rival_share, scaled, tile[_SQUARES], columns[EL2N])
+        product(rival_share, scaled, tile[_OTHERS_SHARE])
     for column in range(SUM_COLUMNS):
         if mask >> column & 1:
             for i in range(size):
@@ -217,12 +264,12 @@ def observe_tile(size, mask, exponentials, tile, columns, observed):
 
 
 @nb.njit(inline="always")
-def is_right(own, rival, label, row):
+def is_right(own, rival, label, logits_c):
     """A tie counts as right only where the own class comes first, as in argmax."""
     right = own >= rival
     if own == rival:
         for c in range(label):
-            right = right and row[c] != own
+            right = right and logits_c[c] != own
     return right
 
 
@@ -233,15 +280,16 @@ def observe_rows(first, last, words, with_loss):
     observed = team.array_at(words[_OBSERVED], (rows, SUM_COLUMNS), np.float64)
     outcomes = team.array_at(words[_OUTCOMES], (rows,), np.int64)
     exponentials = with_loss or mask & NEED_EXPONENTIALS != 0
-    row, chunks = padded_row(classes)
-    address = np.uint64(row.ctypes.data)
-    tile, columns = np.empty((7, _TILE)), np.empty((SUM_COLUMNS, _TILE))
+    row = np.empty(classes, np.float32)
+    tile, columns = np.zeros((8, _TILE)), np.empty((SUM_COLUMNS, _TILE))
+    m = first // batch
+    b = first - m * batch - 1
     for start in range(first, last, _TILE):
         size = min(_TILE, last - start)
         for i in range(size):
-            r = start + i
-            m = r // batch
-            b = r - m * batch
+            r, b = start + i, b + 1
+            if b == batch:
+                m, b = m + 1, 0
             # A row that is left out is worked on as one of two equal logits, and never added.
             tile[_OWN, i], tile[_RIVAL, i], tile[_SCALED, i], tile[_SQUARES, i] = 0.0, 0.0, 1.0, 1.0
             label = integer_at(words[_LABELS], words[_LABELS_TYPE], m * words[_LABELS_M] + b * words[_LABELS_B])
@@ -253,34 +301,31 @@ def observe_rows(first, last, words, with_loss):
                 outcomes[r] = BAD_ID if 0 <= label < classes else BAD_LABEL
                 team.array_at(words[_BAD], (1,), np.int64)[0] = 1
                 continue
-            offset = m * words[_LOGITS_M] + b * words[_LOGITS_B]
-            if not load_row(words[_LOGITS], words[_LOGITS_TYPE], offset, words[_LOGITS_C], classes, row):
+            address = row_at(words, m, b, row)
+            rival, finite = row_rival(np.uint64(address), classes, label, _LANES)
+            if math.isnan(finite):
                 outcomes[r] = NOT_FINITE
                 continue
-            own = row[label]
-            row[label] = LOWEST
-            rival = row_max(address, chunks, _LANES)
-            outcomes[r] = RIGHT if is_right(own, rival, label, row) else WRONG
+            logits_c = team.array_at(address, (classes,), np.float32)
+            own = logits_c[label]
+            outcomes[r] = RIGHT if is_right(own, rival, label, logits_c) else WRONG
             tile[_OWN, i], tile[_RIVAL, i] = own, rival
             if not exponentials:
                 continue
             scaled, squares = 0.0, 0.0
-            for chunk in range(0, chunks, _BLOCK):  # float32 within a block, float64 over them: long rows keep digits
-                count = min(_BLOCK, chunks - chunk)
-                block = row_exp_sums(address + np.uint64(4 * _LANES * chunk), count, rival, _LANES, with_loss)
+            gradient = words[_GRADIENT] + 4 * r * classes if with_loss else 0
+            for c in range(0, classes, _BLOCK):  # float32 within a block, float64 over them: long rows keep digits
+                count, at = min(_BLOCK, classes - c), np.uint64(address + 4 * c)
+                block = row_exp_sums(at, count, label - c, rival, _LANES, np.uint64(gradient + 4 * c), with_loss)
                 scaled += block[0]
                 squares += block[1]
             tile[_SCALED, i], tile[_SQUARES, i] = scaled, squares
-            if with_loss:
-                gradient = team.array_at(words[_GRADIENT] + 4 * r * classes, (classes,), np.float32)
-                gradient[:] = row[:classes]
-                row[classes:] = LOWEST
         observe_tile(size, mask, exponentials, tile, columns, observed[start : start + size])
         if with_loss:
             for i in range(size):
-                b = start + i
-                label = integer_at(words[_LABELS], words[_LABELS_TYPE], b * words[_LABELS_B])
-                finish_loss(words, b, label, tile[_RIVAL_SHARE, i], tile[_OTHERS_SHARE, i], tile[_TILE_LOSS, i])
+                r = start + i
+                label = integer_at(words[_LABELS], words[_LABELS_TYPE], r * words[_LABELS_B])
+                finish_loss(words, r, label, tile[_RIVAL_SHARE, i], tile[_OTHERS_SHARE, i], columns[LOSS, i], row)
 
 
 @nb.njit(fastmath=_FASTMATH)
@@ -304,40 +349,38 @@ def weighted_sum(logits_c, weights):
     return total
 
 
-@nb.njit
-def finish_loss(words, b, label, rival_share, others_share, log_loss):
-    """Write the loss of row b, its weight, and its gradient, whose row holds `exp(z - rival)` of the other classes.
+@nb.njit(error_model="numpy")
+def finish_loss(words, b, label, rival_share, others_share, log_loss, row):
+    """Write the loss of row b, and its gradient, whose row holds `exp(z - rival)` of the other classes.
 
-    With weights w and smoothing s over C classes the loss is (1 - s) w_y (-log p_y) + s / C sum_c w_c (-log p_c), and
-    its gradient p_c a - s / C w_c, less (1 - s) w_y where c = y, with a = (1 - s) w_y + s / C sum w.
+    With weights w and smoothing s over C classes the loss is (1 - s) w_y (-log p_y) + s / C sum_c w_c (-log p_c). Its
+    gradient is p_c a - s / C w_c, less (1 - s) w_y where c = y, with a = (1 - s) w_y + s / C sum w; all over the
+    divisor.
     """
     rows, classes = words[_ROWS], words[_CLASSES]
     losses = team.array_at(words[_LOSSES], (rows,), np.float64)
-    row_weights = team.array_at(words[_ROW_WEIGHTS], (rows,), np.float64)
-    options = team.array_at(words[_OPTIONS], (2,), np.float64)
-    smoothing, total_weight = options[0], options[1]
+    options = team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)
+    smoothing, total_weight, divisor = options[SMOOTHING], options[TOTAL_WEIGHT], options[DIVISOR]
     outcome = team.array_at(words[_OUTCOMES], (rows,), np.int64)[b]
     gradient = team.array_at(words[_GRADIENT] + 4 * b * classes, (classes,), np.float32)
     if outcome > RIGHT:
         gradient[:] = np.nan if outcome == NOT_FINITE else 0.0
-        losses[b], row_weights[b] = (np.nan, 1.0) if outcome == NOT_FINITE else (0.0, 0.0)
+        losses[b] = np.nan if outcome == NOT_FINITE else 0.0
         return
     weights = team.array_at(words[_WEIGHTS], (classes,), np.float32)
     weight = np.float64(weights[label])
     share = smoothing / classes
     scale = (1.0 - smoothing) * weight + share * total_weight
     own = -scale * others_share + (scale - (1.0 - smoothing) * weight - share * weight)
-    losses[b], row_weights[b] = (1.0 - smoothing) * weight * log_loss, weight
+    losses[b] = (1.0 - smoothing) * weight * log_loss
     if smoothing > 0.0:
-        logits_c = np.empty(classes, np.float32)
-        offset = b * words[_LOGITS_B]
-        load_row(words[_LOGITS], words[_LOGITS_TYPE], offset, words[_LOGITS_C], classes, logits_c)
+        logits_c = team.array_at(row_at(words, 0, b, row), (classes,), np.float32)
         log_sum = log_loss + np.float64(logits_c[label])
         losses[b] += share * (total_weight * log_sum - weighted_sum(logits_c, weights))
-        smooth_row(gradient, np.float32(scale * rival_share), np.float32(share), weights)
+        smooth_row(gradient, np.float32(scale * rival_share / divisor), np.float32(share / divisor), weights)
     else:
-        scale_row(gradient, np.float32(scale * rival_share))
-    gradient[label] = own
+        scale_row(gradient, np.float32(scale * rival_share / divisor))
+    gradient[label] = own / divisor
 
 
 @nb.cfunc(team.KERNEL, cache=True)
@@ -353,9 +396,8 @@ def observe(first, last, words):
 def observe_with_loss(first, last, words):
     """As `observe` for logits [B, C], and write the cross-entropy of each row and its gradient.
 
-    Written are `losses` float64 [B], `row_weights` float64 [B] (the weight of the own class, 0 where the label is
-    ignored) and `gradient` float32 [B, C]. Read are `weights` float32 [C] and `options` float64 [2]: label smoothing
-    and the sum of the weights.
+    Written are `losses` float64 [B] and `gradient` float32 [B, C], of which the latter is over the divisor. Read are
+    `weights` float32 [C] and `options` float64 [4].
     """
     observe_rows(first, last, words, True)
 
@@ -364,8 +406,10 @@ def observe_with_loss(first, last, words):
 def accumulate(first, last, words):
     """Add what `observe` wrote to the state of the samples that the owners [first, last) own, rows in their order.
 
-    Owner o of a power of two of them owns the samples whose ids end in o.
+    Owner o of a power of two of them owns the samples whose ids end in o. If a row was bad, nothing is added.
     """
+    if team.array_at(words[_A_BAD], (1,), np.int64)[0] != 0:
+        return
     rows, batch, samples = words[_A_ROWS], words[_A_BATCH], words[_A_SAMPLES]
     members = rows // batch
     outcomes = team.array_at(words[_A_OUTCOMES], (rows,), np.int64)
@@ -401,3 +445,26 @@ def accumulate(first, last, words):
             counters[state, LAST_CORRECT] = right
             counters[state, FIRST_LEARNED] = epoch if (right == RIGHT) & (learned < 0) else learned
             counters[state, EL2N_OBSERVATIONS] += in_window
+
+
+@nb.cfunc(team.KERNEL, cache=True)
+def weigh_labels(first, last, words):
+    """The divisor of a mean loss, from the words of `observe_with_loss`: the sum of the weights of the rows' classes.
+
+    One item, so that the rows are added in the same order whatever the number of threads.
+    """
+    classes = words[_CLASSES]
+    weights = team.array_at(words[_WEIGHTS], (classes,), np.float32)
+    total = 0.0
+    for b in range(words[_ROWS]):
+        label = integer_at(words[_LABELS], words[_LABELS_TYPE], b * words[_LABELS_B])
+        if 0 <= label < classes:
+            total += np.float64(weights[label])
+    team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)[DIVISOR] = total
+
+
+@nb.cfunc(team.KERNEL, cache=True)
+def add_losses(first, last, words):
+    """The sum of the losses, from the words of `observe_with_loss`. One item, as for `weigh_labels`."""
+    losses = team.array_at(words[_LOSSES], (words[_ROWS],), np.float64)
+    team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)[LOSS_SUM] = losses.sum()

@@ -15,8 +15,9 @@ A kernel is a C function that numba compiled. It works on the items `[first, las
 
     team.run(double, len(values), (values.ctypes.data, len(values)))
 
-* Items are handed out in pieces, to whichever thread is free, each exactly once: kernels must not depend on who gets
-  what. Scratch memory is best made in the kernel (once a piece).
+* Every thread has a share of the items, the same in every call, so that what a core wrote is still in its cache when it
+  is read; it takes pieces of it, and then of the others' shares. Each item is done exactly once, but kernels must not
+  depend on who does what. Scratch memory is best made in the kernel (once a piece).
 * A kernel cannot raise: it writes a code where its caller looks. An exception in it is printed and lost.
 * The GIL is released meanwhile. Any Python thread may call `run`, several at once too.
 * One thread is a direct call. So is everything where there is no such team: another build of torch, and a process
@@ -30,7 +31,7 @@ import functools
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -41,8 +42,23 @@ from numba.extending import intrinsic
 
 KERNEL = types.void(types.int64, types.int64, types.CPointer(types.int64))  # first, last, words
 
-_PIECES = 4  # a thread: one that starts late takes fewer of them
-_NEXT, _COUNT, _PIECE, _KERNEL, _WORDS, _TASK_WORDS = range(6)
+_PIECES = 4  # a thread: one that starts late leaves some of them to the others
+# A task: its numbers of stages and of threads, the addresses of the functions that tell a thread its number and that
+# wait for all threads (0 where there is one thread), and of the counters, one a stage and thread, of items claimed; then
+# for each stage
+_STAGES, _THREADS, _THREAD_NUMBER, _BARRIER, _CLAIMED, _HEAD_WORDS = range(6)
+_COUNT, _PIECE, _KERNEL, _WORDS, _STAGE_WORDS = range(5)
+_LINE = 8  # words between two counters: threads that claim at once do not share a cache line
+
+
+class Stage(NamedTuple):
+    """What a team does before its threads wait for each other; the fields are the parameters of `run`."""
+
+    kernel: Any
+    count: int
+    words: Sequence[int]
+    piece: int | None = None
+
 
 _forked = False
 
@@ -71,34 +87,46 @@ def run(kernel: Any, count: int, words: Sequence[int], *, threads: int | None = 
     piece : int, optional
         Items a call gets at most; default a quarter of a thread's share.
     """
+    if count:
+        run_stages(Stage(kernel, count, words, piece), threads=threads)
+
+
+def run_stages(*stages: Stage, threads: int | None = None) -> None:
+    """Do one stage after the other, each by all threads; cheaper than a call of `run` for each. No count may be 0."""
     threads = torch.get_num_threads() if threads is None else threads
-    if piece is None:
-        piece = -(-count // (threads * _PIECES)) if threads > 1 else count
-    if count == 0:
-        return
-    given = array("q", words)
-    task = array("q", (0, count, piece, kernel.address, given.buffer_info()[0]))
-    threads = min(threads, -(-count // piece))
+    held, most, described = [], 1, array("q")
+    for kernel, count, words, piece in stages:
+        if piece is None:
+            piece = -(-count // (threads * _PIECES)) if threads > 1 else count
+        most = max(most, -(-count // piece))
+        held.append(array("q", words))
+        described.extend((count, piece, kernel.address, held[-1].buffer_info()[0]))
+    threads = min(threads, most)
     parallel = team() if threads > 1 and not _forked else None
-    if parallel is not None:
-        parallel(_work_address, task.buffer_info()[0], threads, 0)
-    else:
-        _work_alone(task.buffer_info()[0])
+    call, *functions = parallel or (lambda work, task, *_: _work_alone(task), 0, 0)
+    threads = threads if parallel else 1
+    claimed = array("q", bytes(8 * _LINE * threads * len(stages)))
+    task = array("q", (len(stages), threads, *functions, claimed.buffer_info()[0])) + described
+    call(_work_address, task.buffer_info()[0], threads, 0)
 
 
 @functools.cache
-def team() -> Callable[[int, int, int, int], None] | None:
-    """The entry into the OpenMP team of torch: of a function, its argument, the number of threads, 0; None without one.
+def team() -> tuple[Callable[[int, int, int, int], None], int, int] | None:
+    """The entry into the OpenMP team of torch, and the addresses of two functions of its threads; None without one.
 
-    It is looked up among the libraries that torch itself is linked with: a process may have loaded several.
+    The entry takes the address of a function, its argument, the number of threads, and 0. The functions give a thread
+    its number, and wait until all threads have called it. They are looked up among the libraries that torch itself is
+    linked with: a process may have loaded several.
     """
     try:
-        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+        library = ctypes.CDLL(torch._C.__file__)
+        parallel, number, barrier = library.GOMP_parallel, library.omp_get_thread_num, library.GOMP_barrier
     except (AttributeError, OSError):
         return None
     parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     parallel.restype = None
-    return parallel
+    number, barrier = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in (number, barrier))
+    return parallel, number, barrier
 
 
 @nb.njit(inline="always")
@@ -117,7 +145,7 @@ def _pointer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def _claim(typingctx: Any, address: Any, size: Any) -> Any:
-    """Add `size` to the int64 at an address (`_NEXT` of a task), atomically; returns what it was."""
+    """Add `size` to the int64 at an address, atomically; returns what it was."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -140,16 +168,48 @@ def _call(typingctx: Any, kernel: Any, first: Any, last: Any, words: Any) -> Any
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _wait(typingctx: Any, barrier: Any) -> Any:
+    """Call the function of nothing at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def _number(typingctx: Any, function: Any) -> Any:
+    """What the function of nothing at an address gives, an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), []).as_pointer()), [])
+
+    return types.int32(types.int64), codegen
+
+
 @nb.cfunc(types.void(types.int64), cache=True)  # the address of a task
 def _work(address):
-    """What each thread of the team does: pieces, until none is left."""
-    task = array_at(address, (_TASK_WORDS,), np.int64)
-    count, piece = task[_COUNT], task[_PIECE]
-    while True:
-        first = _claim(address, piece)
-        if first >= count:
-            return
-        _call(task[_KERNEL], first, min(first + piece, count), task[_WORDS])
+    """What each thread of the team does: pieces of a stage, until none is left, then of the next."""
+    head = array_at(address, (_HEAD_WORDS,), np.int64)
+    threads = head[_THREADS]
+    me = np.int64(0) if threads == 1 else np.int64(_number(head[_THREAD_NUMBER]))
+    for s in range(head[_STAGES]):
+        if s > 0 and threads > 1:
+            _wait(head[_BARRIER])
+        stage = array_at(address + 8 * (_HEAD_WORDS + s * _STAGE_WORDS), (_STAGE_WORDS,), np.int64)
+        count, piece = stage[_COUNT], stage[_PIECE]
+        pieces = (count + piece - 1) // piece
+        for turn in range(threads):
+            owner = (me + turn) % threads
+            start, end = owner * pieces // threads * piece, min((owner + 1) * pieces // threads * piece, count)
+            counter = head[_CLAIMED] + 8 * _LINE * (s * threads + owner)
+            while True:
+                first = start + _claim(counter, piece)
+                if first >= end:
+                    break
+                _call(stage[_KERNEL], first, min(first + piece, end), stage[_WORDS])
 
 
 _work_address: Any = _work.address

@@ -7,16 +7,19 @@ Addresses are plain uint64, so that a kernel walks memory without bounds checks:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32 = ir.FloatType()
 
 LOWEST = -3.4028234663852886e38  # the lowest float32 stands for "no class here": no finite logit is below it
+
+_ROUND = 1.5 * 2.0**23  # added to a float32, it leaves no room for a fraction
 
 # 2**f for f in [-0.5, 0.5]: interpolation at the 7 Chebyshev nodes, relative error 2.6e-9 before rounding.
 EXP2_COEFFICIENTS = (
@@ -98,27 +101,42 @@ def add_doubles(typingctx: Any, dst: Any, src: Any, lanes: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def row_max(typingctx: Any, row: Any, chunks: Any, lanes: Any) -> Any:
-    """Maximum of `chunks * lanes` finite float32 at address `row`; `lanes` is a literal."""
+def row_rival(typingctx: Any, row: Any, classes: Any, label: Any, lanes: Any) -> Any:
+    """The largest of `classes` float32 at address `row` but index `label`, and 0, or NaN if one of all is not finite.
+
+    `lanes` is a literal: numbers a vector. `LOWEST` where there is no other.
+    """
     width = lanes.literal_value
     vector = ir.VectorType(F32, width)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         best = cgutils.alloca_once_value(builder, ir.Constant(vector, [LOWEST] * width))
-        with _chunks(builder, args[0], args[1], vector) as value:
-            old = builder.load(best)
-            builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), best)
-        return _reduce(builder, builder.load(best), width, _larger)
+        finite = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * width))
 
-    return types.float32(types.uint64, types.int64, lanes), codegen
+        def chunk(value: Any, first: Any) -> None:
+            zero = builder.fmul(value, ir.Constant(vector, [0.0] * width))  # of NaN and infinity NaN
+            builder.store(builder.fadd(builder.load(finite), zero), finite)
+            value = _without(builder, value, first, args[2], LOWEST)
+            builder.store(_larger(builder, value, builder.load(best)), best)
+
+        _for_chunks(builder, args[0], args[1], width, LOWEST, chunk)
+        results = [
+            _reduce(builder, builder.load(best), width, _larger),
+            _reduce(builder, builder.load(finite), width, _sum),
+        ]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return types.UniTuple(types.float32, 2)(types.uint64, types.int64, types.int64, lanes), codegen
 
 
 @intrinsic(prefer_literal=True)
-def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any, keep: Any) -> Any:
-    """Sums of `e` and of `e * e`, `e = exp(z - top)`, over `chunks * lanes` float32 at address `row`.
+def row_exp_sums(
+    typingctx: Any, row: Any, classes: Any, label: Any, top: Any, lanes: Any, kept_at: Any, keep: Any
+) -> Any:
+    """Sums of `e` and of `e * e`, `e = exp(z - top)`, over `classes` float32 at address `row` but index `label`.
 
-    With `keep` (a literal) each `e` takes the place of its `z`. Every `z` must be finite and at most `top`; `z` more
-    than 87 below `top` counts as 87 below (1e-38).
+    With `keep` (a literal) every `e` is written to address `kept_at`, which may be `row`. Every other `z` must be
+    finite and at most `top`; `z` more than 87 below `top` counts as 87 below (1e-38).
     """
     width, kept = lanes.literal_value, bool(keep.literal_value)
     vector, integers = ir.VectorType(F32, width), ir.VectorType(I32, width)
@@ -127,35 +145,80 @@ def row_exp_sums(typingctx: Any, row: Any, chunks: Any, top: Any, lanes: Any, ke
         return ir.Constant(vector, [value] * width)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first = cgutils.alloca_once_value(builder, constant(0.0))
-        second = cgutils.alloca_once_value(builder, constant(0.0))
-        peak = splat(builder, args[2], width)
-        chunks = _chunks(builder, args[0], args[1], vector)
-        with chunks as value:
+        first_sum = cgutils.alloca_once_value(builder, constant(0.0))
+        second_sum = cgutils.alloca_once_value(builder, constant(0.0))
+        peak = splat(builder, args[3], width)
+
+        def chunk(value: Any, first: Any) -> Any:
             power = builder.fmul(builder.fsub(value, peak), constant(1.4426950408889634))
             low = constant(-126.0)
             power = builder.select(builder.fcmp_ordered(">", power, low), power, low)
-            # Truncation rounds towards zero and power <= 0: subtracting a half first rounds to the nearest.
-            whole = builder.fptosi(builder.fsub(power, constant(0.5)), integers)
-            rest = builder.fsub(power, builder.sitofp(whole, vector))
+            shifted = builder.fadd(power, constant(_ROUND))  # the nearest integer, in the lowest bits of the mantissa
+            rest = builder.fsub(power, builder.fsub(shifted, constant(_ROUND)))
             exp = constant(EXP2_COEFFICIENTS[-1])
             for coefficient in EXP2_COEFFICIENTS[-2::-1]:
                 exp = fused_multiply_add(builder, exp, rest, constant(coefficient))
-            exponent = builder.add(whole, ir.Constant(integers, [127] * width))
-            two = builder.bitcast(builder.shl(exponent, ir.Constant(integers, [23] * width)), vector)
-            exp = builder.fmul(exp, two)
-            if kept:
-                chunks.replace(exp)
-            builder.store(builder.fadd(builder.load(first), exp), first)
-            builder.store(fused_multiply_add(builder, exp, exp, builder.load(second)), second)
-        return context.make_tuple(
-            builder,
-            signature.return_type,
-            [_reduce(builder, builder.load(total), width, _sum) for total in (first, second)],
-        )
+            whole = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * width))
+            exp = builder.bitcast(builder.add(builder.bitcast(exp, integers), whole), vector)  # times 2 to that integer
+            counted = _without(builder, exp, first, args[2], 0.0)
+            builder.store(builder.fadd(builder.load(first_sum), counted), first_sum)
+            builder.store(fused_multiply_add(builder, counted, counted, builder.load(second_sum)), second_sum)
+            return exp
 
-    result = types.UniTuple(types.float32, 2)
-    return result(types.uint64, types.int64, types.float32, lanes, keep), codegen
+        _for_chunks(builder, args[0], args[1], width, LOWEST, chunk, args[5] if kept else None)
+        sums = [_reduce(builder, builder.load(total), width, _sum) for total in (first_sum, second_sum)]
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    arguments = (types.uint64, types.int64, types.int64, types.float32, lanes, types.uint64, keep)
+    return types.UniTuple(types.float32, 2)(*arguments), codegen
+
+
+def _for_chunks(
+    builder: Any, row: Any, count: Any, width: int, behind: float, body: Callable[[Any, Any], Any], out: Any = None
+) -> None:
+    """Call `body(value, first)` for each vector of a row of float32, and store what it gives at `out`, if given.
+
+    `first` (int64) is the index of the vector's first number. The last vector has `behind` where the row has ended, and
+    nothing is read or written there.
+    """
+    vector, lanes = ir.VectorType(F32, width), ir.Constant(I64, width)
+
+    def at(address: Any, first: Any) -> Any:
+        return builder.add(address, builder.mul(first, ir.Constant(I64, 4)))
+
+    with cgutils.for_range(builder, builder.sdiv(count, lanes)) as loop:
+        first = builder.mul(loop.index, lanes)
+        value = body(load(builder, at(row, first), vector), first)
+        if out is not None:
+            store(builder, value, at(out, first))
+    rest = builder.srem(count, lanes)
+    with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
+        first = builder.sub(count, rest)
+        here = builder.icmp_signed("<", _iota(width), splat(builder, builder.trunc(rest, I32), width))
+        pointer, align = vector.as_pointer(), ir.Constant(I32, 4)
+        mask = ir.VectorType(ir.IntType(1), width)
+        function = ir.FunctionType(vector, [pointer, I32, mask, vector])
+        masked = cgutils.get_or_insert_function(builder.module, function, f"llvm.masked.load.v{width}f32.p0v{width}f32")
+        empty = ir.Constant(vector, [behind] * width)
+        value = builder.call(masked, [builder.inttoptr(at(row, first), pointer), align, here, empty])
+        value = body(value, first)
+        if out is not None:
+            function = ir.FunctionType(ir.VoidType(), [vector, pointer, I32, mask])
+            name = f"llvm.masked.store.v{width}f32.p0v{width}f32"
+            masked = cgutils.get_or_insert_function(builder.module, function, name)
+            builder.call(masked, [value, builder.inttoptr(at(out, first), pointer), align, here])
+
+
+def _without(builder: Any, value: Any, first: Any, index: Any, instead: float) -> Any:
+    """A vector of a row, with `instead` in place of the number of index `index`, if it has it."""
+    width = value.type.count
+    place = splat(builder, builder.trunc(builder.sub(index, first), I32), width)
+    other = builder.icmp_signed("!=", place, _iota(width))
+    return builder.select(other, value, ir.Constant(value.type, [instead] * width))
+
+
+def _iota(lanes: int) -> Any:
+    return ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
 
 
 def load(builder: Any, address: Any, vector: Any) -> Any:
@@ -169,7 +232,7 @@ def store(builder: Any, value: Any, address: Any) -> None:
 
 
 def splat(builder: Any, scalar: Any, lanes: int) -> Any:
-    empty = ir.Constant(ir.VectorType(F32, lanes), ir.Undefined)
+    empty = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     one = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
@@ -189,28 +252,6 @@ def round_bf16(builder: Any, value: Any) -> Any:
     odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(wide, [1] * lanes))
     rounded = builder.add(builder.add(bits, ir.Constant(wide, [0x7FFF] * lanes)), odd)
     return builder.trunc(builder.lshr(rounded, sixteen), narrow)
-
-
-class _chunks:
-    """A loop over the chunks of a row of float32; the block sees one chunk as a vector."""
-
-    def __init__(self, builder: Any, row: Any, count: Any, vector: Any) -> None:
-        self.builder, self.vector = builder, vector
-        self.start = builder.inttoptr(row, vector.as_pointer())
-        self.loop = cgutils.for_range(builder, count)
-
-    def __enter__(self) -> Any:
-        self.chunk = self.builder.gep(self.start, [self.loop.__enter__().index])
-        value = self.builder.load(self.chunk)
-        value.align = 4
-        return value
-
-    def replace(self, value: Any) -> None:
-        """Store a vector where the chunk was read."""
-        self.builder.store(value, self.chunk).align = 4
-
-    def __exit__(self, *exception: Any) -> Any:
-        return self.loop.__exit__(*exception)
 
 
 def _reduce(builder: Any, value: Any, lanes: int, combine: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from hbr_fast import HardnessRecorder, hardness_cross_entropy
-from hbr_fast.kernels import cpu_hardness, ops
+from hbr_fast.kernels import cpu_hardness, ops_cross_entropy
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -158,14 +158,16 @@ def test_bad_arguments() -> None:
     assert not recorder.counters[:, cpu_hardness.OBSERVATIONS].any()
 
 
-@pytest.mark.parametrize(("reduction", "weighted"), itertools.product(("mean", "none"), (False, True)))
+@pytest.mark.parametrize(("reduction", "weighted"), list(itertools.product(("mean", "none"), (False, True))))
 def test_the_operators_pass_opcheck(reduction: str, weighted: bool) -> None:
     logits, labels, ids = batch(5, 4)
     weight = torch.rand(4) if weighted else None
     arguments = (logits.requires_grad_(), labels, ids, weight, 0.1, reduction, 10, cpu_hardness.ALL_COLUMNS)
-    torch.library.opcheck(ops.cross_entropy, arguments)
-    _, _, _, observed, outcomes = ops.cross_entropy(*arguments)
-    torch.library.opcheck(ops.accumulate, (observed, outcomes, ids, 0, 20, *state(HardnessRecorder(10, 4))))
+    torch.library.opcheck(ops_cross_entropy.cross_entropy_operator, arguments)
+    _, _, observed, outcomes = ops_cross_entropy.cross_entropy_operator(*arguments)
+    torch.library.opcheck(
+        ops_cross_entropy.accumulate_operator, (observed, outcomes, ids, 0, 20, *state(HardnessRecorder(10, 4)))
+    )
 
 
 def test_a_step_compiles_without_a_graph_break() -> None:
@@ -186,3 +188,32 @@ def test_a_step_compiles_without_a_graph_break() -> None:
     assert torch.equal(layers[0].grad, layers[1].grad)  # type: ignore[arg-type]
     for own, other in zip(state(recorders[0]), state(recorders[1]), strict=True):
         assert torch.equal(own, other)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    logits, labels, ids = batch(5, 4)
+    leaf = logits.requires_grad_()
+    loss = hardness_cross_entropy(leaf, labels, ids, HardnessRecorder(10, 4), epoch=0)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(loss, leaf, create_graph=True)
+
+
+def test_backward_twice_gives_the_gradient_twice() -> None:
+    logits, labels, ids = batch(5, 4)
+    leaf = logits.requires_grad_()
+    loss = hardness_cross_entropy(leaf, labels, ids, HardnessRecorder(10, 4), epoch=0)
+    (once,) = torch.autograd.grad(functional.cross_entropy(leaf, labels), leaf)
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=times < 3)
+        torch.testing.assert_close(leaf.grad, times * once)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_batch_of_ignored_rows_is_what_it_is_in_torch(reduction: Any) -> None:
+    logits, _, ids = batch(5, 4)
+    labels = torch.full((5,), -100)
+    recorder = HardnessRecorder(10, 4)
+    got = loss_and_gradient(hardness_cross_entropy, logits, labels, ids, recorder, epoch=0, reduction=reduction)
+    expected = loss_and_gradient(functional.cross_entropy, logits, labels, reduction=reduction)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)

@@ -9,7 +9,7 @@ import torch
 from hbr_fast.hardness import RECORDED, HardnessRecorder
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import ops, reference
-from hbr_fast.kernels.vector import row_exp_sums, row_max
+from hbr_fast.kernels.vector import row_exp_sums, row_rival
 
 Visit = tuple[int, np.ndarray, int]
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -377,12 +377,19 @@ def test_logits_need_not_be_contiguous_and_stay_as_they_are() -> None:
 
 @nb.njit
 def _exp_sums(row, top):  # type: ignore[no-untyped-def]
-    return row_exp_sums(np.uint64(row.ctypes.data), row.shape[0] // 16, np.float32(top), 16, False)  # type: ignore[call-arg]
+    at = np.uint64(row.ctypes.data)
+    return row_exp_sums(at, row.shape[0], -1, np.float32(top), 16, at, False)  # type: ignore[call-arg]
 
 
 @nb.njit
-def _max(row):  # type: ignore[no-untyped-def]
-    return row_max(np.uint64(row.ctypes.data), row.shape[0] // 16, 16)  # type: ignore[call-arg]
+def _kept_exp_sums(row, label, kept):  # type: ignore[no-untyped-def]
+    at, out = np.uint64(row.ctypes.data), np.uint64(kept.ctypes.data)
+    return row_exp_sums(at, row.shape[0], label, np.float32(0.0), 16, out, True)  # type: ignore[call-arg]
+
+
+@nb.njit
+def _rival(row, label):  # type: ignore[no-untyped-def]
+    return row_rival(np.uint64(row.ctypes.data), row.shape[0], label, 16)  # type: ignore[call-arg]
 
 
 def test_exponentials_over_their_whole_range() -> None:
@@ -408,8 +415,32 @@ def test_exponentials_are_relative_to_the_top() -> None:
     assert second == pytest.approx((e**2).sum(), rel=3e-7)
 
 
-@pytest.mark.parametrize("place", range(32))
-def test_the_maximum_is_found_in_every_lane(place: int) -> None:
-    row = np.full(32, -5.0, np.float32)
-    row[place] = -4.0
-    assert _max(row) == -4.0
+@pytest.mark.parametrize("classes", [2, 3, 15, 16, 17, 32, 40])
+def test_the_rival_is_found_in_every_lane(classes: int) -> None:
+    logits = np.full(classes + 1, 9.0, np.float32)  # what lies behind the row is never looked at
+    for label in range(classes):
+        for place in range(classes):
+            logits[:classes] = -5.0
+            logits[place] = -4.0
+            assert _rival(logits[:classes], label) == (-4.0 if place != label else -5.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_seen_in_every_lane(bad: float) -> None:
+    for place in range(40):
+        row = np.zeros(40, np.float32)
+        row[place] = bad
+        assert np.isnan(_rival(row, 3)[1])
+
+
+@pytest.mark.parametrize("classes", [2, 15, 16, 17, 40])
+def test_exponentials_leave_the_own_class_out_and_are_kept_in_place(classes: int) -> None:
+    logits = -np.arange(classes, dtype=np.float32) / 4
+    for label in range(classes):
+        kept = np.full(classes + 1, 7.0, np.float32)
+        first, second = _kept_exp_sums(logits, label, kept)
+        e = np.exp(logits.astype(np.float64))
+        np.testing.assert_allclose(np.delete(kept[:classes], label), np.delete(e, label), rtol=3e-7 + 8e-8 * 10)
+        assert kept[classes] == 7.0
+        e[label] = 0.0
+        assert (first, second) == pytest.approx((e.sum(), (e**2).sum()), rel=3e-7)

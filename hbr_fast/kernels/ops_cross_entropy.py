@@ -1,0 +1,254 @@
+"""Cross-entropy that records: as torch operators, and as an autograd function for plain tensors on the CPU."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from typing import Any
+
+import torch
+
+from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels import team
+from hbr_fast.kernels.ops import accumulate_stage, bad_row, library, needs_operator, observe_words
+
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
+
+library.define(
+    "cross_entropy(Tensor logits, Tensor labels, Tensor ids, Tensor? weight, float label_smoothing, str reduction, "
+    "int samples, int estimators) -> (Tensor loss, Tensor gradient, Tensor observed, Tensor outcomes)"
+)
+library.define(
+    "accumulate(Tensor observed, Tensor outcomes, Tensor ids, int epoch, int el2n_epochs, "
+    "Tensor(a!) sums, Tensor(b!) counters, Tensor(c!) status) -> ()"
+)
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    weight: torch.Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    estimators: int,
+    epoch: int,
+    el2n_epochs: int,
+    state: State,
+) -> torch.Tensor:
+    """The loss, with what the rows say added to the state; parameters as for the operators.
+
+    Raises
+    ------
+    ValueError
+        If a label or an id is out of range. Then no row was recorded.
+    """
+    loss_of = (labels, ids, weight, label_smoothing, reduction, state[0].shape[0], estimators)
+    if needs_operator(logits) or logits.dtype == torch.float64:
+        loss, _, observed, outcomes = cross_entropy_operator(logits, *loss_of)
+        accumulate_operator(observed, outcomes, ids, epoch, el2n_epochs, *state)
+        return loss
+    return _Loss.apply(logits, loss_of, (epoch, el2n_epochs, *state))
+
+
+def _in_one_pass(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    weight: torch.Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    samples: int,
+    estimators: int,
+    observed: torch.Tensor,
+    outcomes: torch.Tensor,
+    recording: tuple[Any, ...] = (),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient; what the rows say is written to `observed` and `outcomes`, and added to the state if given."""
+    rows, classes = logits.shape
+    gradient, losses = torch.empty(rows, classes), torch.empty(rows, dtype=torch.float64)
+    weights = _ones(classes) if weight is None else weight.float().contiguous()
+    options = array("d", bytes(8 * k.OPTIONS))
+    options[k.SMOOTHING], options[k.DIVISOR] = label_smoothing, 1.0
+    options[k.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
+    bad = array("q", (0,))
+    found = (observed.data_ptr(), outcomes.data_ptr(), bad.buffer_info()[0])
+    words = (
+        *observe_words(logits, labels, ids, samples, estimators, found),
+        *(gradient.data_ptr(), losses.data_ptr(), weights.data_ptr(), options.buffer_info()[0]),
+    )
+    if rows:
+        stages = [team.Stage(k.observe_with_loss, rows, words), team.Stage(k.add_losses, 1, words)]
+        if reduction == "mean":
+            stages.insert(0, team.Stage(k.weigh_labels, 1, words))
+        if recording:
+            stages.append(accumulate_stage(rows, ids, *recording, found))
+        team.run_stages(*stages)
+    if bad[0]:
+        raise bad_row(outcomes, logits, labels, ids, samples)
+    if logits.dtype == torch.float64:  # the kernel works in float32: torch has the precision asked for
+        losses, gradient = _cross_entropy_double(logits, labels, weights.double(), label_smoothing)
+        if reduction == "mean":
+            gradient /= options[k.DIVISOR]
+        options[k.LOSS_SUM] = float(losses.sum())
+    if reduction == "none":
+        return losses.to(gradient.dtype), gradient
+    if reduction == "mean":
+        options[k.LOSS_SUM] = options[k.LOSS_SUM] / options[k.DIVISOR] if options[k.DIVISOR] else float("nan")
+    return torch.scalar_tensor(options[k.LOSS_SUM], dtype=gradient.dtype), gradient
+
+
+@functools.lru_cache(maxsize=8)
+def _ones(classes: int) -> torch.Tensor:
+    return torch.ones(classes)
+
+
+def _cross_entropy_double(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    share = label_smoothing / logits.shape[1]
+    kept = (labels != k.IGNORED_LABEL).double()[:, None]
+    own = torch.nn.functional.one_hot(labels.long().clamp(min=0), logits.shape[1]).double()
+    # What each class is to have: the loss is - sum_c target_c log p_c.
+    targets = kept * ((1 - label_smoothing) * own + share) * weights
+    log_probabilities = logits.log_softmax(1)
+    gradient = log_probabilities.exp() * targets.sum(1, keepdim=True) - targets
+    return -(targets * log_probabilities).sum(1), gradient
+
+
+class _Loss(torch.autograd.Function):
+    # Not with `setup_context`: torch binds the arguments of such a function to its signature at every call, which
+    # takes longer than a small batch.
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, loss_of: tuple[Any, ...], recording: tuple[Any, ...]) -> torch.Tensor:
+        scratch = torch.empty(k.SUM_COLUMNS + 1, len(logits), dtype=torch.float64)
+        observed, outcomes = scratch, scratch[-1].view(torch.int64)  # the kernel takes addresses, not shapes
+        loss, gradient = _in_one_pass(logits, *loss_of, observed, outcomes, recording)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "hardness_cross_entropy has no second derivative: use cross_entropy, and record beside it"
+            )
+        (gradient,) = ctx.saved_tensors
+        return _times(gradient, by_loss).to(ctx.dtype), None, None
+
+
+def _times(gradient: torch.Tensor, by_loss: torch.Tensor) -> torch.Tensor:
+    if by_loss.ndim:
+        return gradient * by_loss[:, None]
+    factor = by_loss.item()
+    return gradient if factor == 1.0 else gradient * factor
+
+
+@torch.library.impl(library, "cross_entropy", "CPU")
+def _cross_entropy_cpu(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    weight: torch.Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    samples: int,
+    estimators: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross-entropy, its gradient, and what recording adds to the state, from one pass over the logits.
+
+    Parameters
+    ----------
+    logits : float32, float64, float16 or bfloat16 [B, C]
+    labels, ids : int64 or int32 [B]
+    weight : float32 or float64 [C], optional
+        Of the classes.
+    label_smoothing : float
+    reduction : "mean", "sum" or "none"
+    samples, estimators : int
+        As for `ops.record`: ids are below `samples`, and bit c asks for column c.
+
+    Returns
+    -------
+    loss : float32 [] or [B]
+        float64 for float64 logits. 0 in rows whose label is ignored.
+    gradient : float32 [B, C]
+        Of the loss by the logits, for "none" of each row's; float64 for float64 logits.
+    observed : float64 [B, 8], outcomes : int64 [B]
+        For `accumulate`.
+
+    Raises
+    ------
+    ValueError
+        If a label or an id is out of range.
+    """
+    observed = torch.empty(len(logits), k.SUM_COLUMNS, dtype=torch.float64)
+    outcomes = torch.empty(len(logits), dtype=torch.int64)
+    loss_of = (logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
+    return *_in_one_pass(*loss_of, observed, outcomes), observed, outcomes
+
+
+@torch.library.register_fake("hbr_fast::cross_entropy", lib=library)
+def _cross_entropy_fake(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    weight: torch.Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    samples: int,
+    estimators: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, classes = logits.shape
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty((rows,) if reduction == "none" else (), dtype=dtype),
+        logits.new_empty(rows, classes, dtype=dtype),
+        logits.new_empty(rows, k.SUM_COLUMNS, dtype=torch.float64),
+        logits.new_empty(rows, dtype=torch.int64),
+    )
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _, gradient, observed, outcomes = output
+    ctx.save_for_backward(gradient)
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(gradient, observed, outcomes)
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradient(ctx: Any, by_loss: torch.Tensor | None, *rest: object) -> tuple[torch.Tensor | None, ...]:
+    if by_loss is None:
+        return (None,) * 8
+    (gradient,) = ctx.saved_tensors
+    return (gradient * (by_loss[:, None] if by_loss.ndim else by_loss)).to(ctx.dtype), *(None,) * 7
+
+
+torch.library.register_autograd("hbr_fast::cross_entropy", _scale_gradient, setup_context=_keep_gradient, lib=library)
+
+
+@torch.library.impl(library, "accumulate", "CPU")
+def _accumulate_cpu(
+    observed: torch.Tensor,
+    outcomes: torch.Tensor,
+    ids: torch.Tensor,
+    epoch: int,
+    el2n_epochs: int,
+    *state: torch.Tensor,
+) -> None:
+    """Add what was observed of the rows, none of them bad, to the state, rows of one sample in their order."""
+    if len(observed):
+        good = array("q", (0,))
+        found = (observed.data_ptr(), outcomes.data_ptr(), good.buffer_info()[0])
+        sums, counters, status = state
+        team.run_stages(accumulate_stage(len(observed), ids, epoch, el2n_epochs, sums, counters, status, found))
+
+
+@torch.library.register_fake("hbr_fast::accumulate", lib=library)
+def _accumulate_fake(*args: object) -> None:
+    """Nothing to say about shapes: the state is changed in place."""
+
+
+cross_entropy_operator = torch.ops.hbr_fast.cross_entropy.default
+accumulate_operator = torch.ops.hbr_fast.accumulate.default
