@@ -6,22 +6,27 @@ against the definitions in float64 first.
     python benchmarks/bench_recording.py [--quick] [--threads 2] [--out FILE.csv]
 
 The last line is JSON: time of the fused pass over cross-entropy forward alone, by number of classes; time of the
-per-sample loop over the fused pass; and, by number of classes, time of the loss that records, forward and backward,
-over torch's cross-entropy, forward and backward.
+per-sample loop over the fused pass; by number of classes, time of the loss that records, forward and backward,
+over torch's cross-entropy, forward and backward; and the share of a training step of the CNN 16-32-64, batch 128, that
+recording takes (`epoch_share`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import bench_loading
 import harness
 import numpy as np
 import torch
 from torch.nn import functional
 
 from hbr_fast import HardnessRecorder, hardness_cross_entropy
+from hbr_fast.training import trainer
+from hbr_fast.training.recipe import named_recipe
 
 SAMPLES = 50_000
 NAMES = ("aum", "confidence", "dataiq", "loss", "el2n", "correctness")
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = harness.settings("bench_recording", str(__doc__), argv)
     torch.set_num_threads(chosen.threads)
     cases = {shape: measure_case(*shape, SIZES[chosen.size]) for shape in SHAPES}
+    training = measure_training(SIZES[chosen.size])
     ratios = {
         "time_over_cross_entropy": {
             str(classes): case.speed_ratio("cross_entropy", "fused")
@@ -59,8 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             for (batch, classes), case in cases.items()
             if batch == 1024
         },
+        "epoch_share": training.speed_ratio("step", "recording"),
     }
-    harness.finish(chosen, list(cases.values()), ratios, cache="logits just written, state of 50,000 samples at random")
+    harness.finish(
+        chosen, [*cases.values(), training], ratios, cache="logits just written, state of 50,000 samples at random"
+    )
 
 
 def measure_case(batch: int, classes: int, size: Size) -> harness.Case:
@@ -93,6 +102,30 @@ def measure_case(batch: int, classes: int, size: Size) -> harness.Case:
         reference="cross_entropy",
         timings=harness.measure(variants, rounds=size.rounds, seconds=size.seconds),
     )
+
+
+def measure_training(size: Size) -> harness.Case:
+    """Measure a training step of the CNN 16-32-64 that records, and the recording of its logits alone."""
+    batch, classes = LOOPED
+    recipe = dataclasses.replace(named_recipe("quickstart"), model="cnn-16-32-64", batch_size=batch, lr=0.01)
+    split = bench_loading.random_split(batch, (3, 32, 32))
+    dtype = trainer.compute_dtype(recipe)
+    one = next(trainer.training_loader(split, recipe, seed=0, dtype=dtype).epoch(0))
+    model = trainer.initial_model(recipe, split, seed=0)
+    optimiser = trainer.make_optimiser(model, recipe)
+    recorder = HardnessRecorder(batch, classes)
+    outs = {"loss_out": torch.zeros(()), "right_out": torch.zeros((), dtype=torch.int64)}
+    logits = torch.randn(batch, classes, generator=torch.Generator().manual_seed(0))
+
+    def step() -> None:
+        trainer.train_step(model, optimiser, recorder, one, epoch=0, recipe=recipe, dtype=dtype, **outs)
+
+    variants = [
+        harness.Variant("step", step, batch),
+        harness.Variant("recording", lambda: recorder.record(logits, one.labels, one.ids, epoch=0), batch),
+    ]
+    timings = harness.measure(variants, rounds=size.rounds, seconds=4 * size.seconds)
+    return harness.Case("training step, cnn-16-32-64", "rows", 4 * classes, reference="step", timings=timings)
 
 
 def _training_loss(

@@ -37,6 +37,7 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "time_over_cross_entropy": {"10", "100", "1000"},
         "loop_over_fused_128x10": None,
         "fused_loss_time_over_torch": {"10", "100", "1000"},
+        "epoch_share": None,
     },
     "bench_sampling": {
         "weighted_built_over_torch": {"1281167", "14000000"},

@@ -10,7 +10,7 @@ import torch
 
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import team
-from hbr_fast.kernels.ops import accumulate_stage, bad_row, library, needs_operator, observe_words
+from hbr_fast.kernels.ops import accumulate_stage, bad_row, library, needs_operator, observe_words, threads_for
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
 
@@ -81,9 +81,10 @@ def _in_one_pass(
         stages = [team.Stage(k.observe_with_loss, rows, words), team.Stage(k.add_losses, 1, words)]
         if reduction == "mean":
             stages.insert(0, team.Stage(k.weigh_labels, 1, words))
+        threads = threads_for(logits)
         if recording:
-            stages.append(accumulate_stage(rows, ids, *recording, found))
-        team.run_stages(*stages)
+            stages.append(accumulate_stage(rows, ids, *recording, found, threads))
+        team.run_stages(*stages, threads=threads)
     if bad[0]:
         raise bad_row(outcomes, logits, labels, ids, samples)
     if logits.dtype == torch.float64:  # the kernel works in float32: torch has the precision asked for
@@ -242,7 +243,11 @@ def _accumulate_cpu(
         good = array("q", (0,))
         found = (observed.data_ptr(), outcomes.data_ptr(), good.buffer_info()[0])
         sums, counters, status = state
-        team.run_stages(accumulate_stage(len(observed), ids, epoch, el2n_epochs, sums, counters, status, found))
+        team.run_stages(
+            accumulate_stage(
+                len(observed), ids, epoch, el2n_epochs, sums, counters, status, found, torch.get_num_threads()
+            )
+        )
 
 
 @torch.library.register_fake("hbr_fast::accumulate", lib=library)

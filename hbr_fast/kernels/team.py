@@ -43,9 +43,9 @@ from numba.extending import intrinsic
 KERNEL = types.void(types.int64, types.int64, types.CPointer(types.int64))  # first, last, words
 
 _PIECES = 4  # a thread: one that starts late leaves some of them to the others
-# A task: its numbers of stages and of threads, the addresses of the functions that tell a thread its number and that
-# wait for all threads (0 where there is one thread), and of the counters, one a stage and thread, of items claimed; then
-# for each stage
+# A task: its numbers of stages and threads, the addresses of the functions that tell a thread its number and that wait
+# for all threads (0 where there is one thread), and of the counters, one a stage and thread, of items claimed; then for
+# each stage
 _STAGES, _THREADS, _THREAD_NUMBER, _BARRIER, _CLAIMED, _HEAD_WORDS = range(6)
 _COUNT, _PIECE, _KERNEL, _WORDS, _STAGE_WORDS = range(5)
 _LINE = 8  # words between two counters: threads that claim at once do not share a cache line
