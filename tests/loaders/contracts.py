@@ -426,7 +426,7 @@ def check_leaving_early_gives_threads_and_memory_back(make_loader: MakeLoader) -
                 gc.collect()
                 memory.append(resident_bytes())
         # The system takes a moment to clear away a thread that has ended.
-        wait_until(lambda threads=threads: running_threads() <= threads, f"{threads} threads are left")
+        wait_until(lambda: running_threads() <= threads, f"{threads} threads are left")  # noqa: B023
         # What is lost in each round shows in all three stretches; the C library, which keeps what threads gave back and
         # spreads new threads over its arenas, moves tens of megabytes at once but not each time.
         assert min(np.diff(memory)) < 10e6, "one batch lost in each round would be 20 MB each time"

@@ -205,8 +205,9 @@ class _LateDevice:
         with self._lock:
             self._streams[stream].append((kind, what))
             self.copies_put += (stream, kind) == ("copy", "run")
-            for _ in range(self._random.randrange(3) if self._random else 0):
-                self._step(self._random.choice(["copy", "compute"]))
+            if self._random is not None:
+                for _ in range(self._random.randrange(3)):
+                    self._step(self._random.choice(["copy", "compute"]))
 
     def wait(self, event: object) -> None:
         with self._lock:
@@ -342,7 +343,7 @@ def test_memory_is_given_back_when_nothing_is_copied_into_it_any_more(monkeypatc
         batches = GPU_LOADER(coded_split(50), batch_size=5, prefetch=4).epoch(0)
         next(batches)
         if seed is None:
-            wait_until(lambda late=late: late.copies_put == 5, "the first batch and four ahead are sent")
+            wait_until(lambda: late.copies_put == 5, "the first batch and four ahead are sent")  # noqa: B023
             assert late.copies_left > 0  # the slot of the first batch is sent again only after the kernel has read it
         batches.close()  # type: ignore[attr-defined]
         late.compute_all()
@@ -363,7 +364,7 @@ def test_batches_are_streamed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
         batches = GPU_LOADER(coded_split(10), order=Order(np.array(0)), batch_size=1, prefetch=prefetch).epoch(0)
         next(batches)
-        wait_until(lambda asked=asked, made=made: len(asked) >= len(made), f"batches {made} are made")
+        wait_until(lambda: len(asked) >= len(made), f"batches {made} are made")  # noqa: B023
         assert sorted(asked) == made
 
 
