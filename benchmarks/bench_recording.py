@@ -114,11 +114,13 @@ def measure_training(size: Size) -> harness.Case:
     model = trainer.initial_model(recipe, split, seed=0)
     optimiser = trainer.make_optimiser(model, recipe)
     recorder = HardnessRecorder(batch, classes)
-    outs = {"loss_out": torch.zeros(()), "right_out": torch.zeros((), dtype=torch.int64)}
+    loss, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     logits = torch.randn(batch, classes, generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        trainer.train_step(model, optimiser, recorder, one, epoch=0, recipe=recipe, dtype=dtype, **outs)
+        trainer.train_step(
+            model, optimiser, recorder, one, epoch=0, recipe=recipe, dtype=dtype, loss_out=loss, right_out=right
+        )
 
     variants = [
         harness.Variant("step", step, batch),

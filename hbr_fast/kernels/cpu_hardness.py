@@ -160,33 +160,30 @@ def log_of_one_plus(u):
     return power * 0.6931471805599453 + (2.0 * q * (1.0 + z * tail) + lost)
 
 
-_TILE_MATH = {"fastmath": {"contract"}, "error_model": "numpy"}  # division that may raise is no vector instruction
-
-
 # The loops over a tile are functions of few short arrays each: LLVM makes vector instructions of a loop only where it
-# can tell that its arrays do not overlap.
-@nb.njit(**_TILE_MATH)
+# can tell that its arrays do not overlap, and where no division may raise.
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def smaller_over_larger(margin, ratio):
     """exp of own and rival logit, the smaller over the larger."""
     for i in range(margin.shape[0]):
         ratio[i] = exponential(-abs(margin[i]))
 
 
-@nb.njit(**_TILE_MATH)
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def sum_over_larger(margin, ratio, scaled, excess):
     """By how much the sum of exp over all classes exceeds the larger of own and rival one, which counts as 1."""
     for i in range(margin.shape[0]):
         excess[i] = ratio[i] * scaled[i] if margin[i] >= 0 else ratio[i] + (scaled[i] - 1.0)
 
 
-@nb.njit(**_TILE_MATH)
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def log_losses(margin, excess, loss):
     """-log of the own probability."""
     for i in range(margin.shape[0]):
         loss[i] = log_of_one_plus(excess[i]) - min(margin[i], 0.0)
 
 
-@nb.njit(**_TILE_MATH)
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def shares(margin, ratio, excess, own_share, rival_share):
     """Probabilities of own class and rival."""
     for i in range(margin.shape[0]):
@@ -196,20 +193,20 @@ def shares(margin, ratio, excess, own_share, rival_share):
         rival_share[i] = smaller if margin[i] >= 0 else inverse
 
 
-@nb.njit(**_TILE_MATH)
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def error_norms(rival_share, scaled, squares, el2n):
     """Length of probabilities less one-hot label."""
     for i in range(rival_share.shape[0]):
         el2n[i] = rival_share[i] * math.sqrt(scaled[i] * scaled[i] + squares[i])
 
 
-@nb.njit(**_TILE_MATH)
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def difference(a, b, out):
     for i in range(a.shape[0]):
         out[i] = a[i] - b[i]
 
 
-@nb.njit(**_TILE_MATH)
+@nb.njit(fastmath={"contract"}, error_model="numpy")
 def product(a, b, out):
     for i in range(a.shape[0]):
         out[i] = a[i] * b[i]

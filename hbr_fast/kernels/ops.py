@@ -71,7 +71,7 @@ def _record_cpu(
     found = (observed, outcomes, bad.buffer_info()[0])
     observe = observe_words(logits, labels, ids, sums.shape[-2], estimators, found)
     threads = threads_for(logits)
-    add = accumulate_stage(rows, ids, epoch, el2n_epochs, sums, counters, status, found, threads)
+    add = accumulate_stage(rows, ids, epoch, el2n_epochs, sums, counters, status, found=found, threads=threads)
     team.run_stages(team.Stage(k.observe, rows, observe), add, threads=threads)
     if bad[0]:
         raise bad_row(scratch[rows * k.SUM_COLUMNS :].view(torch.int64), logits, labels, ids, sums.shape[-2])
@@ -107,6 +107,7 @@ def accumulate_stage(
     sums: torch.Tensor,
     counters: torch.Tensor,
     status: torch.Tensor,
+    *,
     found: tuple[int, int, int],
     threads: int,
 ) -> team.Stage:

@@ -60,6 +60,7 @@ def _in_one_pass(
     reduction: str,
     samples: int,
     estimators: int,
+    *,
     observed: torch.Tensor,
     outcomes: torch.Tensor,
     recording: tuple[Any, ...] = (),
@@ -83,7 +84,7 @@ def _in_one_pass(
             stages.insert(0, team.Stage(k.weigh_labels, 1, words))
         threads = threads_for(logits)
         if recording:
-            stages.append(accumulate_stage(rows, ids, *recording, found, threads))
+            stages.append(accumulate_stage(rows, ids, *recording, found=found, threads=threads))
         team.run_stages(*stages, threads=threads)
     if bad[0]:
         raise bad_row(outcomes, logits, labels, ids, samples)
@@ -124,7 +125,7 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, loss_of: tuple[Any, ...], recording: tuple[Any, ...]) -> torch.Tensor:
         scratch = torch.empty(k.SUM_COLUMNS + 1, len(logits), dtype=torch.float64)
         observed, outcomes = scratch, scratch[-1].view(torch.int64)  # the kernel takes addresses, not shapes
-        loss, gradient = _in_one_pass(logits, *loss_of, observed, outcomes, recording)
+        loss, gradient = _in_one_pass(logits, *loss_of, observed=observed, outcomes=outcomes, recording=recording)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return loss
@@ -187,7 +188,7 @@ def _cross_entropy_cpu(
     observed = torch.empty(len(logits), k.SUM_COLUMNS, dtype=torch.float64)
     outcomes = torch.empty(len(logits), dtype=torch.int64)
     loss_of = (logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
-    return *_in_one_pass(*loss_of, observed, outcomes), observed, outcomes
+    return *_in_one_pass(*loss_of, observed=observed, outcomes=outcomes), observed, outcomes
 
 
 @torch.library.register_fake("hbr_fast::cross_entropy", lib=library)
@@ -243,9 +244,10 @@ def _accumulate_cpu(
         good = array("q", (0,))
         found = (observed.data_ptr(), outcomes.data_ptr(), good.buffer_info()[0])
         sums, counters, status = state
+        threads = torch.get_num_threads()
         team.run_stages(
             accumulate_stage(
-                len(observed), ids, epoch, el2n_epochs, sums, counters, status, found, torch.get_num_threads()
+                len(observed), ids, epoch, el2n_epochs, sums, counters, status, found=found, threads=threads
             )
         )
 

@@ -52,10 +52,10 @@ _LINE = 8  # words between two counters: threads that claim at once do not share
 
 
 class Stage(NamedTuple):
-    """What a team does before its threads wait for each other; the fields are the parameters of `run`."""
+    """What a team does before its threads wait for each other: the parameters of `run`, `items` its `count`."""
 
     kernel: Any
-    count: int
+    items: int
     words: Sequence[int]
     piece: int | None = None
 
@@ -125,8 +125,8 @@ def team() -> tuple[Callable[[int, int, int, int], None], int, int] | None:
         return None
     parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     parallel.restype = None
-    number, barrier = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in (number, barrier))
-    return parallel, number, barrier
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in (number, barrier)]
+    return parallel, addresses[0], addresses[1]
 
 
 @nb.njit(inline="always")
