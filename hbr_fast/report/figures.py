@@ -45,6 +45,7 @@ from hbr_fast.report.sweeps import (
     recall_of_arms,
     samples_of_arms,
 )
+from hbr_fast.report.trade import gap_against_accuracy
 
 MOST_ARMS = 5  # with the baseline: more do not fit side by side in a row of a class, and heat maps take over
 
@@ -63,6 +64,7 @@ def pictures_of(study: StudyFiles, *, images: Any = None) -> list[Picture]:
         recall_per_class(study) if few else recall_of_arms(study),
         gap_metrics(study) if few else gaps_of_arms(study),
         gaps_by_alpha(study),
+        gap_against_accuracy(study),
         gaps_by_pruning_rate(study),
         change_per_class(study),
         samples_per_class(study) if few else samples_of_arms(study),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from hbr_fast.report import drawing, figures, gallery, hardness_figures, stability, sweeps
+from hbr_fast.report import drawing, figures, gallery, hardness_figures, stability, sweeps, trade
 from hbr_fast.report.study_files import StudyFiles, compare, read_study
 
 from .conftest import RECALL
@@ -220,6 +220,26 @@ def test_without_two_values_there_is_no_path(study_writer: StudyWriter) -> None:
     assert sweeps.gaps_by_pruning_rate(study) is None
 
 
+def test_the_front_by_hand() -> None:
+    accuracy, gap = [90, 91, 89, 90, 91, 88], [20, 25, 15, 22, 25, 15]
+    assert trade.pareto_front(accuracy, gap) == [1, 4, 0, 2]  # 3 loses to 0, 5 to 2; 1 and 4 are equal
+
+
+def test_gap_against_accuracy_is_drawn_as_its_csv(study_writer: StudyWriter) -> None:
+    study = study_of_a_path(study_writer, along="alpha")
+    picture = trade.gap_against_accuracy(study)
+    assert picture is not None
+    rows = picture.data
+    assert rows["arm"].to_list() == ["baseline", *study.treatments]
+    compared = compare(study, "smote-0.5", "recall_max_min")
+    row = rows.filter(pl.col("arm") == "smote-0.5").row(0, named=True)
+    assert (row["gap_points"], row["gap_difference_low"]) == (compared.treatment, compared.low)
+    front = rows.filter("on_front").sort("accuracy_percent", descending=True)
+    assert 0 < front.height < rows.height
+    np.testing.assert_allclose(line(picture.figure, "front"), front.select("accuracy_percent", "gap_points").to_numpy())
+    assert trade.gap_against_accuracy(read_study(study_writer())) is None
+
+
 def test_many_arms_become_heat_maps(study_writer: StudyWriter, tmp_path: Path) -> None:
     study = study_of_a_path(study_writer, along="alpha")
     names = [picture.name for picture in figures.pictures_of(study)]
@@ -227,6 +247,7 @@ def test_many_arms_become_heat_maps(study_writer: StudyWriter, tmp_path: Path) -
         "recall_per_class",
         "gap_metrics",
         "gaps_by_alpha",
+        "gap_against_accuracy",
         "change_per_class",
         "samples_per_class",
         "precision_against_recall",
