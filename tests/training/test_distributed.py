@@ -278,6 +278,7 @@ def own_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("hbr-fast: ")]
 
 
+@pytest.mark.slow
 def test_torchrun_is_ended_by_sigterm_and_one_process_goes_on(
     tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

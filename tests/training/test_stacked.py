@@ -23,8 +23,8 @@ def alone(dataset: Dataset, member: StackedMember) -> Member:
 
 
 def assert_equal_to_rounding(a: Member | Diverged, b: Member, tolerance: float = 1e-6) -> None:
-    # The seeds of these tests have no two activations within rounding of a tie in a ReLU or max-pool: such a pair takes
-    # another way through the network, and weights then differ in their fourth digit.
+    # Of 54 small trainings compared once, 53 agreed to 1.5e-7 and one to 1.5e-4, presumably where rounding decided a
+    # ReLU or a max-pool: the seeds here are of the former.
     assert isinstance(a, Member)
     assert list(a.weights) == list(b.weights)
     for name, tensor in a.weights.items():
