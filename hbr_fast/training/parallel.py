@@ -14,7 +14,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -414,12 +413,21 @@ _reports: Any = None  # in a worker: where it says what it did
 def _start_worker(reports: Any) -> None:
     global _reports
     _reports = reports
-    # The parent ends a worker so that it cleans up; within a training the signal is taken at the next step.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signals.EXIT_CODE))
+    signal.signal(signal.SIGTERM, _end_soon)  # within a training the signal is taken at the next step
     threading.Thread(target=_end_with_parent, name="hbr-parent", daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_soon(*_: object) -> None:
+    """SIGTERM while there is nothing to save: the pool tells a worker to end, which is waited for a moment.
+
+    One that left at once might leave half read what the pool says to all, and the next one would trip over the rest.
+    """
+    timer = threading.Timer(2.0, os._exit, (signals.EXIT_CODE,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_parent() -> None:
