@@ -125,7 +125,7 @@ def recall_of_classes(study: StudyFiles) -> Chart:
     )
     layout = {
         "xaxis": {"title": {"text": "class, the hardest first"}, "type": "category"},
-        "yaxis": {"title": {"text": "recall on the test set (%)"}},
+        "yaxis": {"title": {"text": f"recall on {study.evaluated} (%)"}},
     }
     return Chart(
         "chart_recall",
@@ -161,7 +161,7 @@ def hardness_and_recall(study: StudyFiles) -> Chart:
         )
     layout = {
         "xaxis": {"title": {"text": f"class hardness: mean {estimator_label(study)} of the baseline"}},
-        "yaxis": {"title": {"text": "recall on the test set (%)"}},
+        "yaxis": {"title": {"text": f"recall on {study.evaluated} (%)"}},
     }
     order = study.hard_to_easy()
     return Chart(

@@ -120,7 +120,7 @@ def recall_per_class(study: StudyFiles) -> Picture:
                     recall_max_percent=high,
                 )
             )
-        axes.set_xlabel("recall on the test set (%)")
+        axes.set_xlabel(f"recall on {study.evaluated} (%)")
         legend(figure, axes, study)
     worst, best = order[0], order[-1]
     words = "; ".join(
@@ -285,7 +285,7 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
         axes.grid(visible=True)
         axes.margins(x=0.12, y=0.1)
         axes.set_xlabel(f"class hardness: mean {estimator} over baseline members ({_hard_end(study)} is harder)")
-        axes.set_ylabel("recall on the test set (%)")
+        axes.set_ylabel(f"recall on {study.evaluated} (%)")
         legend(figure, axes, study)
         if len(order) <= MOST_LABELS:
             label_points(axes, hardness, recall_ac, study.classes)

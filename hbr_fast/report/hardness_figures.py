@@ -147,8 +147,8 @@ def precision_against_recall(study: StudyFiles) -> Picture:
             )
         low, high = axes.get_xlim()
         axes.plot([low, high], [low, high], color="#8c8c8c", linewidth=0.8, zorder=0)
-        axes.set_xlabel("recall on the test set (%)")
-        axes.set_ylabel("precision on the test set (%)")
+        axes.set_xlabel(f"recall on {study.evaluated} (%)")
+        axes.set_ylabel(f"precision on {study.evaluated} (%)")
         axes.grid(visible=True)
         legend(figure, axes, study)
         if len(study.classes) <= MOST_LABELS:

@@ -108,9 +108,10 @@ def answers(study: StudyFiles) -> list[str]:
     """Whether the gap between classes closed, by how much, and what accuracy did: one sentence an arm, where they are
     few, else one over all and one each for the smallest and the largest gap.
 
-    Before them one that names the trainings left out because they diverged, if there are any.
+    Before them one that names the trainings left out because they diverged, and one on the alpha that was chosen, if
+    there are any.
     """
-    return [*_left_out(study), *_answers(study)]
+    return [*_left_out(study), *_choice(study), *_answers(study)]
 
 
 def _left_out(study: StudyFiles) -> list[str]:
@@ -121,6 +122,20 @@ def _left_out(study: StudyFiles) -> list[str]:
         f"{arm_label(f['arm'])}, variant {f['variant']}, member {f['member']}: {f['error']}" for f in failed
     )
     return [f"Trainings that diverged are left out of everything below ({which})."]
+
+
+def _choice(study: StudyFiles) -> list[str]:
+    chosen = study.meta.get("choice")
+    if chosen is None:
+        return []
+    test, share, tolerance = chosen["test"], 100 * chosen["validation_share"], chosen["tolerance"]
+    which = "the full set (alpha 0)" if chosen["arm"] == BASELINE else f"alpha {chosen['alpha']:g}"
+    return [
+        f"Chosen on {share:g} % of each class held out of training: {which}, the smallest gap that costs at most "
+        f"{tolerance:g} points of accuracy there. On the test set its recall gap is {test['gap']:.1f} points, the "
+        f"baseline's {test['gap_baseline']:.1f}; its accuracy is {test['accuracy']:.1f} %, the baseline's "
+        f"{test['accuracy_baseline']:.1f} %. Everything below is of the held-out samples."
+    ]
 
 
 def _answers(study: StudyFiles) -> list[str]:

@@ -110,6 +110,11 @@ class StudyFiles:
         """The arms that are not the baseline."""
         return self.arms[1:]
 
+    @property
+    def evaluated(self) -> str:
+        """The samples that all figures are of, in words."""
+        return "the test set" if self.meta.get("evaluated_on", "test") == "test" else "held-out training samples"
+
     def members(self, arm: str) -> int:
         """Number of trained members of an arm."""
         return self.per_member.filter(pl.col("arm") == arm).height

@@ -68,7 +68,7 @@ def change_per_class(study: StudyFiles) -> Picture | None:
     return Picture(
         "change_per_class",
         "Change of recall, class by class",
-        f"Recall on the test set, arm minus baseline, in percentage points: means over members "
+        f"Recall on {study.evaluated}, arm minus baseline, in percentage points: means over members "
         f"({count(study, BASELINE)} of the baseline). Violet is better, orange is worse.",
         f"Heat map of the change of recall of {len(order)} classes in {len(study.treatments)} arms. Hardest class, "
         f"{classes[0]}: {hardest}.",
@@ -85,7 +85,7 @@ def recall_of_arms(study: StudyFiles) -> Picture:
     with report_style():
         figure, _ = heat_map(
             "Recall per class",
-            "on the test set (%), mean over members; worst class of the baseline first",
+            f"on {study.evaluated} (%), mean over members; worst class of the baseline first",
             recall,
             rows=classes,
             columns=[arm_label(arm) for arm in study.arms],
@@ -98,7 +98,7 @@ def recall_of_arms(study: StudyFiles) -> Picture:
     return Picture(
         "recall_per_class",
         "Recall per class",
-        f"Recall on the test set in percent, mean over the members of an arm ({count(study, BASELINE)} of the "
+        f"Recall on {study.evaluated} in percent, mean over the members of an arm ({count(study, BASELINE)} of the "
         "baseline), classes from the lowest to the highest baseline recall.",
         f"Heat map of the recall of {len(order)} classes in {len(study.arms)} arms. Worst class of the baseline, "
         f"{classes[0]}: {words}.",

@@ -109,7 +109,7 @@ def class_table(study: StudyFiles, arm: str | None) -> Table:
     rows = tuple((study.classes[c], *(float(column[c]) for column in numbers)) for c in study.hard_to_easy().tolist())
     note = (
         f"The hardest class first. Hardness: class mean of {estimator_label(study)} over the baseline "
-        f"members. Recall on the test set: mean and standard deviation (std) over {_members(study, shown)}."
+        f"members. Recall on {study.evaluated}: mean and standard deviation (std) over {_members(study, shown)}."
     )
     never = study.per_class.filter(study.per_class["never_predicted"].str.to_lowercase().is_in(["true", "1"]))
     for name, who in never.select("class_name", "arm").unique(maintain_order=True).rows():
@@ -193,7 +193,7 @@ def arms_table(study: StudyFiles) -> Table:
         ("arm", "members", *metrics.values()),
         ("", ".0f", *([".2f"] * len(metrics))),
         tuple(rows),
-        "Means over the members of an arm, on the test set. Accuracy and mean recall in percent, gaps of recall "
+        f"Means over the members of an arm, on {study.evaluated}. Accuracy and mean recall in percent, gaps of recall "
         "between classes in percentage points.",
     )
 

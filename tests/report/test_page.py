@@ -1,4 +1,5 @@
 import html.parser
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,23 @@ def test_answer_of_different_sizes_and_of_no_change(study_writer: StudyWriter) -
     same = sentence(study_writer("same", recall=recalls([0.6], [0.6])))
     assert "HBR left the recall gap between the best and the worst class at 30.0" in same
     assert "Accuracy went from 87.0 % to 87.0 % (+0.0 points)." in same
+
+
+def test_a_chosen_alpha_is_told_first_with_its_test_figures(study_writer: StudyWriter) -> None:
+    path = study_writer()
+    assert read_study(path).evaluated == "the test set"
+    meta = json.loads((path / "study.json").read_text())
+    test = {"gap": 21.39, "gap_baseline": 27.62, "accuracy": 90.27, "accuracy_baseline": 90.29}
+    chosen = {"arm": "hbr", "alpha": 0.129, "tolerance": 0.5, "validation_share": 0.1, "test": test}
+    (path / "study.json").write_text(json.dumps(meta | {"evaluated_on": "validation", "choice": chosen}))
+    study = read_study(path)
+    assert answers(study)[0] == (
+        "Chosen on 10 % of each class held out of training: alpha 0.129, the smallest gap that costs at most 0.5 "
+        "points of accuracy there. On the test set its recall gap is 21.4 points, the baseline's 27.6; its accuracy "
+        "is 90.3 %, the baseline's 90.3 %. Everything below is of the held-out samples."
+    )
+    assert answers(study)[1].startswith("With ")
+    assert "recall on held-out training samples (%)" in figures.recall_per_class(study).figure.axes[0].get_xlabel()
 
 
 def test_a_baseline_alone_has_an_answer(study_writer: StudyWriter) -> None:
