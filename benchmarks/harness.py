@@ -12,7 +12,6 @@ import csv
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import time
@@ -24,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hbr_fast.machine import cpu_name, usable_cpus
+from hbr_fast.machine import cpu_name, memory_bytes, usable_cpus
 
 PERCENTILES = (20, 50, 80)
 SLOW = 5.0  # seconds: a call that takes longer is made once a round, and its first call is its first round
@@ -266,12 +265,11 @@ def _write_csv(chosen: argparse.Namespace, cases: Sequence[Case], environment: M
 
 def describe_environment() -> dict[str, str]:
     """Hardware, versions and date, as the CSV has them; what is not installed has an empty version."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "cores": str(usable_cpus()),
-        "memory_gib": f"{memory:.0f}",
+        "memory_gib": f"{memory_bytes() / 2**30:.0f}",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},

@@ -67,6 +67,13 @@ def _bounds(group, words):
 
 
 @nb.njit(inline="always")
+def _first_pixel(line, height, width):
+    """Of the windows of a line, counted over all images."""
+    image = line // (height // 2)
+    return (image * height + 2 * (line - image * (height // 2))) * width
+
+
+@nb.njit(inline="always")
 def _moments(first, last, words, size, bf16):
     channels, area = words[_C], words[_H] * words[_W]
     step, row, block = channels * size, channels * 4, _block(words)
@@ -90,8 +97,7 @@ def _normalise(first, last, words, size, bf16):
         start, stop = _bounds(group, words)
         if mode == POOL:
             for line in range(start * (height // 2), stop * (height // 2)):
-                image = line // (height // 2)
-                pixel = (image * height + 2 * (line - image * (height // 2))) * width
+                pixel = _first_pixel(line, height, width)
                 for c in range(0, channels, LANES):
                     x = np.uint64(words[_X] + pixel * step + c * size)
                     y = np.uint64(words[_Y] + line * (width // 2) * step + c * size)
@@ -127,8 +133,7 @@ def _sum_gradients(first, last, words, size, bf16):
         start, stop = _bounds(group, words)
         if mode == POOL:
             for line in range(start * (height // 2), stop * (height // 2)):
-                image = line // (height // 2)
-                pixel = (image * height + 2 * (line - image * (height // 2))) * width
+                pixel = _first_pixel(line, height, width)
                 for c in range(0, channels, LANES):
                     x = np.uint64(words[_X] + pixel * step + c * size)
                     g = np.uint64(words[_G] + line * (width // 2) * step + c * size)
@@ -297,6 +302,4 @@ def finish_gradients(first, last, words):
 def run(kernel: Any, finish: Any, last: Any, words: Sequence[int]) -> None:
     """Both passes over the images of a batch, with what lies between them."""
     count = groups(words[_N])
-    team.run(kernel, count, words)
-    team.run(finish, 1, words, threads=1)
-    team.run(last, count, words)
+    team.run_stages(team.Stage(kernel, count, words), team.Stage(finish, 1, words), team.Stage(last, count, words))

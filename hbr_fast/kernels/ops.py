@@ -173,17 +173,4 @@ record = torch.ops.hbr_fast.record.default
 
 def record_eagerly(*arguments: Any) -> None:
     """`record`; called directly where it can be: a dispatch to Python takes longer than a small batch."""
-    (record if needs_operator(arguments[0]) else _record_cpu)(*arguments)
-
-
-def needs_operator(logits: torch.Tensor) -> bool:
-    """Whether torch must see an operator: under `torch.compile` and `torch.func`, for subclasses, and on devices."""
-    return (
-        type(logits) not in _PLAIN
-        or not logits.is_cpu
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+    (_record_cpu if team.is_plain(arguments[0]) else record)(*arguments)

@@ -10,7 +10,7 @@ import torch
 
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import team
-from hbr_fast.kernels.ops import accumulate_stage, bad_row, library, needs_operator, observe_words, threads_for
+from hbr_fast.kernels.ops import accumulate_stage, bad_row, library, observe_words, threads_for
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
 
@@ -44,7 +44,7 @@ def cross_entropy(
         If a label or an id is out of range. Then no row was recorded.
     """
     loss_of = (labels, ids, weight, label_smoothing, reduction, state[0].shape[0], estimators)
-    if needs_operator(logits) or logits.dtype == torch.float64:
+    if not team.is_plain(logits) or logits.dtype == torch.float64:
         loss, _, observed, outcomes = cross_entropy_operator(logits, *loss_of)
         accumulate_operator(observed, outcomes, ids, epoch, el2n_epochs, *state)
         return loss

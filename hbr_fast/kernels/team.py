@@ -110,6 +110,22 @@ def run_stages(*stages: Stage, threads: int | None = None) -> None:
     call(_work_address, task.buffer_info()[0], threads, 0)
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a kernel may be handed the address of a tensor as it is: one on the CPU, no subclass, nothing traced.
+
+    Under `torch.compile` and `torch.func`, and for fake tensors, torch must see an operator instead.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 @functools.cache
 def team() -> tuple[Callable[[int, int, int, int], None], int, int] | None:
     """The entry into the OpenMP team of torch, and the addresses of two functions of its threads; None without one.

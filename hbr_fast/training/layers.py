@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hbr_fast.kernels import cpu_norm as k
+from hbr_fast.kernels import team
 
 
 class FusedSequential(nn.Sequential):
@@ -57,16 +58,12 @@ def can_fuse(layer: nn.BatchNorm2d, x: torch.Tensor) -> bool:
         and layer.momentum is not None
         and layer.running_mean is not None
         and layer.weight.dtype == torch.float32
-        and type(x) is torch.Tensor
-        and x.device.type == "cpu"
+        and team.is_plain(x)
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.ndim == 4
         and x.shape[1] == layer.num_features
         and x.shape[1] % k.LANES == 0
         and x.numel() > x.shape[1]  # one value a channel: torch refuses it
-        and not torch.compiler.is_compiling()
-        and not _transformed(x)
-        and not _transformed(layer.weight)
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
@@ -148,8 +145,3 @@ def _what_follows(layers: list[nn.Module], x: torch.Tensor) -> tuple[int, int]:
 def _is_plain(pool: nn.MaxPool2d) -> bool:
     options = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
     return options == (2, 2, 0, 1, False, False)
-
-
-def _transformed(tensor: torch.Tensor) -> bool:
-    """Whether `torch.func` is at work on a tensor."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

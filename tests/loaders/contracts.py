@@ -531,7 +531,7 @@ def check_an_error_while_a_batch_is_made_reaches_the_caller(make_loader: MakeLoa
     wait_until(lambda: threading.active_count() <= before, f"{before} threads are left")
 
 
-class _RowsGiven(Sampler):
+class RowsGiven(Sampler):
     """An order of ten rows that is another person's code."""
 
     def __init__(self, rows: np.ndarray) -> None:
@@ -554,7 +554,7 @@ def check_rows_that_cannot_be_are_refused(make_loader: MakeLoader) -> None:
         (np.arange(7), r"the order gave \(\d,\) rows at position \d of epoch 0, not \d+"),
     ):
         with pytest.raises(ValueError, match=message):
-            list(make_loader(split=coded_split(10), plan=plan, order=_RowsGiven(rows), batch_size=4).epoch(0))
+            list(make_loader(split=coded_split(10), plan=plan, order=RowsGiven(rows), batch_size=4).epoch(0))
 
 
 # --- arguments ---

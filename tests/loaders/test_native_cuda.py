@@ -19,9 +19,10 @@ from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.loaders.streaming import CopyStream, Slot
 from hbr_fast.plan import Plan
-from hbr_fast.sampler import Sampler, UniformOrder, quota_order, uniform_order
+from hbr_fast.sampler import UniformOrder, quota_order, uniform_order
 from loaders.contracts import (
     MakeLoader,
+    RowsGiven,
     assert_same,
     checks_of,
     coded_split,
@@ -145,23 +146,10 @@ def test_too_little_memory_is_said_once_a_split(
 # --- orders ---
 
 
-class _Order(Sampler):
-    """An order that is not ours: what it gives is another person's code."""
-
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return 10
-
-    def rows(self, start: int, count: int, *, epoch: int, stride: int = 1) -> np.ndarray:
-        return self._rows[start : start + count]
-
-
 def test_rows_of_any_whole_number_will_do(place: str) -> None:
     rows = np.arange(10, dtype=np.int32)
     rows.flags.writeable = False
-    batches = copies(GPU_LOADER(coded_split(10), order=_Order(rows), batch_size=4).epoch(0))
+    batches = copies(GPU_LOADER(coded_split(10), order=RowsGiven(rows), batch_size=4).epoch(0))
     assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(10))
 
 
@@ -355,7 +343,7 @@ def test_batches_are_streamed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     for prefetch, made in ((0, [0]), (1, [0, 1]), (3, [0, 1, 2, 3])):
         asked: list[int] = []
 
-        class Order(_Order):
+        class Order(RowsGiven):
             def rows(
                 self, start: int, count: int, *, epoch: int, stride: int = 1, asked: list[int] = asked
             ) -> np.ndarray:
@@ -388,7 +376,7 @@ def test_images_behind_the_first_2_to_the_31_bytes(
     monkeypatch.setattr(resident, "_upload", lambda images, device: torch.from_numpy(images))
     last = len(images) - 1 - np.arange(10)
     plan = Plan(np.zeros(10, np.int16), last, last[::-1].copy(), np.full(10, 0.25, np.float32))
-    (batch,) = GPU_LOADER(large_split, plan=plan, batch_size=10, order=_Order(np.arange(10))).epoch(0)
+    (batch,) = GPU_LOADER(large_split, plan=plan, batch_size=10, order=RowsGiven(np.arange(10))).epoch(0)
     expected = 0.25 * images[last] + 0.75 * images[last[::-1]]
     np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-5, atol=1e-4)
     assert batch.ids.tolist() == last.tolist()
