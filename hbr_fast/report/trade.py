@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,75 +28,82 @@ def pareto_front(accuracy_a: Sequence[float], gap_a: Sequence[float]) -> list[in
     return sorted(front, key=lambda i: -arms[i][0])
 
 
+class Point(NamedTuple):
+    """A row of the picture's CSV: an arm's means, and the intervals of its differences from the baseline."""
+
+    arm: str
+    alpha: float
+    accuracy_percent: float
+    accuracy_difference_low: float
+    accuracy_difference_high: float
+    gap_points: float
+    gap_difference_low: float
+    gap_difference_high: float
+
+    @property
+    def name(self) -> str:
+        return BASELINE if self.arm == BASELINE else arm_label(self.arm)
+
+
 def gap_against_accuracy(study: StudyFiles) -> Picture | None:
     """Recall gap against accuracy, an arm a point, with the front; None where fewer than two alphas are."""
     arms = [arm for arm in study.treatments if study.setting(arm, "alpha") > 0]
     if len({study.setting(arm, "alpha") for arm in arms}) < 2:
         return None
-    rows = [_baseline_row(study), *(_row(study, arm) for arm in arms)]
-    accuracy, gap = ([float(str(row[key])) for row in rows] for key in ("accuracy_percent", "gap_points"))
-    front = pareto_front(accuracy, gap)
-    shown = [i for i in range(len(rows)) if gap[i] <= FAR * gap[0]]
-    outside = [arm_label(str(rows[i]["arm"])) for i in range(len(rows)) if i not in shown]
+    points = [_baseline(study), *(_point(study, arm) for arm in arms)]
+    front = pareto_front([point.accuracy_percent for point in points], [point.gap_points for point in points])
+    far = {i for i, point in enumerate(points) if point.gap_points > FAR * points[0].gap_points}
     with report_style():
         figure, axes = titled_figure(
             "Gap against accuracy", "bars: 95 % interval of the difference from the baseline; line: Pareto front", 3.6
         )
-        in_sight = [i for i in front if i in shown]
+        line = [points[i] for i in front if i not in far]
         axes.plot(
-            [accuracy[i] for i in in_sight], [gap[i] for i in in_sight], color="#000000", linewidth=0.9, gid="front"
+            [p.accuracy_percent for p in line],
+            [p.gap_points for p in line],
+            color="#000000",
+            linewidth=0.9,
+            gid="front",
         )
-        for i in shown:
+        for i, point in enumerate(points):
+            if i in far:
+                continue
             axes.errorbar(
-                accuracy[i], gap[i], xerr=_half(rows[i], "accuracy"), yerr=_half(rows[i], "gap"),
+                point.accuracy_percent, point.gap_points,
+                xerr=_half(point.accuracy_difference_low, point.accuracy_difference_high),
+                yerr=_half(point.gap_difference_low, point.gap_difference_high),
                 color="#000000" if i == 0 else COLOURS[0], marker="s" if i == 0 else "o", markersize=4, elinewidth=0.8,
                 capsize=2, alpha=1 if i in front else 0.5,
             )  # fmt: skip
-            text = BASELINE if i == 0 else arm_label(str(rows[i]["arm"]))
-            axes.annotate(text, (accuracy[i], gap[i]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            place = (point.accuracy_percent, point.gap_points)
+            axes.annotate(point.name, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set_xlabel("accuracy (%)", fontsize=8)
         axes.set_ylabel("recall gap, best minus worst class (points)", fontsize=8)
         axes.grid(visible=True)
-    names = [BASELINE if i == 0 else arm_label(str(rows[i]["arm"])) for i in front]
-    missing = f" Outside the picture: {', '.join(outside)}." if outside else ""
+    outside = f" Outside the picture: {', '.join(points[i].name for i in sorted(far))}." if far else ""
     return Picture(
         "gap_against_accuracy",
         "Gap against accuracy",
         f"Recall gap (less is better) against accuracy (more is better), means over members ({count(study, BASELINE)} "
         "of the baseline). Bars: half width of the 95 % interval of the paired difference from the baseline, where the "
-        f"design gives one. Strong points on the line are beaten by no other arm; pale ones are.{missing}",
-        f"Scatter of {len(shown)} arms. Not beaten by any other, by falling accuracy: {', '.join(names)}.",
-        pl.DataFrame(rows).with_columns(on_front=pl.Series([i in front for i in range(len(rows))])),
+        f"design gives one. Strong points on the line are beaten by no other arm; pale ones are.{outside}",
+        f"Scatter of {len(points) - len(far)} arms. Not beaten by any other, by falling accuracy: "
+        f"{', '.join(points[i].name for i in front)}.",
+        pl.DataFrame([point._asdict() | {"on_front": i in front} for i, point in enumerate(points)]),
         figure,
     )
 
 
-def _baseline_row(study: StudyFiles) -> dict[str, object]:
-    accuracy, gap = (100 * study.member_metric(BASELINE, of).mean() for of in ("accuracy", "recall_max_min"))
-    return _as_row(BASELINE, 0.0, (accuracy, 0.0, 0.0), (gap, 0.0, 0.0))
+def _baseline(study: StudyFiles) -> Point:
+    accuracy, gap = (float(100 * study.member_metric(BASELINE, of).mean()) for of in ("accuracy", "recall_max_min"))
+    return Point(BASELINE, 0.0, accuracy, 0.0, 0.0, gap, 0.0, 0.0)
 
 
-def _row(study: StudyFiles, arm: str) -> dict[str, object]:
+def _point(study: StudyFiles, arm: str) -> Point:
     accuracy, gap = compare(study, arm, "accuracy"), compare(study, arm, "recall_max_min")
-    alpha = float(study.setting(arm, "alpha"))
-    return _as_row(arm, alpha, *((c.treatment, c.low, c.high) for c in (accuracy, gap)))
+    of_accuracy, of_gap = ((one.treatment, one.low, one.high) for one in (accuracy, gap))
+    return Point(arm, float(study.setting(arm, "alpha")), *of_accuracy, *of_gap)
 
 
-def _as_row(
-    arm: str, alpha: float, accuracy: tuple[float, float, float], gap: tuple[float, float, float]
-) -> dict[str, object]:
-    return {
-        "arm": arm,
-        "alpha": alpha,
-        "accuracy_percent": float(accuracy[0]),
-        "accuracy_difference_low": float(accuracy[1]),
-        "accuracy_difference_high": float(accuracy[2]),
-        "gap_points": float(gap[0]),
-        "gap_difference_low": float(gap[1]),
-        "gap_difference_high": float(gap[2]),
-    }
-
-
-def _half(row: dict[str, object], what: str) -> float:
-    low, high = (float(str(row[f"{what}_difference_{end}"])) for end in ("low", "high"))
+def _half(low: float, high: float) -> float:
     return float(np.nan_to_num((high - low) / 2))

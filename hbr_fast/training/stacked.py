@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from hbr_fast.data.dataset import Dataset, Split
 from hbr_fast.data.pool import Pool
-from hbr_fast.hardness import HardnessRecorder
 from hbr_fast.loaders.batch import Batch
 from hbr_fast.plan import Plan
 from hbr_fast.training import signals
@@ -34,9 +32,10 @@ from hbr_fast.training.trainer import (
     Member,
     compute_dtype,
     epoch_record,
-    initial_model,
-    make_optimiser,
+    finished_member,
+    initial_state,
     predict,
+    rows_done,
     set_learning_rate,
     training_loader,
 )
@@ -183,8 +182,7 @@ def train_stacked(dataset: Dataset, members: Sequence[StackedMember]) -> list[Me
     if len(rows) > 1:
         raise ValueError(f"stacked members need epochs of equally many rows, got {', '.join(map(str, sorted(rows)))}")
     for run in runs:
-        done = min(run.state.step * run.member.recipe.batch_size, run.batches.samples)
-        run.advance(run.state.epoch * run.batches.samples + done)
+        run.advance(rows_done(run.state, run.batches))
     with signals.deferred() as pending:
 
         def may_stop() -> None:
@@ -235,19 +233,13 @@ def begin(split: Split, member: StackedMember, dtype: torch.dtype) -> Run:
     recipe = member.recipe
     loader = training_loader(split, recipe, seed=member.seed, plan=member.plan, pools=member.pools, dtype=dtype)
     batches = SharedBatches(loader, Ranks())
-    model = initial_model(recipe, split, seed=member.seed)
-    state = TrainingState(
-        model=model,
-        optimiser=make_optimiser(model, recipe),
-        recorder=HardnessRecorder(
-            len(split),
-            split.num_classes,
-            el2n_epochs=recipe.el2n_epochs,
-            provenance=member.provenance,
-            strangers=bool(member.pools),
-        ),
-        loss_s=torch.zeros(len(batches)),
-        right_s=torch.zeros(len(batches), dtype=torch.int64),
+    state = initial_state(
+        recipe,
+        split,
+        seed=member.seed,
+        steps=len(batches),
+        provenance=member.provenance,
+        strangers=bool(member.pools),
     )
     if member.checkpoints is not None:
         member.checkpoints.restore(state)
@@ -299,9 +291,8 @@ def _end_epoch(run: Run) -> None:
 def _finished(run: Run, dataset: Dataset, dtype: torch.dtype, after_batch: Callable[[], None]) -> Member | Diverged:
     if run.diverged is not None:
         return run.diverged
-    recipe, state = run.member.recipe, run.state
-    logits = predict(state.model, dataset.test, dtype=dtype, after_batch=after_batch)
-    if not np.isfinite(logits).all():
-        return Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
-    weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    return Member(weights=weights, scores=state.recorder.scores(), test_logits=logits, history=tuple(state.history))
+    logits = predict(run.state.model, dataset.test, dtype=dtype, after_batch=after_batch)
+    try:
+        return finished_member(run.state, logits, run.member.recipe)
+    except Diverged as error:
+        return error

@@ -123,7 +123,6 @@ def train_member(
         Called with what each epoch did when it is over.
     checkpoints : Checkpoints, optional
         Where the training saves itself and is taken up again. SIGTERM and Ctrl-C then save before they are obeyed.
-
     compute : Compute, optional
         On which device; by default a GPU where there is one. What is returned is on the processor.
 
@@ -139,28 +138,23 @@ def train_member(
     """
     train, own, compute = dataset.train, ranks(), compute or Compute()
     device, dtype = compute.resolved(), compute_dtype(recipe)
-    model = initial_model(recipe, train, seed=seed).to(device)
     loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype, device=device)
     batches = SharedBatches(loader, own)
-    state = TrainingState(
-        model=model,
-        optimiser=make_optimiser(model, recipe),
-        recorder=HardnessRecorder(
-            len(train),
-            train.num_classes,
-            el2n_epochs=recipe.el2n_epochs,
-            device=device,
-            provenance=provenance,
-            distributed=own.size > 1,
-            strangers=bool(pools),
-        ),
-        loss_s=torch.zeros(len(batches), device=device),
-        right_s=torch.zeros(len(batches), dtype=torch.int64, device=device),
+    state = initial_state(
+        recipe,
+        train,
+        seed=seed,
+        steps=len(batches),
+        device=device,
+        provenance=provenance,
+        distributed=own.size > 1,
+        strangers=bool(pools),
     )
+    model = state.model
     advance = advance or (lambda rows: None)
     with own.agreed():
         if checkpoints is not None and checkpoints.restore(state):
-            advance(state.epoch * batches.samples + state.step * recipe.batch_size)
+            advance(rows_done(state, batches))
     own.require_same(
         "the processes of this training see different checkpoints: put the run directory where all of them see it",
         state.epoch,
@@ -217,10 +211,56 @@ def train_member(
         part = sequential_order(len(dataset.test)).shard(own.rank, own.size)
         logits = predict(model, dataset.test, dtype=dtype, order=part, after_batch=lambda: save_and_stop(False))
         logits = own.interleaved(logits)[: len(dataset.test)]
+    return finished_member(state, logits, recipe)
+
+
+def initial_state(
+    recipe: Recipe,
+    split: Split,
+    *,
+    seed: int,
+    steps: int,
+    device: torch.device | str = "cpu",
+    provenance: Mapping[str, Any] | None = None,
+    distributed: bool = False,
+    strangers: bool = False,
+) -> TrainingState:
+    """Where a training of so many steps an epoch begins; the other arguments are those of `HardnessRecorder`."""
+    model = initial_model(recipe, split, seed=seed).to(device)
+    return TrainingState(
+        model=model,
+        optimiser=make_optimiser(model, recipe),
+        recorder=HardnessRecorder(
+            len(split),
+            split.num_classes,
+            el2n_epochs=recipe.el2n_epochs,
+            device=device,
+            provenance=provenance,
+            distributed=distributed,
+            strangers=strangers,
+        ),
+        loss_s=torch.zeros(steps, device=device),
+        right_s=torch.zeros(steps, dtype=torch.int64, device=device),
+    )
+
+
+def rows_done(state: TrainingState, batches: SharedBatches) -> int:
+    """Rows that were trained on up to where a training stands; an epoch's last batch may have fewer than the others."""
+    return state.epoch * batches.samples + sum(batches.rows(step) for step in range(state.step))
+
+
+def finished_member(state: TrainingState, logits: np.ndarray, recipe: Recipe) -> Member:
+    """What a training at its end left, with the model's logits of the test split.
+
+    Raises
+    ------
+    Diverged
+        If one of them is not finite.
+    """
     if not np.isfinite(logits).all():
         raise Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
     return Member(
-        weights={name: tensor.cpu() for name, tensor in model.state_dict().items()},
+        weights={name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()},
         scores=state.recorder.scores(),
         test_logits=logits,
         history=tuple(state.history),
