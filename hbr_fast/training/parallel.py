@@ -63,6 +63,17 @@ class Training:
     pools: tuple[Pool, ...] = ()
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What all trainings of a call have in common, beside the dataset; see `obtain_members`."""
+
+    recipe: Recipe
+    store: Path
+    checkpoint: CheckpointEvery
+    tensorboard: bool
+    compute: Compute
+
+
 class MembersDiverged(FloatingPointError):
     """Some trainings of several diverged; the others are finished and kept.
 
@@ -187,7 +198,7 @@ def obtain_members(
         title += f" on the cluster {cluster.address}"
     elif at_once > 1:
         title += f", {at_once} {'stacked' if stacked else 'at once'}"
-    checkpoint = checkpoint or CheckpointEvery()
+    terms = Terms(recipe, store, checkpoint or CheckpointEvery(), tensorboard, compute)
     with telemetry.board(title, lines) as board, signals.raised_at_once():
         if cluster is not None:
             diverged = train_on_cluster(
@@ -199,39 +210,11 @@ def obtain_members(
                 advance=board.advance,
             )
         elif at_once == 1:
-            diverged = _train_in_turn(
-                dataset,
-                recipe,
-                jobs,
-                store=store,
-                checkpoint=checkpoint,
-                board=board,
-                tensorboard=tensorboard,
-                compute=compute,
-            )
+            diverged = _train_in_turn(dataset, terms, jobs, board=board)
         elif stacked:
-            diverged = _train_in_stacks(
-                dataset,
-                recipe,
-                jobs,
-                store=store,
-                checkpoint=checkpoint,
-                at_once=at_once,
-                board=board,
-                tensorboard=tensorboard,
-            )
+            diverged = _train_in_stacks(dataset, terms, jobs, at_once=at_once, board=board)
         else:
-            diverged = _train_in_processes(
-                dataset,
-                recipe,
-                jobs,
-                store=store,
-                checkpoint=checkpoint,
-                at_once=at_once,
-                board=board,
-                tensorboard=tensorboard,
-                compute=compute,
-            )
+            diverged = _train_in_processes(dataset, terms, jobs, at_once=at_once, board=board)
     if own.first:
         with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
             (store / CHECKPOINTS).rmdir()
@@ -247,46 +230,21 @@ def obtain_members(
 
 
 def _train_in_turn(
-    dataset: Dataset,
-    recipe: Recipe,
-    jobs: Sequence[Training],
-    *,
-    store: Path,
-    checkpoint: CheckpointEvery,
-    board: Board,
-    tensorboard: bool,
-    compute: Compute,
+    dataset: Dataset, terms: Terms, jobs: Sequence[Training], *, board: Board
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, one after another; those that diverge, by their place."""
     diverged: dict[int, FloatingPointError] = {}
     for place, job in enumerate(jobs):
+        advance, on_epoch = functools.partial(board.advance, place=place), functools.partial(board.epoch, place=place)
         try:
-            _train_one(
-                dataset,
-                recipe,
-                job,
-                store=store,
-                checkpoint=checkpoint,
-                advance=functools.partial(board.advance, place=place),
-                on_epoch=functools.partial(board.epoch, place=place),
-                tensorboard=tensorboard,
-                compute=compute,
-            )
+            _train_one(dataset, terms, job, advance=advance, on_epoch=on_epoch)
         except Diverged as error:
             diverged[place] = error
     return diverged
 
 
 def _train_in_stacks(
-    dataset: Dataset,
-    recipe: Recipe,
-    jobs: Sequence[Training],
-    *,
-    store: Path,
-    checkpoint: CheckpointEvery,
-    at_once: int,
-    board: Board,
-    tensorboard: bool,
+    dataset: Dataset, terms: Terms, jobs: Sequence[Training], *, at_once: int, board: Board
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, `at_once` of them as one network; those that diverge, by their place."""
     by_rows: dict[int, list[int]] = {}
@@ -295,61 +253,33 @@ def _train_in_stacks(
     diverged: dict[int, FloatingPointError] = {}
     for places in (alike[i : i + at_once] for alike in by_rows.values() for i in range(0, len(alike), at_once)):
         with contextlib.ExitStack() as writing:
-            members = [
-                StackedMember(
-                    recipe,
-                    jobs[place].seed,
-                    jobs[place].plan,
-                    jobs[place].pools,
+            members = []
+            for place in places:
+                job, on_epoch = jobs[place], functools.partial(board.epoch, place=place)
+                member = StackedMember(
+                    terms.recipe,
+                    job.seed,
+                    job.plan,
+                    job.pools,
                     advance=functools.partial(board.advance, place=place),
-                    on_epoch=writing.enter_context(
-                        _reported(
-                            dataset,
-                            recipe,
-                            jobs[place],
-                            store=store,
-                            on_epoch=functools.partial(board.epoch, place=place),
-                            tensorboard=tensorboard,
-                        )
-                    ),
+                    on_epoch=writing.enter_context(_reported(dataset, terms, job, on_epoch=on_epoch)),
                 )
-                for place in places
-            ]
-            outcomes = train_and_store_stacked(dataset, members, store=store, checkpoint=checkpoint)
+                members.append(member)
+            outcomes = train_and_store_stacked(dataset, members, store=terms.store, checkpoint=terms.checkpoint)
         diverged |= {place: error for place, error in zip(places, outcomes, strict=True) if error is not None}
     return diverged
 
 
 def _train_in_processes(
-    dataset: Dataset,
-    recipe: Recipe,
-    jobs: Sequence[Training],
-    *,
-    store: Path,
-    checkpoint: CheckpointEvery,
-    at_once: int,
-    board: Board,
-    tensorboard: bool,
-    compute: Compute,
+    dataset: Dataset, terms: Terms, jobs: Sequence[Training], *, at_once: int, board: Board
 ) -> dict[int, FloatingPointError]:
     """Train all into the store, `at_once` of them at a time; those that diverge, by their place."""
     with _workers(at_once, board) as pool:
         with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
-            futures = [
-                pool.submit(
-                    _train_in_worker,
-                    dataset.path,
-                    recipe,
-                    dataclasses.replace(job, pools=()),
-                    [one.path for one in job.pools],
-                    store,
-                    checkpoint,
-                    place,
-                    tensorboard,
-                    compute,
-                )
-                for place, job in enumerate(jobs)
-            ]
+            futures = []
+            for place, job in enumerate(jobs):
+                sent, pools = dataclasses.replace(job, pools=()), [one.path for one in job.pools]
+                futures.append(pool.submit(_train_in_worker, dataset.path, terms, sent, pools, place))
         wait(futures, return_when=FIRST_EXCEPTION)
         try:
             results = [future.result() for future in futures if future.done()]
@@ -439,15 +369,7 @@ def _end_with_parent() -> None:
 
 
 def _train_in_worker(
-    dataset_path: Path,
-    recipe: Recipe,
-    job: Training,
-    pool_paths: Sequence[Path],
-    store: Path,
-    checkpoint: CheckpointEvery,
-    place: int,
-    tensorboard: bool,
-    compute: Compute,
+    dataset_path: Path, terms: Terms, job: Training, pool_paths: Sequence[Path], place: int
 ) -> Diverged | None:
     done, last = 0, time.monotonic()
 
@@ -463,18 +385,9 @@ def _train_in_worker(
 
     dataset = open_dataset(dataset_path)
     pools = [open_pool(path, dataset=dataset) for path in pool_paths]  # memory-mapped here, not sent
+    job = dataclasses.replace(job, pools=tuple(pools))
     try:
-        _train_one(
-            dataset,
-            recipe,
-            dataclasses.replace(job, pools=tuple(pools)),
-            store=store,
-            checkpoint=checkpoint,
-            advance=advance,
-            on_epoch=on_epoch,
-            tensorboard=tensorboard,
-            compute=compute,
-        )
+        _train_one(dataset, terms, job, advance=advance, on_epoch=on_epoch)
     except Diverged as error:
         return error
     finally:
@@ -482,43 +395,30 @@ def _train_in_worker(
     return None
 
 
-def _train_one(
-    dataset: Dataset,
-    recipe: Recipe,
-    job: Training,
-    *,
-    store: Path,
-    checkpoint: CheckpointEvery,
-    advance: progress.Advance,
-    on_epoch: OnEpoch,
-    tensorboard: bool,
-    compute: Compute,
-) -> None:
-    with _reported(dataset, recipe, job, store=store, on_epoch=on_epoch, tensorboard=tensorboard) as epoch_ended:
+def _train_one(dataset: Dataset, terms: Terms, job: Training, *, advance: progress.Advance, on_epoch: OnEpoch) -> None:
+    with _reported(dataset, terms, job, on_epoch=on_epoch) as epoch_ended:
         train_and_store(
             dataset,
-            recipe,
+            terms.recipe,
             seed=job.seed,
             plan=job.plan,
             pools=job.pools,
-            store=store,
-            checkpoint=checkpoint,
+            store=terms.store,
+            checkpoint=terms.checkpoint,
             advance=advance,
             on_epoch=epoch_ended,
-            compute=compute,
+            compute=terms.compute,
         )
 
 
 @contextlib.contextmanager
-def _reported(
-    dataset: Dataset, recipe: Recipe, job: Training, *, store: Path, on_epoch: OnEpoch, tensorboard: bool
-) -> Iterator[OnEpoch]:
+def _reported(dataset: Dataset, terms: Terms, job: Training, *, on_epoch: OnEpoch) -> Iterator[OnEpoch]:
     """What to call with a member's epochs: `on_epoch`, and TensorBoard's writer where it is wanted."""
-    if not (tensorboard and ranks().first):
+    if not (terms.tensorboard and ranks().first):
         yield on_epoch
         return
-    key = member_key(dataset, recipe, seed=job.seed, plan=job.plan)
-    with telemetry.events(store / TENSORBOARD / key) as write:
+    key = member_key(dataset, terms.recipe, seed=job.seed, plan=job.plan)
+    with telemetry.events(terms.store / TENSORBOARD / key) as write:
 
         def epoch_ended(record: EpochRecord) -> None:
             on_epoch(record)
