@@ -292,3 +292,82 @@ def hardness(visits: Sequence[tuple[int, np.ndarray, int]], *, epochs: int, el2n
     learned = [epoch for (epoch, _), good in zip(seen, right, strict=True) if good]
     result["first_learned"] = float(learned[0] if learned else epochs)
     return result
+
+
+def batch_norm(
+    x_bhwc: np.ndarray,
+    weight_c: np.ndarray,
+    bias_c: np.ndarray,
+    *,
+    eps: float,
+    after: str = "nothing",
+    other_bhwc: np.ndarray | None = None,
+) -> np.ndarray:
+    """Images normalised by their own mean and biased variance (Ioffe & Szegedy 2015, algorithm 1), then `after`.
+
+    Parameters
+    ----------
+    x_bhwc : float [B, H, W, C]
+    weight_c, bias_c : float [C]
+    eps : float
+        Added to the variance.
+    after : {"nothing", "relu", "residual", "pool"}
+        "residual": the sum with `other_bhwc`, then ReLU. "pool": ReLU, then the largest of 2x2 pixels, what an odd
+        height or width leaves over being left out.
+
+    Returns
+    -------
+    float64 [B, H, W, C], with "pool" [B, H // 2, W // 2, C]
+    """
+    normal = _normal(x_bhwc, weight_c, bias_c, eps)
+    if after == "pool":
+        return np.maximum(_windows(normal).max(3), 0)
+    if after == "residual":
+        normal = normal + other_bhwc
+    return normal if after == "nothing" else np.maximum(normal, 0)
+
+
+def batch_norm_gradients(
+    g: np.ndarray,
+    x_bhwc: np.ndarray,
+    weight_c: np.ndarray,
+    bias_c: np.ndarray,
+    *,
+    eps: float,
+    after: str = "nothing",
+    other_bhwc: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients by x, other, weight and bias of a loss whose gradient by the output of `batch_norm` is `g`.
+
+    ReLU lets it pass where its input is above 0; a window of the pool gives it to the first of its largest pixels.
+    """
+    normal = _normal(x_bhwc, weight_c, bias_c, eps)
+    if after == "pool":
+        windows, gradient = _windows(normal), np.zeros_like(normal)
+        first = windows.argmax(3)[:, :, :, None]
+        shared = np.zeros_like(windows)
+        np.put_along_axis(shared, first, np.where(windows.max(3) > 0, g, 0)[:, :, :, None], 3)
+        for pixel in range(4):
+            height, width = 2 * windows.shape[1], 2 * windows.shape[2]
+            gradient[:, pixel // 2 : height : 2, pixel % 2 : width : 2] = shared[:, :, :, pixel]
+    else:
+        before = normal + other_bhwc if after == "residual" else normal
+        gradient = g if after == "nothing" else np.where(before > 0, g, 0)
+    inverse = 1 / np.sqrt(x_bhwc.var((0, 1, 2)) + eps)
+    deviation = (x_bhwc - x_bhwc.mean((0, 1, 2))) * inverse
+    by_weight, by_bias = (gradient * deviation).sum((0, 1, 2)), gradient.sum((0, 1, 2))
+    size = x_bhwc[..., 0].size
+    by_x = weight_c * inverse * (gradient - by_bias / size - deviation * by_weight / size)
+    return by_x, gradient, by_weight, by_bias
+
+
+def _normal(x_bhwc: np.ndarray, weight_c: np.ndarray, bias_c: np.ndarray, eps: float) -> np.ndarray:
+    x = np.asarray(x_bhwc, np.float64)
+    normal: np.ndarray = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + eps) * weight_c + bias_c
+    return normal
+
+
+def _windows(images_bhwc: np.ndarray) -> np.ndarray:
+    """The pixels of each window of 2x2, in the order of memory: [B, H // 2, W // 2, 4, C]."""
+    height, width = 2 * (images_bhwc.shape[1] // 2), 2 * (images_bhwc.shape[2] // 2)
+    return np.stack([images_bhwc[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)], axis=3)
