@@ -75,9 +75,9 @@ def test_many_members_do_not_flood_the_terminal() -> None:
     assert all(number % 2 == 0 for number in numbers), "those in training come first"
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(("at_once", "stacked"), [(1, False), (2, False), (2, True)])
 def test_a_terminal_gets_the_table_with_every_members_last_loss_and_tensorboard_its_history(
-    tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+    tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, stacked: bool
 ) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,7 +86,9 @@ def test_a_terminal_gets_the_table_with_every_members_last_loss_and_tensorboard_
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    ensemble = train_ensemble(tiny, recipe, members=2, out=tmp_path, members_at_once=at_once, tensorboard=True)
+    ensemble = train_ensemble(
+        tiny, recipe, members=2, out=tmp_path, members_at_once=at_once, stacked=stacked, tensorboard=True
+    )
     last = terminal.getvalue().rpartition("train: 2 members")[2]
     assert "2 of 2 members finished, 480 of 480 images" in last
     for member in ensemble.members:
