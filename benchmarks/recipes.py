@@ -23,9 +23,11 @@ from scipy.stats import spearmanr
 
 from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.evaluation.metrics import evaluate
+from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
+from hbr_fast.training.device import Compute
 from hbr_fast.training.ensemble import Ensemble, train_ensemble
-from hbr_fast.training.parallel import default_members_at_once
+from hbr_fast.training.parallel import auto_members_at_once
 from hbr_fast.training.recipe import named_recipe
 
 REFERENCE_SEED = 1  # the recipes compared have seed 0
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def trained(words: str, seed: int) -> Ensemble:
         name, *changes = words.split(":")
         place = chosen.out / f"{words.replace(':', '-')}-{chosen.images or 'all'}-seed-{seed}"
-        at_once = default_members_at_once(chosen.members)
+        at_once = auto_members_at_once(chosen.members, cpus=usable_cpus(), device=Compute().resolved().type)
         recipe = named_recipe(name, changes)
         return train_ensemble(
             dataset, recipe, members=chosen.members, out=place, seed=seed, plan=plan, members_at_once=at_once

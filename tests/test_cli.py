@@ -367,6 +367,19 @@ def test_a_study_with_an_infeasible_alpha_names_the_largest(data: Path, tmp_path
     assert not (tmp_path / "study" / "study.json").exists()
 
 
+@pytest.mark.usefixtures("quick_study")
+def test_a_study_computes_where_it_is_told(data: Path, tmp_path: Path, fails: Fails) -> None:
+    words = ["study", "quickstart", "--dataset", data, "--out", tmp_path / "study", "--members", 1, *ONE]
+    assert "device must be auto, cpu, cuda or cuda:N, got 'abacus'" in fails(*words, "--device", "abacus")
+    assert "compile is for one process on a GPU" in fails(*words, "--device", "cpu", "--compile")
+    assert not (tmp_path / "study").exists()
+    message = "each node of a cluster computes on what it has: leave out the cluster, or device and compile"
+    assert message in fails(*words, "--device", "cpu", "--cluster", "local")
+    cli.main([*map(str, words), "--device", "cpu"])
+    described = [json.loads(path.read_text()) for path in (tmp_path / "study").glob("members/*/member.json")]
+    assert [one["device"] for one in described] == ["cpu", "cpu"]
+
+
 # --- bad input
 
 
@@ -525,6 +538,7 @@ def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.Cap
         (["--cluster", "nowhere"], "a cluster's address is local, auto or HOST:PORT"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--cluster", "local", "--gpus-per-member", "1.5"], "gpus_per_member is a fraction of one GPU"),
+        (["--cluster", "local", "--device", "cpu"], "each node of a cluster computes on what it has"),
     ],
 )
 def test_a_cluster_that_cannot_be_had(data: Path, tmp_path: Path, fails: Fails, words: list[str], message: str) -> None:

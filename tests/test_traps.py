@@ -71,7 +71,7 @@ import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.evaluation.metrics import evaluate
-from hbr_fast.training import trainer
+from hbr_fast.training import inference
 
 TESTS = Path(__file__).parent
 
@@ -103,8 +103,8 @@ def test_trap_22_one_inference_pass_whatever_the_number_of_classes(
             seen.append(len(images))
             return images.flatten(1)[:, :classes]
 
-    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 5)
-    logits = trainer.predict(Counting(), dataset.test, dtype=torch.float32)
+    monkeypatch.setattr(inference, "EVALUATION_BATCH", 5)
+    logits = inference.predict(Counting(), dataset.test, dtype=torch.float32)
     assert sum(seen) == len(dataset.test) == 9 * classes
     before = list(seen)
     result = evaluate(logits, dataset.test.labels, classes=dataset.classes)

@@ -10,6 +10,7 @@ import tyro
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
     from hbr_fast.training.cluster import Cluster
+    from hbr_fast.training.device import Compute
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 AtOnce = int | Literal["auto"]
@@ -21,11 +22,14 @@ def refuse_to_overwrite(out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
 
 
-def number_at_once(choice: AtOnce, members: int) -> int:
+def number_at_once(choice: AtOnce, members: int, compute: Compute) -> int:
     """Members to train at the same time."""
-    from hbr_fast.training.parallel import default_members_at_once
+    from hbr_fast.machine import usable_cpus
+    from hbr_fast.training.parallel import auto_members_at_once
 
-    return default_members_at_once(members) if choice == "auto" else choice
+    if choice != "auto":
+        return choice
+    return auto_members_at_once(members, cpus=usable_cpus(), device=compute.resolved().type)
 
 
 def cluster_of(address: str | None, cpus: float, gpus: float) -> Cluster | None:

@@ -50,6 +50,8 @@ def study(
     gpus_per_member: float = 0.0,
     checkpoint_every_epochs: int = 0,
     checkpoint_minutes: float = 5.0,
+    device: str = "auto",
+    compile: bool = False,
 ) -> None:
     """Run a named study from data to report; what is done already is not done again.
 
@@ -80,19 +82,23 @@ def study(
         seed: Everything random follows from it.
         tiny: A small grid on small generated images, in seconds: does everything work here?
         dry_run: Print the trainings, what is done of them and how long the rest would take; train nothing.
-        members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+        members_at_once: Members that train at the same time, on one thread each; auto is one a core, on a GPU 1.
         stacked: Train them as one network in one process instead (docs/ensembles.md says where that is faster).
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
         checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
         checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        compile: On a GPU, compile the network with CUDA graphs.
     """
     from hbr_fast.studies.recipes import named_study
     from hbr_fast.training.checkpoint import CheckpointEvery
+    from hbr_fast.training.device import Compute
     from hbr_fast.training.recipe import named_recipe
 
     checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
+    compute = Compute(device, compile)
     options = {
         "recipe": None if recipe is None else named_recipe(recipe),
         "estimator": estimator,
@@ -112,6 +118,8 @@ def study(
     }
     build = functools.partial(named_study, name, tiny=tiny, overrides=overrides, **options)
     build()  # mistakes are told before anything is converted
+    compute.resolved()
+    ray = cluster_of(cluster, cpus_per_member, gpus_per_member)
     start = time.perf_counter()
     directory = out or Path("runs") / (f"{name}-tiny" if tiny else name)
     if tiny:
@@ -128,12 +136,12 @@ def study(
     from hbr_fast.studies.runner import run_study
 
     opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
-    at_once = number_at_once(members_at_once, grid.trainings)
+    at_once = number_at_once(members_at_once, grid.trainings, compute)
     if dry_run:
         found = preview(grid, opened, out=directory, pool=opened_pool)
-        print("\n".join(preview_lines(found, rate=images_per_second(opened, grid.recipe), at_once=at_once)))
+        rate = images_per_second(opened, grid.recipe, compute=compute)
+        print("\n".join(preview_lines(found, rate=rate, at_once=at_once)))
         return
-    ray = cluster_of(cluster, cpus_per_member, gpus_per_member)
     run_study(
         grid,
         opened,
@@ -143,6 +151,7 @@ def study(
         stacked=stacked,
         cluster=ray,
         checkpoint=checkpoint,
+        compute=compute,
     )
     progress.say("report: drawing")
     page = write_report(directory, dataset=opened)

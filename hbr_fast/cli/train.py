@@ -48,7 +48,7 @@ def train(
         seed: Everything random follows from it.
         plan: A resampled set that the resample command wrote; by default every sample once an epoch.
         pool: The generated images that the plan takes from.
-        members_at_once: Members that train at the same time, on one thread each; auto is one a core.
+        members_at_once: Members that train at the same time, on one thread each; auto is one a core, on a GPU 1.
         stacked: Train them as one network in one process instead (docs/ensembles.md says where that is faster).
         cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
         cpus_per_member: Processors a member holds on the cluster.
@@ -89,7 +89,7 @@ def train(
                 seed=seed,
                 plan=rows,
                 pools=pools,
-                members_at_once=number_at_once(members_at_once, 1 if ranks.size > 1 else members),
+                members_at_once=number_at_once(members_at_once, 1 if ranks.size > 1 else members, compute),
                 stacked=stacked,
                 cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
                 checkpoint=checkpoint,

@@ -16,6 +16,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.studies.plans import require_pool, study_rows
 from hbr_fast.studies.runner import arm_trainings, baseline_trainings, identity, make_planner
 from hbr_fast.studies.study import BASELINE, Study
+from hbr_fast.training.device import Compute
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import find_member, member_key, member_path
 from hbr_fast.training.trainer import train_member
@@ -100,7 +101,7 @@ def preview(study: Study, dataset: Dataset, *, out: str | os.PathLike[str], pool
     return Preview(tuple(rows), images)
 
 
-def images_per_second(dataset: Dataset, recipe: Recipe) -> float:
+def images_per_second(dataset: Dataset, recipe: Recipe, *, compute: Compute | None = None) -> float:
     """How fast one member trains here: a few batches, after as many to warm up."""
     rows = min(len(dataset.train), TIMED_BATCHES * recipe.batch_size)
     test = dataset.test
@@ -109,7 +110,7 @@ def images_per_second(dataset: Dataset, recipe: Recipe) -> float:
     )
     small = dataclasses.replace(dataset, splits={**dataset.splits, "test": few})
     short = dataclasses.replace(recipe, epochs=2, milestones=(), online_every=0)
-    member = train_member(small, short, seed=0, plan=Plan.of_rows(np.arange(rows)))
+    member = train_member(small, short, seed=0, plan=Plan.of_rows(np.arange(rows)), compute=compute)
     return member.history[-1].images_per_second
 
 

@@ -18,8 +18,10 @@ from hbr_fast.studies.results import ArmResult, Cell, Failure, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster
+from hbr_fast.training.device import Compute
 from hbr_fast.training.final import scores_by
-from hbr_fast.training.parallel import MembersDiverged, Training, obtain_members
+from hbr_fast.training.jobs import Training
+from hbr_fast.training.parallel import MembersDiverged, obtain_members
 from hbr_fast.training.store import StoredMember
 
 
@@ -33,6 +35,7 @@ def run_study(
     stacked: bool = False,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
+    compute: Compute | None = None,
 ) -> Path:
     """Train what is missing of a study and write its results files.
 
@@ -45,7 +48,7 @@ def run_study(
         of what determines it, so that studies with one directory share what they have in common.
     pool : Pool, optional
         Generated images, for arms that take from one.
-    members_at_once, stacked, cluster, checkpoint
+    members_at_once, stacked, cluster, checkpoint, compute
         See `hbr_fast.training.parallel.obtain_members`.
 
     Returns
@@ -77,6 +80,7 @@ def run_study(
             stacked=stacked,
             cluster=cluster,
             checkpoint=checkpoint,
+            compute=compute,
         )
     return directory
 
@@ -92,6 +96,7 @@ def _run(
     stacked: bool,
     cluster: Cluster | None,
     checkpoint: CheckpointEvery | None,
+    compute: Compute | None,
 ) -> None:
     start = time.perf_counter()
     failed: list[Failure] = []
@@ -109,6 +114,7 @@ def _run(
                 stacked=stacked,
                 cluster=cluster,
                 checkpoint=checkpoint,
+                compute=compute,
                 label=label,
             )
         except MembersDiverged as error:

@@ -17,9 +17,10 @@ from hbr_fast.loaders.loader import Loader
 from hbr_fast.resampling.pools import RankedPool
 from hbr_fast.sampler import sequential_order
 from hbr_fast.training.final import trained_model
+from hbr_fast.training.inference import EVALUATION_BATCH
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember
-from hbr_fast.training.trainer import EVALUATION_BATCH, compute_dtype
+from hbr_fast.training.trainer import compute_dtype
 
 
 def rank_pool(

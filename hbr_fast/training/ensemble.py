@@ -19,10 +19,11 @@ from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster
 from hbr_fast.training.device import Compute
 from hbr_fast.training.distributed import ranks
-from hbr_fast.training.parallel import MembersDiverged, Training, obtain_members
+from hbr_fast.training.fit import check_fit
+from hbr_fast.training.jobs import Training
+from hbr_fast.training.parallel import MembersDiverged, obtain_members
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import CHECKPOINTS, StoredMember, open_member
-from hbr_fast.training.trainer import check_fit
 
 SCHEMA = 1
 

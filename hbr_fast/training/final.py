@@ -12,9 +12,10 @@ from torch import nn
 from hbr_fast.data.dataset import Dataset, Split
 from hbr_fast.files import read_json
 from hbr_fast.hardness import FINAL, HardnessRecorder, HardnessScores, estimator, stack_scores
+from hbr_fast.training.inference import predict
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember
-from hbr_fast.training.trainer import initial_model, predict
+from hbr_fast.training.trainer import initial_model
 
 RECORD_ROWS = 8192  # rows recorded at once
 

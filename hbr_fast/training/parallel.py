@@ -1,77 +1,28 @@
-"""An ensemble's members: found in the store or trained, one after another, in processes, stacked, or on a cluster.
-
-Processes have one thread each: small networks keep one core busy and leave a second one waiting at barriers, so two
-members on a thread each finish before one after another on two threads, and suffer far less from other programs on the
-machine. They share the dataset's pages: it is memory-mapped.
-"""
+"""An ensemble's members: found in the store or trained, one after another, in processes, stacked, or on a cluster."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hbr_fast import progress
-from hbr_fast.data.dataset import Dataset, open_dataset
-from hbr_fast.data.pool import Pool, open_pool
+from hbr_fast.data.dataset import Dataset
 from hbr_fast.files import remove_partials
-from hbr_fast.machine import usable_cpus
-from hbr_fast.plan import Plan
 from hbr_fast.training import signals, telemetry
 from hbr_fast.training.checkpoint import CheckpointEvery
 from hbr_fast.training.cluster import Cluster, train_on_cluster
 from hbr_fast.training.device import Compute
 from hbr_fast.training.distributed import ranks
+from hbr_fast.training.fit import check_fit
+from hbr_fast.training.jobs import Terms, Training, reported, train_here
+from hbr_fast.training.processes import train_in_processes
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.stacked import StackedMember
-from hbr_fast.training.state import EpochRecord
-from hbr_fast.training.store import (
-    CHECKPOINTS,
-    MEMBERS,
-    StoredMember,
-    find_member,
-    member_key,
-    train_and_store,
-    train_and_store_stacked,
-)
-from hbr_fast.training.telemetry import Board, MemberLine, OnEpoch
-from hbr_fast.training.trainer import Diverged, check_fit
-
-REPORT_INTERVAL_S = 0.2  # how often a worker says what it did
-TENSORBOARD = "tensorboard"  # directory of the store, one in it a member
-ENDING_S = 20.0  # a worker that has not saved by then is left to itself: Kubernetes kills after 30 s
-
-
-@dataclass(frozen=True)
-class Training:
-    """One member to have: its seed, the rows it trains on (None: every sample once an epoch), and their pools."""
-
-    seed: int
-    plan: Plan | None = None
-    pools: tuple[Pool, ...] = ()
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What all trainings of a call have in common, beside the dataset; see `obtain_members`."""
-
-    recipe: Recipe
-    store: Path
-    checkpoint: CheckpointEvery
-    tensorboard: bool
-    compute: Compute
+from hbr_fast.training.store import CHECKPOINTS, MEMBERS, StoredMember, find_member, train_and_store_stacked
+from hbr_fast.training.telemetry import Board, MemberLine
+from hbr_fast.training.trainer import Diverged
 
 
 class MembersDiverged(FloatingPointError):
@@ -93,9 +44,19 @@ class MembersDiverged(FloatingPointError):
         super().__init__(f"{label}: {len(diverged)} of {len(members)} members failed, finished ones are kept. {which}")
 
 
-def default_members_at_once(members: int) -> int:
-    """One member a core, at most as many as there are."""
-    return max(1, min(members, usable_cpus()))
+def auto_members_at_once(members: int, *, cpus: int, device: str) -> int:
+    """How many to train at once where nothing else is asked for: what docs/ensembles.md found to be fastest.
+
+    Parameters
+    ----------
+    members : int
+        To train.
+    cpus : int
+        That this process may use.
+    device : {"cpu", "cuda"}
+        What members compute on. A GPU takes one after another: several on one are not measured.
+    """
+    return max(1, min(members, cpus)) if device == "cpu" else 1
 
 
 def obtain_members(
@@ -135,7 +96,7 @@ def obtain_members(
     tensorboard : bool
         Write what epochs did for TensorBoard, one directory a member below `store/tensorboard/`.
     compute : Compute, optional
-        On which device; on a cluster, whatever its nodes have.
+        On which device; on a cluster a node computes on what it has.
     label : str
         What the progress calls them.
 
@@ -155,6 +116,8 @@ def obtain_members(
     if stacked and cluster is not None:
         raise ValueError("a cluster trains each member in a process of its own: leave out the cluster or the stack")
     own, compute = ranks(), compute or Compute()
+    if cluster is not None and compute != Compute():
+        raise ValueError("each node of a cluster computes on what it has: leave out the cluster, or device and compile")
     if stacked and compute.device.startswith("cuda"):
         raise ValueError("stacked members train on the processor: leave out the device or the stack")
     with own.agreed():
@@ -214,7 +177,7 @@ def obtain_members(
         elif stacked:
             diverged = _train_in_stacks(dataset, terms, jobs, at_once=at_once, board=board)
         else:
-            diverged = _train_in_processes(dataset, terms, jobs, at_once=at_once, board=board)
+            diverged = train_in_processes(dataset, terms, jobs, at_once=at_once, board=board)
     if own.first:
         with contextlib.suppress(OSError):  # not there, or it holds what an earlier run left unfinished
             (store / CHECKPOINTS).rmdir()
@@ -237,7 +200,7 @@ def _train_in_turn(
     for place, job in enumerate(jobs):
         advance, on_epoch = functools.partial(board.advance, place=place), functools.partial(board.epoch, place=place)
         try:
-            _train_one(dataset, terms, job, advance=advance, on_epoch=on_epoch)
+            train_here(dataset, terms, job, advance=advance, on_epoch=on_epoch)
         except Diverged as error:
             diverged[place] = error
     return diverged
@@ -262,166 +225,9 @@ def _train_in_stacks(
                     job.plan,
                     job.pools,
                     advance=functools.partial(board.advance, place=place),
-                    on_epoch=writing.enter_context(_reported(dataset, terms, job, on_epoch=on_epoch)),
+                    on_epoch=writing.enter_context(reported(dataset, terms, job, on_epoch=on_epoch)),
                 )
                 members.append(member)
             outcomes = train_and_store_stacked(dataset, members, store=terms.store, checkpoint=terms.checkpoint)
         diverged |= {place: error for place, error in zip(places, outcomes, strict=True) if error is not None}
     return diverged
-
-
-def _train_in_processes(
-    dataset: Dataset, terms: Terms, jobs: Sequence[Training], *, at_once: int, board: Board
-) -> dict[int, FloatingPointError]:
-    """Train all into the store, `at_once` of them at a time; those that diverge, by their place."""
-    with _workers(at_once, board) as pool:
-        with _interrupts_ignored():  # processes start here and inherit it: the parent decides what one means
-            futures = []
-            for place, job in enumerate(jobs):
-                sent, pools = dataclasses.replace(job, pools=()), [one.path for one in job.pools]
-                futures.append(pool.submit(_train_in_worker, dataset.path, terms, sent, pools, place))
-        wait(futures, return_when=FIRST_EXCEPTION)
-        try:
-            results = [future.result() for future in futures if future.done()]
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a training process died (out of memory?): finished members are kept; run the same again, with fewer "
-                "members at once"
-            ) from None
-    return {place: error for place, error in enumerate(results) if error is not None}
-
-
-@contextlib.contextmanager
-def _workers(count: int, board: Board) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose workers report to the board; leaving by an exception ends them, once they have saved."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    reports: Any = context.Queue()
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(reports,))
-
-    def pass_on() -> None:
-        while (report := reports.get()) is not None:
-            place, rows, record = report
-            board.advance(rows, place=place)
-            if record is not None:
-                board.epoch(record, place=place)
-
-    # A daemon, joined with patience: a worker that is ended in the middle of a report may leave the queue unreadable.
-    listener = threading.Thread(target=pass_on, name="hbr-progress", daemon=True)
-    listener.start()
-    try:
-        yield pool
-        pool.shutdown()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        children = set(multiprocessing.active_children()) - before
-        for child in children:
-            child.terminate()
-        for child in children:  # a training saves itself first
-            child.join(timeout=ENDING_S)
-        raise
-    finally:
-        reports.put(None)
-        listener.join(timeout=5)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may say what signals do
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_reports: Any = None  # in a worker: where it says what it did
-
-
-def _start_worker(reports: Any) -> None:
-    global _reports
-    _reports = reports
-    signal.signal(signal.SIGTERM, _end_soon)  # within a training the signal is taken at the next step
-    threading.Thread(target=_end_with_parent, name="hbr-parent", daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _end_soon(*_: object) -> None:
-    """SIGTERM while there is nothing to save: the pool tells a worker to end, which is waited for a moment.
-
-    One that left at once might leave half read what the pool says to all, and the next one would trip over the rest.
-    """
-    timer = threading.Timer(2.0, os._exit, (signals.EXIT_CODE,))
-    timer.daemon = True
-    timer.start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _train_in_worker(
-    dataset_path: Path, terms: Terms, job: Training, pool_paths: Sequence[Path], place: int
-) -> Diverged | None:
-    done, last = 0, time.monotonic()
-
-    def advance(rows: int) -> None:
-        nonlocal done, last
-        done += rows
-        if time.monotonic() - last >= REPORT_INTERVAL_S:
-            _reports.put((place, done, None))
-            done, last = 0, time.monotonic()
-
-    def on_epoch(record: EpochRecord) -> None:
-        _reports.put((place, 0, record))
-
-    dataset = open_dataset(dataset_path)
-    pools = [open_pool(path, dataset=dataset) for path in pool_paths]  # memory-mapped here, not sent
-    job = dataclasses.replace(job, pools=tuple(pools))
-    try:
-        _train_one(dataset, terms, job, advance=advance, on_epoch=on_epoch)
-    except Diverged as error:
-        return error
-    finally:
-        _reports.put((place, done, None))
-    return None
-
-
-def _train_one(dataset: Dataset, terms: Terms, job: Training, *, advance: progress.Advance, on_epoch: OnEpoch) -> None:
-    with _reported(dataset, terms, job, on_epoch=on_epoch) as epoch_ended:
-        train_and_store(
-            dataset,
-            terms.recipe,
-            seed=job.seed,
-            plan=job.plan,
-            pools=job.pools,
-            store=terms.store,
-            checkpoint=terms.checkpoint,
-            advance=advance,
-            on_epoch=epoch_ended,
-            compute=terms.compute,
-        )
-
-
-@contextlib.contextmanager
-def _reported(dataset: Dataset, terms: Terms, job: Training, *, on_epoch: OnEpoch) -> Iterator[OnEpoch]:
-    """What to call with a member's epochs: `on_epoch`, and TensorBoard's writer where it is wanted."""
-    if not (terms.tensorboard and ranks().first):
-        yield on_epoch
-        return
-    key = member_key(dataset, terms.recipe, seed=job.seed, plan=job.plan)
-    with telemetry.events(terms.store / TENSORBOARD / key) as write:
-
-        def epoch_ended(record: EpochRecord) -> None:
-            on_epoch(record)
-            write(record)
-
-        yield epoch_ended

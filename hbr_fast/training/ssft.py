@@ -19,9 +19,9 @@ from hbr_fast.loaders.loader import Loader
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import sequential_order
 from hbr_fast.seeding import Stream, generator, spread_seed
+from hbr_fast.training.inference import EVALUATION_BATCH
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.trainer import (
-    EVALUATION_BATCH,
     compute_dtype,
     initial_model,
     make_optimiser,

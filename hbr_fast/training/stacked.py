@@ -25,6 +25,7 @@ from hbr_fast.plan import Plan
 from hbr_fast.training import signals
 from hbr_fast.training.checkpoint import Checkpoints
 from hbr_fast.training.distributed import Ranks, SharedBatches
+from hbr_fast.training.inference import predict
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
 from hbr_fast.training.trainer import (
@@ -34,7 +35,6 @@ from hbr_fast.training.trainer import (
     epoch_record,
     finished_member,
     initial_state,
-    predict,
     rows_done,
     set_learning_rate,
     training_loader,

@@ -18,7 +18,6 @@ from hbr_fast.data.pool import Pool
 from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.machine import memory_bytes
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import QuotaOrder, Sampler, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
@@ -26,12 +25,10 @@ from hbr_fast.training import signals
 from hbr_fast.training.checkpoint import Checkpoints
 from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_bfloat16
 from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
+from hbr_fast.training.inference import predict
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
-
-EVALUATION_BATCH = 1000
-PARAMETER_BYTES = 12  # a weight, its gradient and its momentum
 
 
 class Diverged(FloatingPointError):
@@ -324,91 +321,11 @@ def train_step(
     right_out.copy_((logits.detach().argmax(1) == batch.labels).sum())
 
 
-def predict(
-    model: nn.Module,
-    split: Split,
-    *,
-    dtype: torch.dtype,
-    order: Sampler | None = None,
-    after_batch: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Logits of every sample of a split in its order, or another one; eval mode, no augmentation: float32 [N, C]."""
-    order = order or sequential_order(len(split))
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    loader = Loader(
-        split,
-        order=order,
-        batch_size=min(EVALUATION_BATCH, len(order)),
-        dtype=dtype,
-        channels_last=True,
-        device=device,
-        prefetch=0,
-    )
-    model.eval()
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
-    ):
-        logits = []
-        for batch in loader.epoch(0):
-            logits.append(model(batch.images))
-            after_batch()
-        return torch.cat(logits).cpu().numpy()
-
-
 def compute_dtype(recipe: Recipe) -> torch.dtype:
     """The number format of a recipe's convolutions on this machine: "auto" goes by its GPU if it has one."""
     if recipe.precision == "auto":
         return torch.bfloat16 if has_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
-
-
-def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None, pools: Sequence[Pool] = ()) -> None:
-    """Raise what a training would raise before its first step, without starting one.
-
-    Raises
-    ------
-    ValueError
-        If the plan was made for another dataset, or the model or the batch does not fit this one.
-    """
-    if plan is not None and plan.provenance.get("dataset", dataset.fingerprint) != dataset.fingerprint:
-        raise ValueError(
-            f"this plan was made for dataset {plan.provenance['dataset'][:12]}, not for {dataset.fingerprint[:12]}: "
-            "resample again"
-        )
-    wanted, given = plan.stores if plan is not None else (), tuple(pool.fingerprint for pool in pools)
-    if wanted != given:
-        raise ValueError(
-            f"this plan takes images from {len(wanted)} pools ({', '.join(one[:12] for one in wanted) or 'none'}) but "
-            f"{len(given)} are given ({', '.join(one[:12] for one in given) or 'none'}): give those it was made with"
-        )
-    if plan is not None and recipe.online_every:
-        raise ValueError("online_every resamples the full set while training: it does not go with a plan")
-    loader = training_loader(dataset.train, recipe, seed=0, plan=plan, pools=pools, dtype=compute_dtype(recipe))
-    batches = SharedBatches(loader, ranks())
-    with torch.device("meta"):  # which has the sizes of parameters, and no memory
-        parameters = sum(one.numel() for one in initial_model(recipe, dataset.train, seed=0).parameters())
-    if (needed := PARAMETER_BYTES * parameters) > (have := memory_bytes()):
-        raise ValueError(
-            f"model {recipe.model!r} has {parameters:,} parameters: training it takes {needed / 1e9:,.1f} GB and more, "
-            f"but this machine has {have / 1e9:,.1f} GB: take a smaller one"
-        )
-    if batches.rows(len(batches) - 1) == 1:
-        _require_statistics(recipe, dataset.train, batches)
-
-
-def _require_statistics(recipe: Recipe, split: Split, batches: SharedBatches) -> None:
-    """Raise where the one row of the last batch leaves a batch norm with one value a channel."""
-    with torch.no_grad():
-        try:
-            initial_model(recipe, split, seed=0)(torch.zeros(1, *split.images.shape[1:]))
-        except ValueError:
-            height, width = split.images.shape[2:]
-            raise ValueError(
-                f"the last batch of an epoch of {batches.samples:,} rows has 1 row (batch_size {recipe.batch_size}), "
-                f"and one of {height}x{width} pixels leaves model {recipe.model!r} no batch statistics: choose another "
-                "batch_size"
-            ) from None
 
 
 def online_order(order: Sampler, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:

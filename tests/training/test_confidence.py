@@ -13,9 +13,10 @@ from hbr_fast.resampling import RankedPool, resample
 from hbr_fast.training import confidence
 from hbr_fast.training.ensemble import train_ensemble
 from hbr_fast.training.final import trained_model
-from hbr_fast.training.parallel import Training, obtain_members
+from hbr_fast.training.inference import predict
+from hbr_fast.training.jobs import Training
+from hbr_fast.training.parallel import obtain_members
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import predict
 
 RECIPE = Recipe(
     name="t", model="cnn-8-16", epochs=4, batch_size=50, lr=0.05, schedule="triangular", flip=0.0, precision="float32"

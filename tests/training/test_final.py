@@ -11,9 +11,9 @@ from hbr_fast.hardness import FINAL, RECORDED
 from hbr_fast.training import final
 from hbr_fast.training.ensemble import train_ensemble
 from hbr_fast.training.final import final_scores, scores_by, stored_final_scores, trained_model
+from hbr_fast.training.inference import predict
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import StoredMember
-from hbr_fast.training.trainer import predict
 
 
 @pytest.fixture(scope="module")

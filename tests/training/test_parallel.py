@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.plan import Plan
-from hbr_fast.training import parallel
+from hbr_fast.training import jobs, parallel, processes
 from hbr_fast.training.cluster import Cluster
-from hbr_fast.training.parallel import MembersDiverged, Training, default_members_at_once, obtain_members
+from hbr_fast.training.jobs import Training
+from hbr_fast.training.parallel import MembersDiverged, auto_members_at_once, obtain_members
 from hbr_fast.training.recipe import Recipe
 
 TRAININGS = [Training(1), Training(2), Training(1, Plan.of_rows(np.arange(60)))]
@@ -102,13 +103,13 @@ def test_members_come_in_the_order_asked_for_and_only_missing_ones_are_trained(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[int] = []
-    real = parallel.train_and_store
+    real = jobs.train_and_store
 
     def counting(*args: Any, seed: int, **options: Any) -> Any:
         trained.append(seed)
         return real(*args, seed=seed, **options)
 
-    monkeypatch.setattr(parallel, "train_and_store", counting)
+    monkeypatch.setattr(jobs, "train_and_store", counting)
     obtain_members(tiny, recipe, [Training(7)], store=tmp_path, label="a")
     members = obtain_members(tiny, recipe, [Training(8), Training(7), Training(9)], store=tmp_path, label="b")
     assert [member.seed for member in members] == [8, 7, 9]
@@ -122,7 +123,7 @@ def test_one_missing_member_needs_no_process(
     def no_workers(*args: Any) -> Any:
         raise AssertionError("started workers")
 
-    monkeypatch.setattr(parallel, "_workers", no_workers)
+    monkeypatch.setattr(processes, "_workers", no_workers)
     (member,) = obtain_members(tiny, recipe, [Training(7)], store=tmp_path, members_at_once=4, label="a")
     assert member.seed == 7
     with pytest.raises(AssertionError, match="started workers"):
@@ -136,7 +137,16 @@ def test_members_at_once_below_one_is_refused(tiny: Dataset, recipe: Recipe, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("members", "cpus", "at_once"), [(1, 2, 1), (4, 2, 2), (2, 64, 2), (0, 2, 1)])
-def test_by_default_one_member_a_core(monkeypatch: pytest.MonkeyPatch, members: int, cpus: int, at_once: int) -> None:
-    monkeypatch.setattr(parallel, "usable_cpus", lambda: cpus)
-    assert default_members_at_once(members) == at_once
+@pytest.mark.parametrize(
+    ("members", "cpus", "device", "at_once"),
+    [
+        (1, 2, "cpu", 1),
+        (4, 2, "cpu", 2),
+        (2, 64, "cpu", 2),
+        (16, 1, "cpu", 1),
+        (0, 2, "cpu", 1),
+        (16, 64, "cuda", 1),
+    ],
+)
+def test_auto_is_one_member_a_core_and_one_on_a_gpu(members: int, cpus: int, device: str, at_once: int) -> None:
+    assert auto_members_at_once(members, cpus=cpus, device=device) == at_once

@@ -13,10 +13,11 @@ from hbr_fast.hardness import HardnessRecorder
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.plan import Plan
-from hbr_fast.training import trainer
+from hbr_fast.training import fit, trainer
+from hbr_fast.training.fit import check_fit
 from hbr_fast.training.models import build_model
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Member, check_fit, compute_dtype, initial_model, train_member
+from hbr_fast.training.trainer import Member, compute_dtype, initial_model, train_member
 
 
 def assert_identical(a: Member, b: Member) -> None:
@@ -244,7 +245,7 @@ def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(
     with pytest.raises(ValueError, match=r"a layer of width 99999999: there are widths of 1 to 8192"):
         check_fit(tiny, dataclasses.replace(recipe, model="cnn-99999999"), None)
     wide = dataclasses.replace(recipe, model="cnn-8192-8192")
-    monkeypatch.setattr(trainer, "memory_bytes", lambda: 5e9)
+    monkeypatch.setattr(fit, "memory_bytes", lambda: 5e9)
     # By hand: 9 * 8192 + 9 * 8192**2 weights of convolutions, 4 * 8192 of batch norms, 3 * 8193 of the last layer.
     with pytest.raises(ValueError, match=r"604,110,851 parameters: training it takes 7\.2 GB and more, .* has 5\.0 GB"):
         check_fit(tiny, wide, None)
