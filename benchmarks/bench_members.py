@@ -1,11 +1,11 @@
 """Which way trains several members fastest: in sequence, in processes of one thread, or stacked into one network.
 
 Every way is the trainer's own: its loader, step and recorder, on the same random images. A call trains every member
-for some steps. "sequence" is one member after another with all threads, "processes" is one process a core at most, of
-one thread each, and "stacked" is one network of all members with all threads (groups of channels).
-"vmap_float32" is `torch.func.vmap` over stacked parameters instead of groups, which autocast does not reach into: only
-its step, on constant batches, recording nothing, so that it is flattered beside "stacked_float32", which is whole.
-Starting processes (seconds, once a run) is not counted.
+for some steps. "sequence" is one member after another with all threads, "processes" is a process a thread, of one
+thread each, and "stacked" is one network of all members with all threads (groups of channels). "vmap_float32" is
+`torch.func.vmap` over stacked parameters instead of groups, which autocast does not reach into: only its step, on
+constant batches, recording nothing, so that it is flattered beside "stacked_float32", which is whole. Starting
+processes (seconds, once a run) is not counted.
 
     python benchmarks/bench_members.py [--quick] [--threads 2] [--out FILE.csv]
 
@@ -19,6 +19,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,17 +53,17 @@ class Size:
     members: tuple[int, ...]
     rows: int  # of a batch, at most
     images: int
-    milliseconds: float  # of work a member has in a call, about
+    work: float  # of a member in a call: steps of the smallest network, and fewer of the others
     rounds: int
     seconds: float
 
 
 SIZES = {
-    "full": Size(networks=4, members=(1, 2, 4), rows=128, images=12_800, milliseconds=200, rounds=5, seconds=1.0),
-    "quick": Size(networks=2, members=(2, 4), rows=128, images=1_280, milliseconds=40, rounds=2, seconds=0.0),
-    "tiny": Size(networks=1, members=(2,), rows=4, images=16, milliseconds=0, rounds=2, seconds=0.0),
+    "full": Size(networks=4, members=(2, 4), rows=128, images=12_800, work=12, rounds=5, seconds=0.5),
+    "quick": Size(networks=4, members=(2, 4), rows=128, images=1_280, work=3, rounds=2, seconds=0.0),
+    "tiny": Size(networks=1, members=(2,), rows=4, images=16, work=1, rounds=2, seconds=0.0),
 }
-STEP_MS = {"cnn-16-32-64": 15, "vgg-32-64": 15, "cnn-32-64-128": 40, "resnet18": 200}  # roughly, to share out steps
+COST = {"cnn-16-32-64": 1, "vgg-32-64": 1, "cnn-32-64-128": 2.5, "resnet18": 15}  # of a step, to share out the work
 
 Work = Callable[[], None]
 
@@ -71,11 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = harness.settings("bench_members", str(__doc__), argv)
     torch.set_num_threads(chosen.threads)
     size = SIZES[chosen.size]
-    cases = {
-        (network, members): measure(network, shape, min(batch, size.rows), members, size, chosen.threads)
-        for network, shape, batch in NETWORKS[: size.networks]
-        for members in size.members
-    }
+    with processes(chosen.threads) as workers:
+        cases = {
+            (network, members): measure(network, shape, min(batch, size.rows), members, size, workers)
+            for network, shape, batch in NETWORKS[: size.networks]
+            for members in size.members
+        }
     ratios = {
         f"{ours}_over_{theirs}": {
             f"{network} x{members}": case.speed_ratio(ours, theirs) for (network, members), case in cases.items()
@@ -90,24 +92,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    network: str, shape: tuple[int, int, int], batch: int, members: int, size: Size, threads: int
+    network: str, shape: tuple[int, int, int], batch: int, members: int, size: Size, workers: Sequence[Connection]
 ) -> harness.Case:
     """All ways for one network and number of members."""
     recipe = dataclasses.replace(named_recipe("small-cnn"), model=network, batch_size=batch, lr=0.01)
-    split = bench_loading.random_split(size.images, shape)
     wide = dataclasses.replace(recipe, precision="float32")
-    steps = max(1, round(size.milliseconds / STEP_MS[network]))
+    split = bench_loading.random_split(size.images, shape)
+    steps = math.ceil(size.work / COST[network])
     items = members * steps * batch
-    with processes(split, recipe, members, steps, at_once=min(members, threads)) as in_processes:
-        variants = [
-            harness.Variant("sequence", repeated(in_sequence(split, recipe, members), steps), items),
-            harness.Variant("processes", in_processes, items),
-            harness.Variant("stacked", repeated(in_a_stack(split, recipe, members), steps), items),
-            harness.Variant("stacked_float32", repeated(in_a_stack(split, wide, members), steps), items),
-            harness.Variant("vmap_float32", repeated(mapped(split, wide, members), steps), items),
-            harness.Variant(harness.NOOP, lambda: None, items),
-        ]
-        timings = harness.measure(variants, rounds=size.rounds, seconds=size.seconds)
+    few = math.ceil(steps / 3)  # float32 is slow, and only compared with itself
+    variants = [
+        harness.Variant("sequence", repeated(in_sequence(split, recipe, members), steps), items),
+        harness.Variant("processes", in_processes(workers, (size.images, shape), recipe, members, steps), items),
+        harness.Variant("stacked", repeated(in_a_stack(split, recipe, members), steps), items),
+        harness.Variant("stacked_float32", repeated(in_a_stack(split, wide, members), few), members * few * batch),
+        harness.Variant("vmap_float32", repeated(mapped(split, wide, members), few), members * few * batch),
+        harness.Variant(harness.NOOP, lambda: None, items),
+    ]
+    timings = harness.measure(variants, rounds=size.rounds, seconds=size.seconds)
     return harness.Case(f"{network} x{members}", "images", 5 * split.images[0].size, "sequence", timings)
 
 
@@ -179,29 +181,15 @@ def mapped(split: Split, recipe: Recipe, members: int) -> Work:
 
 
 @contextlib.contextmanager
-def processes(split: Split, recipe: Recipe, members: int, steps: int, *, at_once: int) -> Iterator[Work]:
-    """Workers that are ready to train; a call has them train every member for so many steps."""
+def processes(count: int) -> Iterator[list[Connection]]:
+    """So many workers, by their pipes."""
     context = multiprocessing.get_context("spawn")
-    pairs = [context.Pipe() for _ in range(at_once)]
-    shares = [steps * len(range(first, members, at_once)) for first in range(at_once)]
-    workers = [
-        context.Process(target=work, args=(there, split, recipe, share), daemon=True)
-        for (_, there), share in zip(pairs, shares, strict=True)
-    ]
+    pairs = [context.Pipe() for _ in range(count)]
+    workers = [context.Process(target=work, args=(there,), daemon=True) for _, there in pairs]
     for worker in workers:
         worker.start()
-    connections = [here for here, _ in pairs]
-    for connection in connections:
-        connection.recv()
-
-    def run() -> None:
-        for connection in connections:
-            connection.send(True)
-        for connection in connections:
-            connection.recv()
-
     try:
-        yield run
+        yield [here for here, _ in pairs]
     finally:
         for worker in workers:
             worker.terminate()
@@ -209,14 +197,32 @@ def processes(split: Split, recipe: Recipe, members: int, steps: int, *, at_once
             worker.join()
 
 
-def work(connection: Connection, split: Split, recipe: Recipe, steps: int) -> None:
-    """In a worker: on one thread, so many steps whenever it is told to; the order of members makes no difference."""
+def in_processes(
+    workers: Sequence[Connection], images: tuple[int, tuple[int, ...]], recipe: Recipe, members: int, steps: int
+) -> Work:
+    """So many steps of every member, each member in one of the workers; the order of members makes no difference."""
+    busy = workers[:members]
+    jobs = [(images, recipe, steps * len(range(number, members, len(busy)))) for number in range(len(busy))]
+
+    def run() -> None:
+        for worker, job in zip(busy, jobs, strict=True):
+            worker.send(job)
+        for worker in busy:
+            worker.recv()
+
+    return run
+
+
+def work(connection: Connection) -> None:
+    """In a worker, on one thread: go on with the training it is told, or begin it where it is another one."""
     torch.set_num_threads(1)
-    run = repeated(bench_training.ours(split, recipe), steps)
-    connection.send(True)
-    while connection.recv():
+    job = None
+    while True:
+        if (told := connection.recv()) != job:
+            images, recipe, steps = job = told
+            run = repeated(bench_training.ours(bench_loading.random_split(*images), recipe), steps)
         run()
-        connection.send(True)
+        connection.send(None)
 
 
 if __name__ == "__main__":
