@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,18 @@ import harness
 import numba as nb
 import numpy as np
 import torch
+from loading_rivals import BATCH, FLIP, PAD, Epoch, dali, ffcv, torchvision
 
 from hbr_fast.data.dataset import Split
 from hbr_fast.kernels import team
 from hbr_fast.loaders import native as native_backend
 from hbr_fast.loaders.batch import Augment
 from hbr_fast.loaders.loader import Loader
+from hbr_fast.training import trainer
+from hbr_fast.training.recipe import named_recipe
 
-PAD, FLIP = 4, 0.5
 AUGMENT = Augment(flip=FLIP, pad=PAD)
-BATCH = 128  # the paper's, and FFCV's and DALI's best on the machines tried
+RECIPE = dataclasses.replace(named_recipe("small-cnn"), model="cnn-16-32-64", batch_size=BATCH, flip=FLIP, pad=PAD)
 KEYS = {
     "native_over_ffcv": "ffcv",
     "native_over_dali": "dali",
@@ -86,8 +88,6 @@ SIZES = {
         steps=1,
     ),
 }
-
-Epoch = Callable[[], Iterable[Any]]  # batches of one epoch: images as a tensor or array, float32 [B, C, H, W]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -145,50 +145,48 @@ def measure_case(name: str, size: Size, threads: int) -> tuple[harness.Case, set
 
 def measure_training(size: Size) -> harness.Case:
     """Training the CNN 16-32-64 with the loader, and the same step on a constant batch."""
-    from hbr_fast.training import trainer
-    from hbr_fast.training.recipe import named_recipe
-
-    recipe = dataclasses.replace(named_recipe("small-cnn"), model="cnn-16-32-64", batch_size=BATCH, flip=FLIP, pad=PAD)
     split = random_split(min(12_800, size.images["3x32x32"]), SHAPES["3x32x32"])
-    dtype = trainer.compute_dtype(recipe)
-    loader = trainer.training_loader(split, recipe, seed=0, dtype=dtype)
-    ahead = Loader(split, augment=AUGMENT, batch_size=BATCH, dtype=dtype, channels_last=True, threads=1, prefetch=2)
-
-    def steps(batches: Iterator[Any]) -> Callable[[], None]:
-        model = trainer.initial_model(recipe, split, seed=0)
-        optimiser = trainer.make_optimiser(model, recipe)
-        trainer.set_learning_rate(optimiser, 0.01)
-
-        def run() -> None:
-            for _ in range(size.steps):
-                batch = next(batches)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                    logits = model(batch.images)
-                loss = torch.nn.functional.cross_entropy(logits, batch.labels)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-
-        return run
-
-    def endless(loader: Loader) -> Iterator[Any]:
-        for epoch in range(2**31):
-            yield from (batch for batch in loader.epoch(epoch) if len(batch.ids) == BATCH)
-
-    first = next(endless(loader))
-
-    def constant() -> Iterator[Any]:
-        while True:
-            yield first
-
+    loader = trainer.training_loader(split, RECIPE, seed=0, dtype=trainer.compute_dtype(RECIPE))
+    batches = {"constant_batch": constant(loader), "native": endless(loader)}
     variants = [
-        harness.Variant("constant_batch", steps(constant()), BATCH * size.steps),
-        harness.Variant("native", steps(endless(loader)), BATCH * size.steps),
-        harness.Variant("native, 1 thread, 2 ahead", steps(endless(ahead)), BATCH * size.steps),
+        *(harness.Variant(name, steps(split, each, size.steps), BATCH * size.steps) for name, each in batches.items()),
         harness.Variant(harness.NOOP, lambda: None, BATCH * size.steps),
     ]
     timings = harness.measure(variants, rounds=size.rounds["3x32x32"], seconds=size.seconds)
     return harness.Case("training cnn-16-32-64", "images", 5 * split.images[0].size, "constant_batch", timings)
+
+
+def steps(split: Split, batches: Iterator[Any], count: int) -> Callable[[], None]:
+    """Trains the CNN for `count` steps a call."""
+    model = trainer.initial_model(RECIPE, split, seed=0)
+    optimiser = trainer.make_optimiser(model, RECIPE)
+    trainer.set_learning_rate(optimiser, 0.01)
+    bfloat16 = trainer.compute_dtype(RECIPE) == torch.bfloat16
+
+    def run() -> None:
+        for _ in range(count):
+            batch = next(batches)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+                logits = model(batch.images)
+            loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    return run
+
+
+def endless(loader: Loader) -> Iterator[Any]:
+    """The full batches of one epoch after the other."""
+    for epoch in range(2**31):
+        yield from (batch for batch in loader.epoch(epoch) if len(batch.ids) == BATCH)
+
+
+def constant(loader: Loader) -> Iterator[Any]:
+    """One batch again and again."""
+    first = next(iter(loader.epoch(0)))
+    while True:
+        yield first
 
 
 PROBE = """
@@ -342,174 +340,6 @@ def noop(split: Split) -> Epoch:
     """The cost of the loop itself: the same batch again and again."""
     batch = torch.zeros((BATCH, *split.images.shape[1:]))
     return lambda: (batch for _ in range(0, len(split), BATCH))
-
-
-def ffcv(split: Split, threads: int, stack: contextlib.ExitStack) -> Epoch:
-    """FFCV's own loader on a raw `.beton` in the page cache."""
-    # FFCV sets the thread counts of numba and torch for the whole process when it is imported.
-    with _torch_threads_kept():
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.fields.basics import IntDecoder
-        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-        from ffcv.loader import Loader as FFCVLoader
-        from ffcv.loader import OrderOption
-        from ffcv.transforms import RandomHorizontalFlip, RandomTranslate, Squeeze, ToTensor, ToTorchImage
-        from ffcv.transforms.normalize import NormalizeImage
-        from ffcv.writer import DatasetWriter
-
-        from hbr_fast.loaders.ffcv import next_batch  # also keeps FFCV from spoiling numba's types
-
-        beton = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "train.beton")
-        fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-        DatasetWriter(beton, fields, num_workers=threads).from_indexed_dataset(ArrayImages(split), chunksize=500)
-        loader = FFCVLoader(
-            beton,
-            batch_size=BATCH,
-            num_workers=threads,
-            os_cache=True,
-            order=OrderOption.RANDOM,
-            drop_last=False,
-            pipelines={
-                "image": [
-                    SimpleRGBImageDecoder(),
-                    RandomHorizontalFlip(FLIP),
-                    RandomTranslate(padding=PAD, fill=(0, 0, 0)),
-                    NormalizeImage(split.mean * 255, split.std * 255, np.float32),
-                    ToTensor(),
-                    ToTorchImage(channels_last=False),
-                ],
-                "label": [IntDecoder(), ToTensor(), Squeeze()],
-            },
-        )
-
-    def epoch() -> Iterator[torch.Tensor]:
-        with _torch_threads_kept():
-            reading = iter(loader)
-            for _ in range(len(loader)):
-                images, _labels = next_batch(reading)
-                yield images
-
-    return epoch
-
-
-@contextlib.contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def dali(split: Split, threads: int, stack: contextlib.ExitStack) -> Epoch:
-    """DALI on the CPU, fed with batches by index; planar images were faster for it than H x W x C."""
-    from nvidia.dali import Pipeline, fn
-    from nvidia.dali.types import DALIDataType
-
-    rng = np.random.default_rng(0)
-
-    class Source:
-        def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            order = rng.permutation(len(split))
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
-                yield split.images[rows], split.labels[rows]
-
-    pipeline = Pipeline(batch_size=BATCH, num_threads=threads, device_id=None, seed=1, prefetch_queue_depth=2)
-    with pipeline:
-        images, labels = fn.external_source(Source(), num_outputs=2, batch=True, cycle="raise", layout=["CHW", ""])
-        offsets = [float(offset) for offset in range(-PAD, PAD + 1)]
-        cropped = fn.slice(
-            images,
-            start=fn.random.uniform(values=offsets, shape=(2,), dtype=DALIDataType.INT32),
-            shape=split.images.shape[2:],
-            axis_names="HW",
-            out_of_bounds_policy="pad",
-            fill_values=0,
-        )
-        normalised = fn.crop_mirror_normalize(
-            cropped,
-            mirror=fn.random.coin_flip(probability=FLIP),
-            mean=(split.mean * 255).tolist(),
-            std=(split.std * 255).tolist(),
-            dtype=DALIDataType.FLOAT,
-            output_layout="CHW",
-        )
-        pipeline.set_outputs(normalised, labels)
-    pipeline.build()
-
-    def epoch() -> Iterator[torch.Tensor]:
-        with contextlib.suppress(StopIteration):
-            while True:
-                images, _ = pipeline.run()
-                yield torch.from_dlpack(images.as_tensor())
-        pipeline.reset()
-
-    return epoch
-
-
-def torchvision(split: Split, threads: int) -> Epoch:
-    """What most people run, the paper's authors among them."""
-    loader = torchvision_loader(split, threads, BATCH)
-
-    def epoch() -> Iterator[torch.Tensor]:
-        for images, _, _ in loader:
-            yield images
-
-    return epoch
-
-
-def torchvision_loader(split: Split, workers: int, batch_size: int) -> Any:
-    """A DataLoader with transforms on PIL images in worker processes; its batches are images, labels, ids."""
-    from torchvision import transforms
-
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(split.images.shape[2:], padding=PAD),
-            transforms.RandomHorizontalFlip(FLIP),
-            transforms.ToTensor(),
-            transforms.Normalize(split.mean.tolist(), split.std.tolist()),
-        ]
-    )
-    # Workers that stay: starting them is not what is measured.
-    return torch.utils.data.DataLoader(
-        PilImages(split, transform),
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=True,
-    )
-
-
-class PilImages(torch.utils.data.Dataset[tuple[torch.Tensor, int, int]]):
-    """A split as a map-style dataset: transformed image, label, id."""
-
-    def __init__(self, split: Split, transform: Callable[[Any], torch.Tensor]) -> None:
-        self.arrays = ArrayImages(split)
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        from PIL import Image
-
-        image, label = self.arrays[index]
-        return self.transform(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)), label, index
-
-
-class ArrayImages:
-    """A split as FFCV's writer and PIL want it: H x W x C arrays and labels."""
-
-    def __init__(self, split: Split) -> None:
-        self.images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))
-        self.labels = split.labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images[index], int(self.labels[index])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import cast
 import bench_loading
 import bench_recording
 import harness
+import loading_rivals
 import torch
 from torch import nn
 from torch.nn import functional
@@ -167,7 +168,7 @@ def loss_difference(split: Split, recipe: Recipe) -> float:
 
 def paper_loop(split: Split, recipe: Recipe, workers: int) -> Callable[[], None]:
     """The paper's training as described: PIL transforms in workers, float32, recording sample by sample."""
-    loader = bench_loading.torchvision_loader(split, workers, recipe.batch_size)
+    loader = loading_rivals.torchvision_loader(split, workers, recipe.batch_size)
     model = plain_model(split, recipe)
     optimiser = torch.optim.SGD(
         model.parameters(),

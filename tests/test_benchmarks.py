@@ -33,6 +33,7 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "stacked_over_sequence": {"cnn-16-32-64 x2"},
         "vmap_float32_over_stacked_float32": {"cnn-16-32-64 x2"},
     },
+    "bench_prefetch": {"default_over_best": {"native", "ffcv", "dali", "torchvision"}},
     "bench_recording": {
         "time_over_cross_entropy": {"10", "100", "1000"},
         "loop_over_fused_128x10": None,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numba as nb
 import numpy as np
+import torch
 
 from hbr_fast.kernels import team
 from hbr_fast.kernels.cpu_crops import CONSTANT, cut_out, padded_copy, resized_crop, write_window
@@ -136,18 +137,19 @@ class ImagePass:
             self._job[name] = array.ctypes.data
         for name, number in numbers.items():
             self._job[name] = number
+        self._address = self._job.ctypes.data
         self._kept = (stores, arrays)  # what the addresses point to
 
     def make(
         self,
-        rows_b: np.ndarray,
+        rows_b: torch.Tensor,
         *,
         first_position: int,
         step: int,
         epoch: int,
-        images: np.ndarray,
-        labels_b: np.ndarray,
-        ids_b: np.ndarray,
+        images: torch.Tensor,
+        labels_b: torch.Tensor,
+        ids_b: torch.Tensor,
         threads: int,
     ) -> None:
         """Make a batch.
@@ -159,15 +161,15 @@ class ImagePass:
         first_position, step, epoch : int
             Place of its first row in the epoch's order, from one row to the next, and the epoch: they key the random
             numbers.
-        images : float32 or uint16 (bfloat16 bits) [B * C * H * W]
-            Written in full; may be larger.
+        images : float32 or bfloat16 [B, C, H, W]
+            Written in full; contiguous or channels-last, as the pass is.
         labels_b, ids_b : int64 [B]
             Written in full.
         threads : int
         """
         words = (
-            self._job.ctypes.data, rows_b.ctypes.data, first_position, step, epoch, images.ctypes.data,
-            labels_b.ctypes.data, ids_b.ctypes.data,
+            self._address, rows_b.data_ptr(), first_position, step, epoch, images.data_ptr(), labels_b.data_ptr(),
+            ids_b.data_ptr(),
         )  # fmt: skip
         team.run(self._kernel, len(rows_b), words, threads=threads)
 

@@ -30,7 +30,8 @@ class Loader:
         Image stores beside the split, e.g. pools of generated images: a plan's store 1, 2, ... Images have the shape of
         the split's and are normalised as they are.
     order : Sampler, optional
-        Which plan row stands where; by default `uniform_order(len(plan), seed=seed)`.
+        Which plan row stands where; it draws from as many rows as the plan has. By default
+        `uniform_order(len(plan), seed=seed)`.
     augment : Augment
         By default none: images are normalised only.
     batch_size : int
@@ -90,8 +91,10 @@ class Loader:
         _check_plan(plan, (split, *stores))
         if order is None:
             order = uniform_order(len(plan), seed=seed)
-        if order.num_rows > len(plan):
-            raise ValueError(f"the order draws from {order.num_rows} rows but the plan has only {len(plan)}")
+        if order.num_rows != len(plan):
+            raise ValueError(
+                f"the order draws from {order.num_rows} rows but the plan has {len(plan)}: make it of as many"
+            )
         if not 1 <= batch_size <= len(order):
             raise ValueError(
                 f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, "
@@ -110,6 +113,8 @@ class Loader:
             *(("several stores",) if stores else ()),
         )
         found = backends.find(backend, device.type, needs)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device '{device}' asked for, but torch sees no GPU here: use device='cpu'")
         threads = torch.get_num_threads() if threads is None else threads
         if prefetch is None:
             prefetch = found.prefetch_on_gpu if device.type == "cuda" else found.prefetch
@@ -148,7 +153,7 @@ class Loader:
         Raises
         ------
         ValueError
-            If the order draws from more rows than the plan has, or is shorter than a batch.
+            If the order does not draw from as many rows as the plan has, or is shorter than a batch.
         """
         return self._changed(order=order)
 
@@ -199,6 +204,11 @@ def _check_images(splits: Sequence[Split]) -> None:
             raise ValueError(
                 f"images of split {split.name!r} have {channels} channels but mean and std are of "
                 f"{len(splits[0].mean)} and {len(splits[0].std)}: give one number a channel"
+            )
+        if not (np.asarray(splits[0].std) > 0).all():
+            raise ValueError(
+                f"std of split {splits[0].name!r} is {np.asarray(splits[0].std).tolist()}: a channel that is the same "
+                "everywhere cannot be divided by it; leave it out, or set its std to 1"
             )
         if split.images.shape[1:] != splits[0].images.shape[1:]:
             raise ValueError(

@@ -100,26 +100,33 @@ class NativeBackend:
         at_once = step * max(1, ROWS_AT_ONCE // (step * size))
         for first in range(start, self.job.batches, at_once):
             stop = min(first + at_once, self.job.batches)
-            rows = self._rows(epoch, first, stop)
-            labels, ids = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-            columns = [torch.from_numpy(column).split(size) for column in (labels, ids, rows)]
-            for block in range(0, stop - first, step):
-                part = slice(block * size, (block + step) * size)
-                buffer, count = self._buffers.take(), len(rows[part])
-                first_position, stride = self.job.order.global_positions((first + block) * size)
-                self._pass.make(
-                    rows[part],
-                    first_position=first_position,
-                    step=stride,
-                    epoch=epoch,
-                    images=buffer,
-                    labels_b=labels[part],
-                    ids_b=ids[part],
-                    threads=self.job.threads,
-                )
-                images = self._as_images(torch.from_numpy(buffer), count).split(size)
-                del buffer  # it is free once nobody has the batches
-                yield list(map(Batch, images, *(column[block : block + step] for column in columns)))
+            rows = torch.from_numpy(self._rows(epoch, first, stop))
+            columns = (rows, torch.empty_like(rows), torch.empty_like(rows))
+            blocks = zip(*(column.unsafe_split(step * size) for column in columns), strict=True)
+            for number, block in enumerate(blocks):
+                yield self._block(epoch, first + number * step, *block)
+
+    def _block(
+        self, epoch: int, first: int, rows_b: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor
+    ) -> list[Batch]:
+        """The batches of these rows of the plan, `first` being the first one's number; labels and ids are written.
+
+        `unsafe_split` differs from `split` in nothing but what autograd keeps of it, and takes a third of the time.
+        """
+        images = self._as_images(torch.from_numpy(self._buffers.take()), len(rows_b))
+        position, stride = self.job.order.global_positions(first * self.job.batch_size)
+        self._pass.make(
+            rows_b,
+            first_position=position,
+            step=stride,
+            epoch=epoch,
+            images=images,
+            labels_b=labels_b,
+            ids_b=ids_b,
+            threads=self.job.threads,
+        )
+        columns = (images, labels_b, ids_b, rows_b)
+        return list(map(Batch, *(column.unsafe_split(self.job.batch_size) for column in columns)))
 
     def _rows(self, epoch: int, first: int, stop: int) -> np.ndarray:
         """Rows of the plan of batches `first` to `stop - 1`: int64, checked."""
@@ -139,7 +146,10 @@ class NativeBackend:
 
     def _as_images(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         channels, height, width = self._image_shape
-        flat = flat.view(self.job.dtype)[: count * channels * height * width]
+        if flat.dtype != self.job.dtype:
+            flat = flat.view(self.job.dtype)
+        if len(flat) > (values := count * channels * height * width):
+            flat = flat[:values]
         if self.job.channels_last:
             return flat.view(count, height, width, channels).permute(0, 3, 1, 2)
         return flat.view(count, channels, height, width)

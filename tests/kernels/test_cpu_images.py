@@ -71,13 +71,13 @@ def make_batch(
         pad=pad,
         **{"border_c": np.zeros(channels), "cutout_c": np.zeros(channels), **more},
     ).make(
-        np.arange(count)[::-1].copy(),
+        torch.arange(count).flip(0),
         first_position=first_position,
         step=step,
         epoch=epoch,
-        images=memory[GUARD : GUARD + size],
-        labels_b=labels_out,
-        ids_b=ids_out,
+        images=torch.from_numpy(memory[GUARD : GUARD + size]),
+        labels_b=torch.from_numpy(labels_out),
+        ids_b=torch.from_numpy(ids_out),
         threads=threads,
     )
     assert (memory[:GUARD] == untouched).all(), "written before the output"

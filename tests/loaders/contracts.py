@@ -27,7 +27,7 @@ from hbr_fast.loaders.backends import BACKENDS, Backend
 from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.plan import Plan
-from hbr_fast.sampler import Sampler, sequential_order, uniform_order
+from hbr_fast.sampler import Sampler, sequential_order, uniform_order, weighted_order
 
 STRONG = Augment(flip=0.5, pad=2)
 AUGMENTS = (
@@ -322,11 +322,11 @@ def check_trap_14_augmentation_comes_after_resampling(make_loader: MakeLoader) -
     assert len(batch.images.flatten(1).unique(dim=0)) > 20
 
 
-def check_an_order_shorter_than_the_plan(make_loader: MakeLoader) -> None:
-    split = coded_split(30)
-    loader = make_loader(split=split, order=sequential_order(12), batch_size=5)
+def check_an_epoch_of_fewer_positions_than_rows(make_loader: MakeLoader) -> None:
+    order = weighted_order(np.ones(30), length=12, seed=0)
+    loader = make_loader(split=coded_split(30), order=order, batch_size=5)
     assert (len(loader), loader.samples) == (3, 12)
-    assert torch.equal(joined(loader.epoch(7)).ids, torch.arange(12))
+    assert joined(loader.epoch(7)).ids.tolist() == order.rows(0, 12, epoch=7).tolist()
 
 
 # --- a pure function of seed, epoch and position ---
@@ -598,7 +598,8 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
         ({"plan": plan(weight=np.array([0, 1, -0.1, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
         ({"plan": plan(weight=np.array([0, 1, np.nan, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
         ({"plan": Plan.of_rows(np.array([], np.int64))}, "the plan has no rows"),
-        ({"order": uniform_order(11, seed=0)}, "the order draws from 11 rows but the plan has only 10"),
+        ({"order": uniform_order(11, seed=0)}, "the order draws from 11 rows but the plan has 10: make it of as many"),
+        ({"order": uniform_order(9, seed=0)}, "the order draws from 9 rows but the plan has 10: make it of as many"),
         ({"dtype": torch.float64}, "dtype must be one of torch.float32, torch.bfloat16.*, got torch.float64"),
         ({"threads": 0}, "threads must be >= 1 and prefetch >= 0, got 0"),
         ({"prefetch": -1}, "threads must be >= 1 and prefetch >= 0, got .* and -1"),
@@ -608,6 +609,10 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
             "a reflection reaches 5 pixels beyond an image of 6 x 9, got pad=6",
         ),
         ({"split": one_mean}, r"images of split 'train' have 2 channels but mean and std are of 1 and 2"),
+        (
+            {"split": dataclasses.replace(split, std=np.array([1, 0], np.float32))},
+            r"std of split 'train' is \[1.0, 0.0\]: a channel that is the same everywhere",
+        ),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
         ({"seed": 2**63, "order": sequential_order(10)}, r"seed must be in \[0, 2\*\*63\)"),
     ):

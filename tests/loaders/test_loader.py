@@ -64,6 +64,13 @@ def test_unknown_backend_and_device() -> None:
         Loader(coded_split(10), batch_size=2, device="mps")
 
 
+@pytest.mark.parametrize("backend", ["native", "dali"])
+def test_a_gpu_that_is_not_there(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda:1' asked for, but torch sees no GPU here: use device='cpu'"):
+        Loader(coded_split(10), batch_size=2, device="cuda:1", backend=backend)
+
+
 def test_what_a_backend_lacks_is_named_with_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = dataclasses.replace(backends.BACKENDS["native"], features=frozenset({"cutout"}))
     monkeypatch.setitem(backends.BACKENDS, "bare", bare)

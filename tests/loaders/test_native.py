@@ -90,7 +90,7 @@ def test_with_order_is_the_same_loader_with_another_order() -> None:
     ids = torch.cat([batch.ids for batch in other.epoch(0)]).tolist()
     assert ids == order.with_counts([0, 3, 9]).rows(0, 10, epoch=0).tolist()
     assert 0 not in labels[ids]
-    with pytest.raises(ValueError, match="draws from 13 rows but the plan has only 12"):
+    with pytest.raises(ValueError, match="draws from 13 rows but the plan has 12"):
         loader.with_order(uniform_order(13, seed=0))
 
 
