@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,13 +176,13 @@ def steps(split: Split, batches: Iterator[Any], count: int) -> Callable[[], None
     return run
 
 
-def endless(loader: Loader) -> Iterator[Any]:
+def endless(loader: Loader) -> Generator[Any, None, None]:
     """The full batches of one epoch after the other."""
     for epoch in range(2**31):
         yield from (batch for batch in loader.epoch(epoch) if len(batch.ids) == BATCH)
 
 
-def constant(loader: Loader) -> Iterator[Any]:
+def constant(loader: Loader) -> Generator[Any, None, None]:
     """One batch again and again."""
     first = next(iter(loader.epoch(0)))
     while True:
