@@ -22,14 +22,15 @@ def refuse_to_overwrite(out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
 
 
-def number_at_once(choice: AtOnce, members: int, compute: Compute) -> int:
+def number_at_once(choice: AtOnce, members: int, compute: Compute, *, stacked: bool) -> int:
     """Members to train at the same time."""
     from hbr_fast.machine import usable_cpus
     from hbr_fast.training.parallel import auto_members_at_once
 
     if choice != "auto":
         return choice
-    return auto_members_at_once(members, cpus=usable_cpus(), device=compute.resolved().type)
+    device = "cpu" if stacked else compute.resolved().type  # stacks compute there
+    return auto_members_at_once(members, cpus=usable_cpus(), device=device)
 
 
 def cluster_of(address: str | None, cpus: float, gpus: float) -> Cluster | None:

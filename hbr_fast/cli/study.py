@@ -136,7 +136,7 @@ def study(
     from hbr_fast.studies.runner import run_study
 
     opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
-    at_once = number_at_once(members_at_once, grid.trainings, compute)
+    at_once = number_at_once(members_at_once, grid.trainings, compute, stacked=stacked)
     if dry_run:
         found = preview(grid, opened, out=directory, pool=opened_pool)
         rate = images_per_second(opened, grid.recipe, compute=compute)

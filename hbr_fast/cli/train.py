@@ -89,7 +89,9 @@ def train(
                 seed=seed,
                 plan=rows,
                 pools=pools,
-                members_at_once=number_at_once(members_at_once, 1 if ranks.size > 1 else members, compute),
+                members_at_once=number_at_once(
+                    members_at_once, 1 if ranks.size > 1 else members, compute, stacked=stacked
+                ),
                 stacked=stacked,
                 cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
                 checkpoint=checkpoint,

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hbr_fast import machine
+from hbr_fast.cli.options import number_at_once
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.training import device
 from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_bfloat16
@@ -60,6 +62,14 @@ def test_compile_is_for_one_process_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
         Compute("cpu", compile=True).resolved()
     with_gpus(monkeypatch, 1)
     assert Compute(compile=True).resolved() == torch.device("cuda:0")
+
+
+def test_auto_at_once_is_one_on_a_gpu_where_nothing_is_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cpus", lambda: 8)
+    for gpus, stacked, at_once in ((0, False, 3), (1, False, 1), (1, True, 3)):
+        with_gpus(monkeypatch, gpus)
+        assert number_at_once("auto", 3, Compute(), stacked=stacked) == at_once
+    assert number_at_once(2, 3, Compute(), stacked=False) == 2
 
 
 def test_precision_follows_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
