@@ -4,10 +4,15 @@ Our loop is the trainer's own step with its loader and recorder. The paper's loo
 the same weights on the same images in batches of 128; the losses of a first batch are compared beforehand.
 A call is one step.
 
+What a step is made of stands beside it: "convolutions" are those of the network alone, forward and backward, and
+"matmul" is as many multiplications in products of large matrices, the most that the processor does. On the smallest
+network there are also steps that lack one of the things that make ours fast.
+
     python benchmarks/bench_training.py [--quick] [--threads 2] [--out FILE.csv]
 
 The last line is JSON: `efficiency`, images/s of our loop over those of its step alone on the quickstart
-network, and `over_paper_loop`, images/s of our loop over those of the paper's, by network.
+network; by network `over_paper_loop`, images/s of our loop over those of the paper's, `convolution_share`, the time of
+the convolutions over that of a step, and `convolutions_over_matmul`, their speed over that of the matrix products.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from hbr_fast.training.recipe import Recipe, named_recipe
 QUICKSTART_SHAPE = (1, 28, 28)
 SHAPE = (3, 32, 32)
 MODELS = ("cnn-16-32-64", "cnn-32-64-128", "resnet18")
+MATRIX = 1024  # rows and columns of the matrices multiplied
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     against_paper = {model: measure_against_paper(model, size, chosen.threads) for model in MODELS}
     ratios = {
         "efficiency": quickstart.speed_ratio("ours", "constant_batch"),
-        "over_paper_loop": {model: case.speed_ratio("ours", "paper_loop") for model, case in against_paper.items()},
+        **{
+            name: {model: case.speed_ratio(one, other) for model, case in against_paper.items()}
+            for name, one, other in (
+                ("over_paper_loop", "ours", "paper_loop"),
+                ("convolution_share", "ours", "convolutions"),
+                ("convolutions_over_matmul", "convolutions", "matmul"),
+            )
+        },
     }
     harness.finish(chosen, [quickstart, *against_paper.values()], ratios, cache="images in memory")
 
@@ -90,16 +103,20 @@ def measure_against_paper(model: str, size: Size, threads: int) -> harness.Case:
     variants = [
         harness.Variant("paper_loop", paper_loop(split, recipe, threads), size.batch),
         harness.Variant("ours", ours(split, recipe), size.batch, error=error),
+        *bounds(split, recipe),
+        *(lacking(split, recipe) if model == MODELS[0] else ()),
         harness.Variant(harness.NOOP, lambda: None, size.batch),
     ]
     timings = harness.measure(variants, rounds=size.rounds, seconds=size.seconds)
     return harness.Case(model, "images", 5 * split.images[0].size, "paper_loop", timings)
 
 
-def ours(split: Split, recipe: Recipe) -> Callable[[], None]:
-    """The native loader, the trainer's step, the fused recorder."""
+def ours(
+    split: Split, recipe: Recipe, *, model: nn.Module | None = None, optimiser: torch.optim.Optimizer | None = None
+) -> Callable[[], None]:
+    """The native loader, the trainer's step, the fused recorder; with the trainer's model and optimiser or others."""
     loader = trainer.training_loader(split, recipe, seed=0, dtype=trainer.compute_dtype(recipe))
-    step = trainer_step(split, recipe, HardnessRecorder(len(split), split.num_classes))
+    step = trainer_step(split, recipe, HardnessRecorder(len(split), split.num_classes), model, optimiser)
     batches = ((batch, epoch) for epoch in itertools.count() for batch in loader.epoch(epoch))
     return lambda: step(*next(batches))
 
@@ -118,10 +135,16 @@ class NoRecorder:
         pass
 
 
-def trainer_step(split: Split, recipe: Recipe, recorder: HardnessRecorder) -> Callable[[Batch, int], None]:
-    """The trainer's step on a fresh model."""
-    model = trainer.initial_model(recipe, split, seed=0)
-    optimiser = trainer.make_optimiser(model, recipe)
+def trainer_step(
+    split: Split,
+    recipe: Recipe,
+    recorder: HardnessRecorder,
+    model: nn.Module | None = None,
+    optimiser: torch.optim.Optimizer | None = None,
+) -> Callable[[Batch, int], None]:
+    """The trainer's step, on a fresh model where none is given."""
+    model = model or trainer.initial_model(recipe, split, seed=0)
+    optimiser = optimiser or trainer.make_optimiser(model, recipe)
     dtype = trainer.compute_dtype(recipe)
     loss, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
 
@@ -140,6 +163,67 @@ def trainer_step(split: Split, recipe: Recipe, recorder: HardnessRecorder) -> Ca
         )
 
     return step
+
+
+def lacking(split: Split, recipe: Recipe) -> list[harness.Variant]:
+    """Our loop without one of the things that make it fast."""
+    unfused = trainer.initial_model(recipe, split, seed=0)
+    for module in unfused.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = TorchBatchNorm2d
+    plain, ordinary = plain_model(split, recipe), trainer.initial_model(recipe, split, seed=0)
+    plain.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))  # the layers go by their images
+    loop = torch.optim.SGD(ordinary.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    wide = dataclasses.replace(recipe, precision="float32")
+    without = {
+        "no bfloat16": ours(split, wide),
+        "no channels-last, no fused norm": ours(split, recipe, model=plain),
+        "no fused norm": ours(split, recipe, model=unfused),
+        "no fused SGD": ours(split, recipe, model=ordinary, optimiser=loop),
+    }
+    return [harness.Variant(name, run, recipe.batch_size) for name, run in without.items()]
+
+
+class TorchBatchNorm2d(nn.BatchNorm2d):
+    """What `training/layers.py` does not fuse, because it is a subclass."""
+
+
+def bounds(split: Split, recipe: Recipe) -> list[harness.Variant]:
+    """A step's convolutions alone, and as many multiplications in products of matrices."""
+    model, dtype = trainer.initial_model(recipe, split, seed=0), trainer.compute_dtype(recipe)
+    calls: list[tuple[nn.Conv2d, torch.Tensor]] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda layer, given: calls.append((layer, given[0])))
+    batch = next(trainer.training_loader(split, recipe, seed=0, dtype=dtype).epoch(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        model(batch.images)
+    passes, products = [], 0
+    for number, (layer, given) in enumerate(calls):
+        layer = copy.deepcopy(layer).to(dtype)
+        layer._forward_pre_hooks.clear()
+        x = given.detach().to(dtype).requires_grad_(number > 0)  # nothing learns from the gradient of the images
+        y = layer(x)
+        wanted = [layer.weight, x] if x.requires_grad else [layer.weight]
+        passes.append((layer, x, wanted, torch.randn_like(y)))
+        products += (1 + len(wanted)) * y.numel() * layer.weight[0].numel()
+
+    def convolutions() -> None:
+        for layer, x, wanted, g in passes:
+            torch.autograd.grad(layer(x), wanted, g)
+
+    a, b = (torch.randn(MATRIX, MATRIX, dtype=dtype) for _ in range(2))
+    times = max(1, round(products / MATRIX**3))
+
+    def matmul() -> None:
+        for _ in range(times):
+            torch.mm(a, b)
+
+    images = max(1, round(recipe.batch_size * times * MATRIX**3 / products))
+    return [
+        harness.Variant("convolutions", convolutions, recipe.batch_size),
+        harness.Variant("matmul", matmul, images),
+    ]
 
 
 def plain_model(split: Split, recipe: Recipe) -> nn.Module:

@@ -47,7 +47,12 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "quota_indices_per_second_per_core": None,
         "first_index_ms": None,
     },
-    "bench_training": {"efficiency": None, "over_paper_loop": {"cnn-16-32-64", "cnn-32-64-128", "resnet18"}},
+    "bench_training": {
+        "efficiency": None,
+        "over_paper_loop": {"cnn-16-32-64", "cnn-32-64-128", "resnet18"},
+        "convolution_share": {"cnn-16-32-64", "cnn-32-64-128", "resnet18"},
+        "convolutions_over_matmul": {"cnn-16-32-64", "cnn-32-64-128", "resnet18"},
+    },
 }
 NEEDS = {"native_over_ffcv": "ffcv", "native_over_dali": "nvidia.dali"}
 
