@@ -7,12 +7,15 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 # What the system says where a disk, a quota or a file is full.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -23,6 +26,19 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits; the file is streamed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def let_go(mapped: np.ndarray) -> None:
+    """Take what was read of a memory-mapped array out of this process's memory; reading it again brings it back.
+
+    The system does so by itself where memory is short, but until then a pass over a file counts as memory of the size
+    of the file. Does nothing for other arrays, and where the system has no such call.
+    """
+    owner: Any = mapped
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def canonical_json(value: Any) -> str:

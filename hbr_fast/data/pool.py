@@ -159,15 +159,13 @@ def _write_arrays(file: IO[bytes], path: Path, labels: np.ndarray, target: Path,
     if stored != shape and not flat and not channels_last:
         raise ValueError(f"{path} has images of {list(stored)}, the dataset of {list(shape)}: make them alike")
     with atomic_directory(target) as directory, progress.task("pool", total=count, unit="images") as advance:
-        out = np.lib.format.open_memmap(directory / "images.npy", "w+", np.uint8, (count, *shape))
-        done = 0
-        for block in blocks:
-            out[done : done + len(block)] = (
-                block.transpose(0, 3, 1, 2) if channels_last else block.reshape(len(block), *shape)
-            )
-            done += len(block)
-            advance(len(block))
-        out.flush()
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+        with open(directory / "images.npy", "wb") as out:
+            np.lib.format.write_array_header_1_0(out, header)
+            for block in blocks:
+                planar = block.transpose(0, 3, 1, 2) if channels_last else block
+                out.write(np.ascontiguousarray(planar).data)
+                advance(len(block))
         np.save(directory / "labels.npy", labels.astype(np.int64), allow_pickle=False)
         write_json(directory / META, {"schema": SCHEMA, "fingerprint": _fingerprint_of_file(path), "images": count})
 

@@ -12,7 +12,7 @@ import torch
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset, Split
 from hbr_fast.data.pool import Pool
-from hbr_fast.files import atomic_write, content_hash
+from hbr_fast.files import atomic_write, content_hash, let_go
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.resampling.pools import RankedPool
 from hbr_fast.sampler import sequential_order
@@ -67,7 +67,8 @@ def own_confidence(
 ) -> np.ndarray:
     """Probability of each image's own class, mean over the members: float32 [N]; eval mode, no augmentation.
 
-    Images stream through one member after the other: beside one number an image, memory holds one batch.
+    Images stream through one member after the other: memory holds some batches of them, and for each image its label,
+    its place in the order and its confidence.
     """
     images = dataclasses.replace(split, mean=dataset.train.mean, std=dataset.train.std)  # as the members saw theirs
     dtype = compute_dtype(recipe)
@@ -87,5 +88,6 @@ def own_confidence(
                 for batch in loader.epoch(0):
                     own = model(batch.images).softmax(1).gather(1, batch.labels[:, None])[:, 0]
                     total[batch.ids.numpy()] += own.double().numpy()
+                    let_go(images.images)
                     advance(len(batch.ids))
     return (total / len(members)).astype(np.float32)

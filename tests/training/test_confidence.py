@@ -1,5 +1,7 @@
 """Pools in training: their images are seen, their hardness is nobody's, and the ensemble ranks them."""
 
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,29 @@ def test_rank_pool_is_the_mean_probability_of_the_own_class_and_is_kept(
     np.testing.assert_array_equal(again.confidence, ranked.confidence)
     with pytest.raises(AssertionError, match="ranked twice"):
         confidence.rank_pool(pool, data, RECIPE, members[:1], cache=tmp_path / "cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory by kind is told by Linux")
+def test_a_pool_larger_than_what_memory_may_hold_is_ranked(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 98 MB of images the process never holds a fifth: neither as its own memory nor as pages of the file."""
+    count = 1_536_000
+    np.save(tmp_path / "p.images.npy", np.zeros((count, 1, 8, 8), np.uint8))
+    np.save(tmp_path / "p.labels.npy", np.zeros(count, np.int64))
+    pool = open_pool(tmp_path / "p.images.npy", dataset=data, cache=tmp_path)
+    held: list[int] = []
+
+    class Looking(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            status = Path("/proc/self/status").read_text()
+            held.append(int(re.findall(r"RssFile:\s+(\d+) kB", status)[0]) // 1024)
+            return images.flatten(1)[:, :3]
+
+    monkeypatch.setattr(confidence, "trained_model", lambda *_: Looking())
+    found = confidence.own_confidence(pool.split, data, RECIPE, [None], label="pool")  # type: ignore[list-item]
+    assert len(held) * confidence.EVALUATION_BATCH == len(found) == count
+    assert max(held) - held[0] < 20
 
 
 def test_training_sees_pool_images_and_scores_only_the_split(data: Dataset, pool: Pool, tmp_path: Path) -> None:
