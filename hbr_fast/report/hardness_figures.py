@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from scipy import stats
 
 from hbr_fast.hardness import ESTIMATORS
@@ -98,7 +99,8 @@ def confidence_against_margin(study: StudyFiles, images: Any = None) -> Picture 
         axes.set_xlabel("AUM (logits)")
         axes.set_ylabel("confidence (probability)")
         axes.set_ylim(-0.02, 1.02)
-        figure.colorbar(cells, ax=axes, label="samples")
+        ticks = LogLocator(subs=(1, 2, 5))
+        figure.colorbar(cells, ax=axes, label="samples", ticks=ticks, format="%g").minorticks_off()
         if images is not None:
             _insets(figure, odd, images)
     return Picture(

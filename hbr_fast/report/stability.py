@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
 from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, heat_map, report_style, titled_figure
-from hbr_fast.report.study_files import StudyFiles
+from hbr_fast.report.study_files import StudyFiles, estimator_label
 
 _CORRELATIONS = {
     "class_spearman": "classes, Spearman",
@@ -64,7 +64,7 @@ def counts_by_ensemble_size(study: StudyFiles) -> Picture:
     with report_style():
         figure, axes = titled_figure(
             "Do samples per class settle?", "mean change of a class when a member is added; band: 5 to 95 % of orders",
-            3.1, legend_rows=-(-len(names) // 4),
+            3.1, legend_rows=-(-len(names) // 3),
         )  # fmt: skip
         for number, name in enumerate(names):
             rows = frame.filter(pl.col("estimator") == name).sort("size")
@@ -73,11 +73,11 @@ def counts_by_ensemble_size(study: StudyFiles) -> Picture:
             axes.fill_between(rows["size"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
         axes.set_xlabel("members")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel("change of S_c (samples)")
+        axes.set_ylabel("change of a class (samples)")
         axes.grid(visible=True)
         axes.set_ylim(bottom=0)
         height = figure.get_size_inches()[1]
-        figure.legend(loc="upper left", bbox_to_anchor=(0.02, 1 - 0.49 / height), ncols=4, borderpad=0, borderaxespad=0)
+        figure.legend(loc="upper left", bbox_to_anchor=(0.02, 1 - 0.49 / height), ncols=3, borderpad=0, borderaxespad=0)
     last = {name: frame.filter(pl.col("estimator") == name).sort("size")["mean"][-1] for name in names}
     return Picture(
         "counts_by_ensemble_size",
@@ -97,7 +97,7 @@ def agreement_by_ensemble_size(study: StudyFiles) -> Picture:
     estimator = study.meta["estimator"]
     with report_style():
         figure, axes = titled_figure(
-            f"Do the ranks of {estimator} settle?",
+            f"Do the ranks by {estimator_label(study)} settle?",
             "rank correlation with the full ensemble; band: 5 to 95 % of orders", 3.1, legend_rows=1,
         )  # fmt: skip
         frames = []
@@ -123,7 +123,7 @@ def agreement_by_ensemble_size(study: StudyFiles) -> Picture:
     words = "; ".join(f"{_CORRELATIONS[m]} {mean:.3f}" for m, mean in first.select("measure", "mean").rows())
     return Picture(
         "agreement_by_ensemble_size",
-        f"Do the ranks of {estimator} settle?",
+        f"Do the ranks by {estimator_label(study)} settle?",
         "Spearman and Kendall correlation of class means and of sample scores by j members with those by all, over "
         f"random orders of the members.{settled}",
         f"Line chart of rank correlations against ensemble size. With the fewest members: {words}.",

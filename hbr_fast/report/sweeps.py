@@ -9,10 +9,12 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, count, heat_map, report_style, titled_figure
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare
 
+LOG_ABOVE = 4  # values that lie further apart than this factor crowd at one end of a linear axis
 # What is drawn along a sweep: columns of `per_member.csv` and their names.
 _PANELS = {**{f"recall_{gap}": f"recall gap, {words}" for gap, words in GAPS.items()}, "accuracy": "accuracy"}
 
@@ -26,6 +28,7 @@ def gaps_by_alpha(study: StudyFiles) -> Picture | None:
         along=lambda arm: float(study.setting(arm, "alpha")),
         line=lambda arm: _named(study, arm, ("oversample", "undersample", "prune")),
         words=("alpha", "degree of resampling, alpha", "gaps_by_alpha", "Gaps along alpha"),
+        start="baseline (alpha 0)",
     )
 
 
@@ -38,6 +41,7 @@ def gaps_by_pruning_rate(study: StudyFiles) -> Picture | None:
         along=lambda arm: 100 * float(study.setting(arm, "prune_rate")),
         line=lambda arm: _named(study, arm, ("oversample", "undersample", "level")),
         words=("rate", "samples pruned (%)", "gaps_by_pruning_rate", "Gaps along the pruning rate"),
+        start="baseline (nothing pruned)",
     )
 
 
@@ -178,20 +182,22 @@ def _sweep(
     along: Callable[[str], float],
     line: Callable[[str], str],
     words: tuple[str, str, str, str],
+    start: str,
 ) -> Picture | None:
-    if len({along(arm) for arm in arms}) < 2:
+    places = sorted({along(arm) for arm in arms})
+    if len(places) < 2:
         return None
     column, axis, name, title = words
     lines = list(dict.fromkeys(line(arm) for arm in arms))
     rows = []
     with report_style():
         subtitle = "mean over members; bars: 95 % interval of the difference from the baseline"
-        figure, panels = _panels(title, subtitle, legend_rows=-(-(len(lines) + 1) // _legend_columns(lines)))
+        figure, panels = _panels(title, subtitle, legend_rows=-(-(len(lines) + 1) // _legend_columns([*lines, start])))
         for (metric, label), axes in zip(_PANELS.items(), panels, strict=True):
-            start = 100 * study.member_metric(BASELINE, metric).mean()
             first = axes is panels[0]  # the one that the legend is made from
-            dashes = axes.axhline(start, color="#000000", linewidth=0.9, linestyle=(0, (4, 2)))
-            dashes.set_label(BASELINE if first else "")
+            before = 100 * study.member_metric(BASELINE, metric).mean()
+            dashes = axes.axhline(before, color="#000000", linewidth=0.9, linestyle=(0, (4, 2)))
+            dashes.set_label(start if first else "")
             for number, of_line in enumerate(lines):
                 points = sorted(((along(arm), arm) for arm in arms if line(arm) == of_line), key=lambda pair: pair[0])
                 colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -199,10 +205,13 @@ def _sweep(
                 x = np.array([place for place, _ in points])
                 y = np.array([c.treatment for c in compared])
                 half = np.nan_to_num(np.array([(c.high - c.low) / 2 for c in compared]))
+                # Lines stand a little beside each other, so that no bar hides another.
+                aside = ScaledTranslation((number - (len(lines) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
                 axes.errorbar(
-                    x, y, yerr=half, color=colour, marker=marker, markersize=4, linewidth=1.2, elinewidth=0.8,
-                    capsize=2, label=of_line if first else None,
+                    x, y, yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, elinewidth=0.8,
+                    capsize=2, label=of_line if first else None, transform=axes.transData + aside,
                 )  # fmt: skip
+                axes.update_datalim([*zip(x, y - half, strict=True), *zip(x, y + half, strict=True)])
                 rows += [
                     {
                         "metric": metric,
@@ -219,12 +228,13 @@ def _sweep(
                 ]
             axes.set_title(label, fontsize=8.5, fontweight="normal")
             axes.grid(visible=True)
+            _fit(axes, places, least=-100 if metric == "recall_easy_hard" else 0)
         for axes in panels[-2:]:
             axes.set_xlabel(axis, fontsize=8)
         figure.supylabel("percentage points (accuracy: %)", fontsize=8)
         figure.legend(
             loc="upper left", bbox_to_anchor=(0.02, 1 - 0.49 / figure.get_size_inches()[1]),
-            ncols=_legend_columns(lines), borderpad=0, borderaxespad=0, fontsize=8,
+            ncols=_legend_columns([*lines, start]), borderpad=0, borderaxespad=0, fontsize=8,
         )  # fmt: skip
     best = min(
         (row for row in rows if row["metric"] == "recall_max_min"), key=lambda row: float(str(row["mean_percent"]))
@@ -234,7 +244,8 @@ def _sweep(
         title,
         f"Five measures of the recall gap (less is better) and accuracy against the {axis}, a line a treatment, means "
         f"over members ({count(study, BASELINE)} of the baseline, dashed). Bars: half width of the 95 % interval of "
-        "the paired difference from the baseline over resampled variants, where the design gives one.",
+        "the paired difference from the baseline over resampled variants, where the design gives one, cut off where "
+        "percentages end.",
         f"Line charts of five gap measures and accuracy along the {axis} for {', '.join(lines)}. Smallest max - min "
         f"gap: {best['mean_percent']:.1f} points by {best['arm']}, baseline {best['baseline_percent']:.1f}.",
         pl.DataFrame(rows),
@@ -249,25 +260,46 @@ def _panels(title: str, subtitle: str, *, legend_rows: int) -> tuple[Figure, lis
     return figure, list(figure.subplots(3, 2, sharex=True).ravel())
 
 
+def _fit(axes: Axes, places: Sequence[float], *, least: float) -> None:
+    """Limits and ticks: values in equal ratios on a logarithmic axis, percentages no further than they go."""
+    if places[0] > 0 and places[-1] > LOG_ABOVE * places[0]:
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.minorticks_off()
+    if not any(np.isfinite(bar.lines[0].get_ydata()).any() for bar in axes.containers):  # type: ignore[arg-type]
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "not defined: no arm shares\nsamples out by hardness", transform=axes.transAxes,
+                  ha="center", va="center", fontsize=8)  # fmt: skip
+        return
+    axes.margins(x=0.08)
+    axes.autoscale_view()
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, least - 3), min(high, 103))
+
+
 def _legend_columns(lines: Sequence[str]) -> int:
     return max(1, 66 // (max(map(len, lines)) + 8))
 
 
 def _named(study: StudyFiles, arm: str, parts: Sequence[str]) -> str:
     """What an arm does, in those of the words that tell this study's arms apart."""
-    texts = []
+    told = []
     for part in parts:
-        if part in ("prune", "level"):
-            level, by = study.setting(arm, "prune_level"), study.setting(arm, "prune_by")
-            rate = f" {100 * study.setting(arm, 'prune_rate'):g} %" if part == "prune" else ""
-            told = "" if level == "none" else f"pruned{rate} by {by} in the {level}"
-        else:
-            told = f"{study.setting(arm, part)} {part.removesuffix('e')}ing"
-            if len({study.setting(other, part) for other in study.treatments}) == 1:
-                told = ""
-        if told:
-            texts.append(told)
-    return ", ".join(texts) or "resampled"
+        said = {_words(study, other, part) for other in study.treatments} - {""}
+        if len(said) > 1:
+            told.append(_words(study, arm, part))
+    return ", ".join(word for word in told if word) or "resampled"
+
+
+def _words(study: StudyFiles, arm: str, part: str) -> str:
+    if part in ("prune", "level"):
+        level, by = study.setting(arm, "prune_level"), study.setting(arm, "prune_by")
+        rate = f" {100 * study.setting(arm, 'prune_rate'):g} %" if part == "prune" else ""
+        whose = "of each class" if level == "class" else "of the whole set"
+        return "" if level == "none" else f"pruned{rate} by {by.replace('random', 'chance')}, {whose}"
+    if study.setting(arm, "alpha") == 0:
+        return "not resampled" if part == "oversample" else ""
+    return f"{study.setting(arm, part)} {part.removesuffix('e')}ing"
 
 
 def _wide(study: StudyFiles, order: np.ndarray, arms: Sequence[str], values_ca: np.ndarray) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from hbr_fast.report.drawing import COLOURS, Picture, count, report_style, titled_figure
+from hbr_fast.report.drawing import COLOURS, Picture, count, label_points, report_style, titled_figure
 from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label, compare
 
 FAR = 1.5  # an arm whose gap is this many times the baseline's would press all others into a corner
@@ -75,11 +75,19 @@ def gap_against_accuracy(study: StudyFiles) -> Picture | None:
                 color="#000000" if i == 0 else COLOURS[0], marker="s" if i == 0 else "o", markersize=4, elinewidth=0.8,
                 capsize=2, alpha=1 if i in front else 0.5,
             )  # fmt: skip
-            place = (point.accuracy_percent, point.gap_points)
-            axes.annotate(point.name, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set_xlabel("accuracy (%)", fontsize=8)
         axes.set_ylabel("recall gap, best minus worst class (points)", fontsize=8)
         axes.grid(visible=True)
+        # A wide interval would reach to accuracies and gaps that there are not.
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        axes.set(xlim=(max(left, -3), min(right, 103)), ylim=(max(low, -3), min(high, 103)))
+        shown = [point for i, point in enumerate(points) if i not in far]
+        label_points(
+            axes,
+            np.array([point.accuracy_percent for point in shown]),
+            np.array([[point.gap_points for point in shown]]),
+            [point.name for point in shown],
+        )
     outside = f" Outside the picture: {', '.join(points[i].name for i in sorted(far))}." if far else ""
     return Picture(
         "gap_against_accuracy",

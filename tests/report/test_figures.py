@@ -182,7 +182,7 @@ def study_of_a_path(study_writer: StudyWriter, *, along: str) -> StudyFiles:
             recall[f"{what}-{value}"] = RECALL + rng.normal(0, 0.01, (6, 10))
             settings[f"{what}-{value}"] = {along: value, "oversample": what}
             if along == "prune_rate":
-                settings[f"{what}-{value}"] |= {"alpha": 0.0, "prune_level": "class", "prune_by": "hardness"}
+                settings[f"{what}-{value}"] |= {"alpha": 0.25, "prune_level": "class", "prune_by": "hardness"}
     seeds = {arm: list(range(6)) for arm in recall}
     return read_study(
         study_writer(along, recall=recall, settings=settings, variants=dict.fromkeys(recall, cells), seeds=seeds)
@@ -212,6 +212,45 @@ def test_a_path_is_drawn_as_its_csv(
     assert (row["difference_points"], row["difference_low"]) == (compared.difference, compared.low)
     assert row["mean_percent"] == pytest.approx(100 * study.member_metric("smote-0.5", "recall_std").mean())
     assert row[column] == (0.5 if along == "alpha" else 50.0)
+
+
+def test_alphas_in_equal_ratios_stand_at_equal_distances(study_writer: StudyWriter) -> None:
+    alphas = (0.0412, 0.233, 1.32)
+    recall = {"baseline": np.tile(RECALL, (2, 1)), **{f"random-{a}": np.tile(RECALL, (2, 1)) for a in alphas}}
+    settings = {f"random-{a}": {"alpha": a} for a in alphas}
+    seeds = {arm: [0, 1] for arm in recall}
+    picture = sweeps.gaps_by_alpha(read_study(study_writer(recall=recall, settings=settings, seeds=seeds)))
+    assert picture is not None
+    axes = picture.figure.axes[0]
+    places = axes.transData.transform([(alpha, 20) for alpha in alphas])[:, 0]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], rel=0.01)
+    left, right = axes.get_xlim()
+    assert left < alphas[0] < alphas[-1] < right
+    assert [label.get_text() for label in picture.figure.axes[-1].get_xticklabels()] == ["0.0412", "0.233", "1.32"]
+    assert axes.get_legend_handles_labels()[1] == ["baseline (alpha 0)", "resampled"]
+    crowded = sweeps.gaps_by_alpha(study_of_a_path(study_writer, along="alpha"))
+    assert crowded is not None
+    assert crowded.figure.axes[0].get_xscale() == "linear"
+
+
+def test_bars_end_where_percentages_do_and_an_undefined_gap_is_said(study_writer: StudyWriter) -> None:
+    unlike = np.stack([np.linspace(0, 1, 10), np.full(10, 0.5)])  # two variants as far apart as can be
+    recall = {"baseline": np.tile(RECALL, (2, 1)), "a": unlike, "b": unlike}
+    settings = {arm: {"alpha": 0.0, "prune_rate": rate} for arm, rate in (("a", 0.3), ("b", 0.5))}
+    settings = {arm: {**one, "prune_level": "class", "prune_by": "random"} for arm, one in settings.items()}
+    path = study_writer(recall=recall, settings=settings, seeds={arm: [0, 1] for arm in recall})
+    members = pl.read_csv(path / "per_member.csv").with_columns(pl.lit(float("nan")).alias("recall_easy_hard"))
+    members.write_csv(path / "per_member.csv")
+    picture = sweeps.gaps_by_pruning_rate(read_study(path))
+    assert picture is not None
+    assert picture.data["difference_high"].drop_nans().max() > 100  # type: ignore[operator]
+    for axes in picture.figure.axes:
+        low, high = axes.get_ylim()
+        if "easy" in axes.get_title(loc="left"):
+            assert "not defined" in axes.texts[0].get_text()
+        else:
+            assert -3 <= low < high <= 103
+            assert not axes.texts
 
 
 def test_without_two_values_there_is_no_path(study_writer: StudyWriter) -> None:
