@@ -104,10 +104,11 @@ def test_help_lists_the_commands_and_answers_at_once(tmp_path: Path) -> None:
     done = entry_point("--help", cwd=tmp_path)
     assert time.perf_counter() - start < 10, "generous: a busy machine; the benchmark of a second is the README's"
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("convert", "verify", "info", "train", "hardness", "resample", "study", "report"):
+    commands = ("convert", "verify", "info", "train", "hardness", "resample", "relabel", "suspects", "study", "report")
+    for command in commands:
         assert command in done.stdout
         assert command in cli.COMMANDS
-    assert len(cli.COMMANDS) == 8
+    assert len(cli.COMMANDS) == len(commands)
     assert "--debug" in done.stdout
 
 
@@ -420,6 +421,9 @@ def test_missing_source_files_are_named_and_nothing_is_left(source: str, tmp_pat
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
         (["resample", "run", "plan"], "run holds no finished ensemble"),
         (["resample", "run", "plan", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
+        (["relabel", "x.hbr", "y.hbr"], "give --noise RATE or --threshold-samples, one of them"),
+        (["relabel", "x.hbr", "y.hbr", "--noise", "0.1"], "there is no dataset at x.hbr"),
+        (["suspects", "run", "plan", "--count", "3"], "run holds no finished ensemble"),
         (["study", "quickstrat"], "unknown study 'quickstrat': available are quickstart"),
         (["study", "quickstart", "--dataset", "x.hbr"], "there is no dataset at x.hbr"),
         (["study", "quickstart", "--members", "0"], "a study needs variants >= 1 and members >= 1, got 0 and 1"),

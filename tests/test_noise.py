@@ -1,16 +1,19 @@
 """Label noise: put in, suspected, scored; and the same images under other labels."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hbr_fast import cli
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset, verify_dataset
 from hbr_fast.data.relabel import relabel
-from hbr_fast.noise import inject_noise, score_detection, suspects, threshold_labels, threshold_of
+from hbr_fast.noise import NoisyLabels, inject_noise, score_detection, suspects, threshold_labels, threshold_of
+from hbr_fast.plan import Plan
 from hbr_fast.training.ensemble import train_ensemble
 from hbr_fast.training.recipe import Recipe
 
@@ -106,6 +109,68 @@ def test_wrong_labels_are_found_by_count_and_by_threshold_samples(tmp_path: Path
     found = np.setdiff1d(suspects(aum, hard_is="low", threshold=cut), np.flatnonzero(labels == 3))
     assert score_detection(found, noisy).recall > 0.5
     assert len(found) < 300
+
+
+SMALL = ["--members-at-once", "1", "--set", "model=cnn-8-16", "epochs=6", "batch_size=50", "lr=0.05", "flip=0", "pad=0"]
+
+
+def test_from_noise_to_a_training_without_suspects_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = convert("synthetic", "clean.hbr", classes=3, train_per_class=200, test_per_class=5, shape=(1, 8, 8))
+
+    def said(*words: str) -> list[str]:
+        capsys.readouterr()
+        cli.main(list(words))
+        return capsys.readouterr().out.splitlines()
+
+    assert said("relabel", "clean.hbr", "noisy.hbr", "--noise", "0.1", "--kind", "pairwise", "--seed", "1") == [
+        "noisy.hbr: 60 of 600 train labels are wrong; the truth is in clean.hbr"
+    ]
+    noisy = inject_noise(data.train.labels, 0.1, num_classes=3, kind="pairwise", seed=1)
+    np.testing.assert_array_equal(open_dataset("noisy.hbr").train.labels, noisy.labels)
+    assert open_dataset("noisy.hbr").meta["source"]["relabelled"]["noise"] == "pairwise"
+
+    said("train", "noisy.hbr", "run", "--members", "2", *SMALL)
+    lines = said("suspects", "run", "rest", "--count", "60", "--truth", "clean.hbr")
+    assert lines[0] == "rest: 540 rows; 60 of 600 samples are suspects by aum"
+    found = np.setdiff1d(np.arange(600), Plan.load("rest").index)
+    assert [int(line.split()[0]) for line in lines[1:4]] == np.bincount(noisy.labels[found], minlength=3).tolist()
+    share = score_detection(found, noisy).precision
+    assert share > 0.5
+    assert lines[4].startswith(f"wrong labels: {100 * share:.1f} % of the suspects have one, {100 * share:.1f} % of")
+    assert "suspects by aum <= 0\n" in "\n".join(said("suspects", "run", "below", "--threshold", "0"))
+    said("train", "noisy.hbr", "cleaned", "--plan", "rest", *SMALL)
+
+    assert said("relabel", "noisy.hbr", "extra.hbr", "--threshold-samples", "--seed", "2") == [
+        "extra.hbr: 150 of 600 train samples are threshold samples"
+    ]
+    said("train", "extra.hbr", "extra", "--members", "2", *SMALL)
+    lines = said("suspects", "extra", "more", "--truth", "clean.hbr")
+    plan = Plan.load("more")
+    kept, moved = plan.index, np.flatnonzero(open_dataset("extra.hbr").train.labels == 3)
+    assert np.isin(moved, kept).all(), "nobody judged them"
+    assert f"{600 - len(kept)} of 450 samples are suspects by aum <= " in lines[0]
+    assert len(lines) == 1 + 3 + 1, "the extra class is no class of the data"
+    judged = NoisyLabels(np.where(np.isin(np.arange(600), moved), noisy.truth, noisy.labels), noisy.truth)
+    detection = score_detection(np.setdiff1d(np.arange(600), kept), judged)
+    assert detection.recall > 0.5
+    assert f"{100 * detection.recall:.1f} % of those that do are suspects" in lines[4]
+    said("train", "noisy.hbr", "more-cleaned", "--plan", "more", *SMALL)  # the plan is of the set without the class
+
+    other = convert("synthetic", "other.hbr", classes=3, train_per_class=201, test_per_class=5, shape=(1, 8, 8))
+    for words, message in (
+        (["suspects", "run", "x"], "run was trained without threshold samples"),
+        (["suspects", "run", "x", "--count", "601"], r"count must be in \[0, 600\]"),
+        (["suspects", "run", "x", "--count", "6", "--truth", str(other.path)], "has other train images than"),
+        (["relabel", "extra.hbr", "x.hbr", "--threshold-samples"], "has threshold samples already"),
+        (["relabel", "clean.hbr", "x.hbr", "--noise", "2"], r"a share in \[0, 1\], got 2.0"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.glob("x*"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The command line: `hbr-fast convert | verify | info | train | hardness | resample | study | report`.
+"""The command line: `hbr-fast convert | verify | info | train | hardness | resample | relabel |
+suspects | study | report`.
 
 One file a command. Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -15,9 +16,11 @@ import tyro
 from hbr_fast.cli.convert import convert
 from hbr_fast.cli.hardness import hardness
 from hbr_fast.cli.info import info
+from hbr_fast.cli.relabel import relabel
 from hbr_fast.cli.report import report
 from hbr_fast.cli.resample import resample
 from hbr_fast.cli.study import study
+from hbr_fast.cli.suspects import suspects
 from hbr_fast.cli.train import train
 from hbr_fast.cli.verify import verify
 from hbr_fast.training.distributed import OtherRankFailed, own_rank, started_by_torchrun
@@ -33,6 +36,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "hardness": hardness,
     "resample": resample,
+    "relabel": relabel,
+    "suspects": suspects,
     "study": study,
     "report": report,
 }

@@ -61,6 +61,7 @@ def train(
     """
     from hbr_fast.data.dataset import open_dataset, verify_dataset
     from hbr_fast.data.pool import open_pool
+    from hbr_fast.data.relabel import real_classes
     from hbr_fast.evaluation.metrics import evaluate, gaps
     from hbr_fast.plan import Plan
     from hbr_fast.training.checkpoint import CheckpointEvery
@@ -100,10 +101,12 @@ def train(
             ).members
         except MembersDiverged as error:
             diverged, trained = error, error.members
+        tested = real_classes(opened)
         for number, member in enumerate(trained):
             if member is None:
                 continue
-            result = evaluate(member.test_logits(), opened.test.labels, classes=opened.classes)
+            logits = member.test_logits()[:, :tested]
+            result = evaluate(logits, opened.test.labels, classes=opened.classes[:tested])
             print(
                 f"member {number}: accuracy {result.accuracy:.4f}, recall gap {gaps(result.recall)['max_min']:.4f}, "
                 f"{member.history()['seconds'].sum():.0f} s, {member.path}"

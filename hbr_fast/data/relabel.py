@@ -14,6 +14,8 @@ from hbr_fast.data.convert import check_output
 from hbr_fast.data.dataset import META, Dataset, fingerprint_of, open_dataset
 from hbr_fast.files import atomic_directory, sha256_of_file, write_json
 
+THRESHOLD = "threshold_samples_of"  # origin of a dataset with an extra class: the fingerprint of the one without it
+
 
 def relabel(
     dataset: Dataset,
@@ -76,6 +78,26 @@ def relabel(
         meta["fingerprint"] = fingerprint_of(meta["files"], names)
         write_json(directory / META, meta)
     return open_dataset(out)
+
+
+def real_classes(dataset: Dataset) -> int:
+    """Classes without the extra one of threshold samples, which is the last and has no test samples."""
+    return len(dataset.classes) - (THRESHOLD in dataset.meta["source"].get("relabelled", {}))
+
+
+def true_labels(truth: str | os.PathLike[str], relabelled: Dataset) -> np.ndarray:
+    """Labels of the train split of the dataset at `truth`, which has the same images: int64 [N].
+
+    Raises
+    ------
+    ValueError
+        If its images are others.
+    """
+    opened = open_dataset(truth)
+    own, other = (one.meta["files"][one.meta["splits"]["train"]["files"]["images"]] for one in (opened, relabelled))
+    if own["sha256"] != other["sha256"]:
+        raise ValueError(f"{truth} has other train images than {relabelled.path}: give the dataset it was made from")
+    return opened.train.labels
 
 
 def _link(source: Path, target: Path) -> None:
