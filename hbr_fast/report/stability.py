@@ -78,12 +78,14 @@ def counts_by_ensemble_size(study: StudyFiles) -> Picture:
         axes.set_ylim(bottom=0)
         height = figure.get_size_inches()[1]
         figure.legend(loc="upper left", bbox_to_anchor=(0.02, 1 - 0.49 / height), ncols=3, borderpad=0, borderaxespad=0)
+    enough = (study.meta.get("enough_members") or {}).get(study.meta["estimator"])
+    settled = f" By {estimator_label(study)} it is at most 1 % of the mean from {enough} members on." if enough else ""
     last = {name: frame.filter(pl.col("estimator") == name).sort("size")["mean"][-1] for name in names}
     return Picture(
         "counts_by_ensemble_size",
         "Do samples per class settle?",
         "Mean absolute change of a class's sample count when one member more has its say, over random orders of the "
-        "members.",
+        f"members.{settled}",
         "Line chart of the change of samples per class against ensemble size. At the last member: "
         + "; ".join(f"{name} {value:.1f}" for name, value in last.items())
         + ".",
@@ -117,15 +119,13 @@ def agreement_by_ensemble_size(study: StudyFiles) -> Picture:
             fontsize=7.5, columnspacing=1.0, handletextpad=0.3,
         )  # fmt: skip
     frame = pl.concat(frames)
-    enough = (study.meta.get("enough_members") or {}).get(estimator)
-    settled = f" They stay within the tolerance from {enough} members on." if enough else ""
     first = frame.filter(pl.col("size") == frame["size"].min())
     words = "; ".join(f"{_CORRELATIONS[m]} {mean:.3f}" for m, mean in first.select("measure", "mean").rows())
     return Picture(
         "agreement_by_ensemble_size",
         f"Do the ranks by {estimator_label(study)} settle?",
         "Spearman and Kendall correlation of class means and of sample scores by j members with those by all, over "
-        f"random orders of the members.{settled}",
+        "random orders of the members.",
         f"Line chart of rank correlations against ensemble size. With the fewest members: {words}.",
         frame,
         figure,

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
@@ -266,7 +267,8 @@ def _fit(axes: Axes, places: Sequence[float], *, least: float) -> None:
         axes.set_xscale("log")
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
-    if not any(np.isfinite(bar.lines[0].get_ydata()).any() for bar in axes.containers):  # type: ignore[arg-type]
+    bars = [drawn for drawn in axes.containers if isinstance(drawn, ErrorbarContainer)]
+    if not any(np.isfinite(np.asarray(bar.lines[0].get_ydata())).any() for bar in bars):
         axes.set_yticks([])
         axes.text(0.5, 0.5, "not defined: no arm shares\nsamples out by hardness", transform=axes.transAxes,
                   ha="center", va="center", fontsize=8)  # fmt: skip

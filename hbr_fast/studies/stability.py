@@ -6,17 +6,16 @@ import itertools
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from hbr_fast.allocation import allocate
 from hbr_fast.hardness import ESTIMATORS, HardnessScores
+from hbr_fast.hardness.stability import ensemble_size_curve, observed_by_all, partial_scores
 from hbr_fast.pruning import rounded_share
-from hbr_fast.seeding import Stream, generator
 
 MEASURES = ("class_spearman", "class_kendall", "sample_spearman", "sample_kendall", "pruned_jaccard", "counts_change")
 ORDERS = 20
 PRUNED = 0.5  # of each class, the easy end: the set whose overlap is measured
-RANKED_SAMPLES = 5000  # correlations of more change in the third digit and take minutes
+RANKED_SAMPLES = 5000
 TOLERANCE = 0.01  # of the mean class size: samples per class that change by less have settled
 
 
@@ -45,11 +44,9 @@ def ensemble_sizes(
         By estimator, the smallest j from which on another member changes the samples per class by at most `TOLERANCE`
         of their mean, in the mean over orders; None where even the last one changes them more.
     """
-    random = generator(seed, Stream.MEMBER)
-    turns = [np.argsort(random.bit_generator.random_raw(scores.members), kind="stable") for _ in range(orders)]
     rows, enough = [], {}
     for name in scores.values:
-        curves = _curves(scores, name, labels_n, num_classes=num_classes, total=total, turns=turns)
+        curves = _curves(scores, name, labels_n, num_classes=num_classes, total=total, orders=orders, seed=seed)
         for measure, curve_oj in zip(MEASURES, curves, strict=True):
             for j in range(scores.members):
                 values = curve_oj[:, j][~np.isnan(curve_oj[:, j])]
@@ -66,26 +63,18 @@ def ensemble_sizes(
 
 
 def _curves(
-    scores: HardnessScores,
-    name: str,
-    labels_n: np.ndarray,
-    *,
-    num_classes: int,
-    total: int,
-    turns: list[np.ndarray],
+    scores: HardnessScores, name: str, labels_n: np.ndarray, *, num_classes: int, total: int, orders: int, seed: int
 ) -> np.ndarray:
     """The measures of one estimator, float64 [measures, orders, members]."""
     hard_is = ESTIMATORS[name].hard_is
-    values_mn = scores.values[name] if hard_is == "low" else -scores.values[name]  # the hardest is the lowest
-    observed = ~np.isnan(values_mn).any(axis=0)
-    values_mn, labels = values_mn[:, observed], np.asarray(labels_n)[observed]
+    correlations = ensemble_size_curve(
+        scores, name, labels_n=labels_n, num_classes=num_classes, orders=orders, ranked=RANKED_SAMPLES, seed=seed
+    )
+    values_mn, labels = observed_by_all(scores, name, labels_n)
     class_sizes = np.bincount(labels, minlength=num_classes)
-    some = np.arange(0, len(labels), max(1, len(labels) // RANKED_SAMPLES))
 
-    def class_means(scores_n: np.ndarray) -> np.ndarray:
-        return np.bincount(labels, weights=scores_n, minlength=num_classes) / class_sizes
-
-    def counts(means_c: np.ndarray) -> np.ndarray:
+    def counts(scores_n: np.ndarray) -> np.ndarray:
+        means_c = np.bincount(labels, weights=scores_n, minlength=num_classes) / class_sizes
         hardness = means_c if hard_is == "low" else -means_c
         return allocate(hardness, hard_is=hard_is, alpha=1.0, total=total, nonpositive="shift", clip=True).counts
 
@@ -97,26 +86,17 @@ def _curves(
         mask[by_class[stays]] = True
         return mask
 
-    whole = values_mn.mean(axis=0)
-    whole_means, whole_kept = class_means(whole), kept(whole)
-    curves = np.full((len(MEASURES), len(turns), len(values_mn)), np.nan)
-    for order, turn in enumerate(turns):
-        total_n, before = np.zeros(len(labels)), None
-        for j, member in enumerate(turn):
-            total_n += values_mn[member]
-            part = total_n / (j + 1)
-            means_c, mask = class_means(part), kept(part)
-            now = counts(means_c)
-            curves[:, order, j] = (
-                _correlation(stats.spearmanr, means_c, whole_means),
-                _correlation(stats.kendalltau, means_c, whole_means),
-                _correlation(stats.spearmanr, part[some], whole[some]),
-                _correlation(stats.kendalltau, part[some], whole[some]),
-                (mask & whole_kept).sum() / (mask | whole_kept).sum(),
-                np.nan if before is None else np.abs(now - before).mean(),
-            )
-            before = now
-    return curves
+    whole_kept = kept(values_mn.mean(axis=0))
+    overlap, change = (np.full((orders, len(values_mn)), np.nan) for _ in range(2))
+    before = np.zeros(num_classes)
+    for order, number, scores_n in partial_scores(values_mn, orders=orders, seed=seed):
+        mask, now = kept(scores_n), counts(scores_n)
+        overlap[order, number - 1] = (mask & whole_kept).sum() / (mask | whole_kept).sum()
+        if number > 1:
+            change[order, number - 1] = np.abs(now - before).mean()
+        before = now
+    of_classes = (correlations.spearman_classes, correlations.kendall_classes)
+    return np.stack([*of_classes, correlations.spearman_samples, correlations.kendall_samples, overlap, change])
 
 
 def estimator_agreement(scores: HardnessScores, *, hardest: float = 0.1) -> pl.DataFrame:
@@ -136,10 +116,3 @@ def estimator_agreement(scores: HardnessScores, *, hardest: float = 0.1) -> pl.D
             for one, other in itertools.product(names, repeat=2)
         ]
     )
-
-
-def _correlation(of: object, x: np.ndarray, y: np.ndarray) -> float:
-    """NaN, without a warning, where one side is constant."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(of(x, y).statistic)  # type: ignore[operator]

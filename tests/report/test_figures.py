@@ -236,8 +236,8 @@ def test_alphas_in_equal_ratios_stand_at_equal_distances(study_writer: StudyWrit
 def test_bars_end_where_percentages_do_and_an_undefined_gap_is_said(study_writer: StudyWriter) -> None:
     unlike = np.stack([np.linspace(0, 1, 10), np.full(10, 0.5)])  # two variants as far apart as can be
     recall = {"baseline": np.tile(RECALL, (2, 1)), "a": unlike, "b": unlike}
-    settings = {arm: {"alpha": 0.0, "prune_rate": rate} for arm, rate in (("a", 0.3), ("b", 0.5))}
-    settings = {arm: {**one, "prune_level": "class", "prune_by": "random"} for arm, one in settings.items()}
+    only_pruned: dict[str, Any] = {"alpha": 0.0, "prune_level": "class", "prune_by": "random"}
+    settings = {arm: {**only_pruned, "prune_rate": rate} for arm, rate in (("a", 0.3), ("b", 0.5))}
     path = study_writer(recall=recall, settings=settings, seeds={arm: [0, 1] for arm in recall})
     members = pl.read_csv(path / "per_member.csv").with_columns(pl.lit(float("nan")).alias("recall_easy_hard"))
     members.write_csv(path / "per_member.csv")
@@ -383,7 +383,7 @@ def test_ensemble_size_pictures(study_writer: StudyWriter) -> None:
     np.testing.assert_allclose(shown, [[0.7, 0.85, 0.9]] * 2)
     np.testing.assert_allclose(change.figure.axes[0].lines[0].get_xydata(), [[2, 15], [3, 10]])  # type: ignore[arg-type]
     assert len(agreement.figure.axes[0].lines) == 4
-    assert "from 2 members on" in agreement.caption
+    assert "from 2 members on" in change.caption
     assert agreement.data["estimator"].unique().to_list() == ["aum"]
 
 
