@@ -84,8 +84,8 @@ def gaps_against_accuracy(study: StudyFiles) -> Chart:
         "chart_gaps",
         "Recall gap against accuracy",
         "Scatter chart: to the left the classes are more equal, upwards the model is better. Open marks are members, "
-        "full ones the mean of an arm; bars are the 95 % interval of its difference from the baseline, where it has "
-        f"one. Means: {words}.",
+        "full ones the mean of an arm; bars are the 95 % interval of its difference from "
+        f"{study.compared_with}, where it has one. Means: {words}.",
         traces,
         layout,
         choices,
@@ -178,7 +178,7 @@ def hardness_and_recall(study: StudyFiles) -> Chart:
 def _mean_with_interval(
     study: StudyFiles, arm: str, gap: str, accuracy: np.ndarray, points: np.ndarray
 ) -> dict[str, Any]:
-    """The mean of an arm; where its difference from the baseline has a 95 % interval, that is its error bar."""
+    """The mean of an arm; where its difference from the one compared with has an interval, that is its error bar."""
     colour, symbol = _look(study, arm)
     trace: dict[str, Any] = {
         "type": "scatter",

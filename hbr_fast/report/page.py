@@ -171,13 +171,15 @@ def extremes(study: StudyFiles) -> list[str]:
 
 
 def answer(study: StudyFiles, arm: str) -> str:
-    """One sentence on the max-min gap of recall and the accuracy of `arm` against the baseline.
+    """One sentence on the max-min gap of recall and the accuracy of `arm` against the one it is compared with.
 
     Where the 95 % interval includes zero, the sentence says that the change cannot be told from none; where
     there is no interval, that it may be chance, and why there is none.
     """
     gap, accuracy = compare(study, arm, "recall_max_min"), compare(study, arm, "accuracy")
-    name = arm_label(arm)
+    name, other = arm_label(arm), study.against(arm)
+    if other != BASELINE:
+        name = f"{name}, against {arm_label(other)},"
     what = "the recall gap between the best and the worst class"
     values = f"from {gap.baseline:.1f} to {gap.treatment:.1f} percentage points"
     size = f"{gap.difference:+.1f} points"
@@ -195,10 +197,11 @@ def answer(study: StudyFiles, arm: str) -> str:
             f"{name} moved {what} {values}, which is not distinguishable from no change with {gap.variants} "
             f"variants ({size}; {_interval(gap)})"
         )
-    if study.members(arm) == study.members(BASELINE):
+    if study.members(arm) == study.members(other):
         who = f"With {_members(study, arm)} an arm"
     else:
-        who = f"With {_members(study, BASELINE)} of the baseline and {_members(study, arm)} of {name}"
+        first = "the baseline" if other == BASELINE else arm_label(other)
+        who = f"With {_members(study, other)} of {first} and {_members(study, arm)} of {arm_label(arm)}"
     return f"{who}, {verdict}. {_accuracy(accuracy)}"
 
 

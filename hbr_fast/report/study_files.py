@@ -105,6 +105,17 @@ class StudyFiles:
         value = entry.get(name)
         return _SETTINGS[name] if value is None else value
 
+    def against(self, arm: str) -> str:
+        """The arm that an arm is compared with."""
+        (entry,) = [entry for entry in self.meta["arms"] if entry["name"] == arm]
+        return entry.get("against") or BASELINE
+
+    @property
+    def compared_with(self) -> str:
+        """What arms are compared with, in words."""
+        others = {self.against(arm) for arm in self.treatments} - {BASELINE}
+        return "the arm compared with" if others else "the baseline"
+
     @property
     def treatments(self) -> tuple[str, ...]:
         """The arms that are not the baseline."""
@@ -184,7 +195,7 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A quantity of the baseline against the same of another arm, in percent or percentage points.
+    """A quantity of an arm and of the one it is compared with, in percent or percentage points.
 
     `low` and `high` bound the 95 % interval of the difference, `effect_size` is standardised (d_z) and `p` the
     sign-flip p-value; all are NaN where `why_no_interval` says so. `smallest_p` is the least p that the design can
@@ -215,14 +226,14 @@ class Comparison:
 
 
 def compare(study: StudyFiles, arm: str, metric: str) -> Comparison:
-    """Compare a column of `per_member.csv` (a fraction) between an arm and the baseline, times 100.
+    """Compare a column of `per_member.csv` (a fraction) between an arm and the one it is compared with, times 100.
 
-    A member of the arm is paired with the baseline member of the same seed, which has the same initial
-    weights. Where seeds are not shared, the pairs are those of equal variant and member number.
-    The means are over all members of an arm, or over the paired ones where there is an interval.
+    A member of the arm is paired with the other's member of the same seed, which has the same initial weights. Where
+    seeds are not shared, the pairs are those of equal variant and member number. The means are over all members of an
+    arm, or over the paired ones where there is an interval.
     """
     treatment = study.per_member.filter(pl.col("arm") == arm)
-    baseline = study.per_member.filter(pl.col("arm") == BASELINE)
+    baseline = study.per_member.filter(pl.col("arm") == study.against(arm))
     variants = treatment["variant"].n_unique()
     means = 100 * _mean(baseline[metric]), 100 * _mean(treatment[metric])
 
@@ -234,7 +245,7 @@ def compare(study: StudyFiles, arm: str, metric: str) -> Comparison:
     on = ["seed"] if set(treatment["seed"]) <= set(baseline["seed"]) else ["variant", "member"]
     pairs = treatment.join(baseline, on=on, how="inner", suffix="_baseline", maintain_order="left")
     if pairs.height != treatment.height:
-        return without("the members have no partners in the baseline, so that there is no interval")
+        return without(f"the members have no partners in {arm_label(study.against(arm))}, so that there is no interval")
     if treatment["variant"].value_counts()["count"].n_unique() != 1:
         return without("the variants differ in their number of members, so that there is no interval")
     before_vm = 100 * pairs[f"{metric}_baseline"].to_numpy().reshape(variants, -1)
@@ -270,7 +281,8 @@ def arm_label(arm: str) -> str:
 
 
 def tests_of(study: StudyFiles) -> list[tuple[str, str, Comparison]]:
-    """Every arm against the baseline in every gap of recall, in mean recall and in accuracy: (arm, metric, result)."""
+    """Every arm against the one it is compared with in every gap of recall, mean recall and accuracy: (arm, metric,
+    result)."""
     metrics = [*(f"recall_{gap}" for gap in GAPS), "recall_mean", "accuracy"]
     return [(arm, metric, compare(study, arm, metric)) for arm in study.treatments for metric in metrics]
 

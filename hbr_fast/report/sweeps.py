@@ -192,7 +192,7 @@ def _sweep(
     lines = list(dict.fromkeys(line(arm) for arm in arms))
     rows = []
     with report_style():
-        subtitle = "mean over members; bars: 95 % interval of the difference from the baseline"
+        subtitle = f"mean over members; bars: 95 % interval of the difference from {study.compared_with}"
         figure, panels = _panels(title, subtitle, legend_rows=-(-(len(lines) + 1) // _legend_columns([*lines, start])))
         for (metric, label), axes in zip(_PANELS.items(), panels, strict=True):
             first = axes is panels[0]  # the one that the legend is made from
@@ -219,7 +219,8 @@ def _sweep(
                         "line": of_line,
                         "arm": arm,
                         column: place,
-                        "baseline_percent": c.baseline,
+                        "against": study.against(arm),
+                        "against_percent": c.baseline,
                         "mean_percent": c.treatment,
                         "difference_points": c.difference,
                         "difference_low": c.low,
@@ -245,10 +246,10 @@ def _sweep(
         title,
         f"Five measures of the recall gap (less is better) and accuracy against the {axis}, a line a treatment, means "
         f"over members ({count(study, BASELINE)} of the baseline, dashed). Bars: half width of the 95 % interval of "
-        "the paired difference from the baseline over resampled variants, where the design gives one, cut off where "
-        "percentages end.",
+        f"the paired difference from {study.compared_with}, over resampled variants, where the design gives one, cut "
+        "off where percentages end.",
         f"Line charts of five gap measures and accuracy along the {axis} for {', '.join(lines)}. Smallest max - min "
-        f"gap: {best['mean_percent']:.1f} points by {best['arm']}, baseline {best['baseline_percent']:.1f}.",
+        f"gap: {best['mean_percent']:.1f} points by {best['arm']}; {best['against']} {best['against_percent']:.1f}.",
         pl.DataFrame(rows),
         figure,
     )

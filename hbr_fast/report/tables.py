@@ -64,7 +64,7 @@ class Table:
 
 
 def summary_tables(study_dir: str | os.PathLike[str]) -> list[Table]:
-    """The tables of a finished study: for each arm beside the baseline, its classes and its gaps.
+    """The tables of a finished study: for each arm beside the one it is compared with, its classes and its gaps.
 
     Raises
     ------
@@ -87,8 +87,9 @@ def tables_of(study: StudyFiles) -> list[Table]:
 
 
 def class_table(study: StudyFiles, arm: str | None) -> Table:
-    """Per class, the hardest first: hardness, samples and recall of the baseline and of `arm`, if given."""
-    shown = [BASELINE] if arm is None else [BASELINE, arm]
+    """Per class, the hardest first: hardness, samples and recall of `arm` and the one it is compared with, or of the
+    baseline."""
+    shown = [BASELINE] if arm is None else [study.against(arm), arm]
     columns, formats = ["class", "hardness"], ["", ".2f"]
     numbers = [study.class_hardness()]
     for name in shown:
@@ -117,7 +118,7 @@ def class_table(study: StudyFiles, arm: str | None) -> Table:
             note += f" Some {arm_label(who)} member never predicts class {name}."
     return Table(
         f"table_classes_{_slug(arm or BASELINE)}",
-        "Classes" if arm is None else f"Classes: {arm_label(arm)} against {arm_label(BASELINE)}",
+        "Classes" if arm is None else f"Classes: {arm_label(arm)} against {arm_label(shown[0])}",
         tuple(columns),
         tuple(formats),
         rows,
@@ -126,15 +127,16 @@ def class_table(study: StudyFiles, arm: str | None) -> Table:
 
 
 def gap_table(study: StudyFiles, arm: str | None) -> Table:
-    """Gaps of recall between classes, mean recall and accuracy: baseline, `arm`, difference, interval, p."""
+    """Gaps of recall between classes, mean recall and accuracy: `arm` and the one it is compared with, or the
+    baseline; difference, interval, p."""
     metrics = {f"recall_{gap}": f"recall gap: {words}" for gap, words in GAPS.items()}
     metrics |= {"recall_mean": "recall: mean over classes", "accuracy": "accuracy"}
-    columns = ["metric", f"{arm_label(BASELINE)} (%)", f"std {arm_label(BASELINE)}"]
+    shown = [BASELINE] if arm is None else [study.against(arm), arm]
+    columns = ["metric", f"{arm_label(shown[0])} (%)", f"std {arm_label(shown[0])}"]
     formats = ["", ".2f", ".2f"]
     share = "fifth" if len(study.classes) <= 20 else "tenth"
     note = f"Quantile: mean of the best {share} of the classes minus mean of the worst {share}. "
     note += "Easy - hard: classes that got no more samples than the mean against those that got more, signed. "
-    shown = [BASELINE] if arm is None else [BASELINE, arm]
     comparisons: dict[str, Comparison] = {}
     if arm is not None:
         columns += [f"{arm_label(arm)} (%)", f"std {arm_label(arm)}", "difference (points)"]
@@ -168,7 +170,7 @@ def gap_table(study: StudyFiles, arm: str | None) -> Table:
         note += f"No interval: {comparisons['accuracy'].why_no_interval}."
     return Table(
         f"table_gaps_{_slug(arm or BASELINE)}",
-        "Gaps" if arm is None else f"Gaps: {arm_label(arm)} against {arm_label(BASELINE)}",
+        "Gaps" if arm is None else f"Gaps: {arm_label(arm)} against {arm_label(shown[0])}",
         tuple(columns),
         tuple(formats),
         tuple(rows),
@@ -199,8 +201,8 @@ def arms_table(study: StudyFiles) -> Table:
 
 
 def tests_table(study: StudyFiles) -> Table:
-    """Every arm against the baseline in every gap, mean recall and accuracy: what can be claimed, and what the paper's
-    test would say."""
+    """Every arm against the one it is compared with in every gap, mean recall and accuracy: what can be claimed, and
+    what the paper's test would say."""
     tests = tests_of(study)
     corrected = holm([test.p for _, _, test in tests])
     names = {f"recall_{gap}": f"recall gap: {words}" for gap, words in GAPS.items()}
@@ -210,27 +212,27 @@ def tests_table(study: StudyFiles) -> Table:
         direction = "smaller" if test.difference < 0 else "larger" if test.difference > 0 else "same"
         rows.append(
             (
-                arm_label(arm), names[metric], test.difference, test.low, test.high, test.effect_size, test.p, p_holm,
-                test.smallest_p, direction, test.paper_t, test.paper_p,
+                arm_label(arm), arm_label(study.against(arm)), names[metric], test.difference, test.low, test.high,
+                test.effect_size, test.p, p_holm, test.smallest_p, direction, test.paper_t, test.paper_p,
             )
         )  # fmt: skip
     reasons = dict.fromkeys(test.why_no_interval for _, _, test in tests if test.why_no_interval)
     note = (
-        "Arm minus baseline, in points, paired by training seed; interval and tests over the means of the resampled "
-        "variants, which are what is independent. d_z: difference over their standard deviation. p: sign-flip test, "
-        "with the smallest value that so many variants can give; p (Holm): corrected for all rows of this table. For "
-        "a gap, smaller is better. The last two columns are the paper's paired t-test, which takes members that share "
-        "a resampled set for independent and corrects nothing: they are here to compare with the paper, not to claim "
-        "by."
+        "Arm minus the one it is compared with, in points, paired by training seed; interval and tests over the means "
+        "of the resampled variants, which are what is independent. d_z: difference over their standard deviation. p: "
+        "sign-flip test, with the smallest value that so many variants can give; p (Holm): corrected for all rows of "
+        "this table. For a gap, smaller is better. The last two columns are the paper's paired t-test, which takes "
+        "members that share a resampled set for independent and corrects nothing: they are here to compare with the "
+        "paper, not to claim by."
     )
     if reasons:
         note += f" Where there is no interval: {'; '.join(reasons)}."
     return Table(
         "table_tests",
-        "Tests of every arm against the baseline",
-        ("arm", "metric", "difference", "95 % low", "95 % high", "d_z", "p", "p (Holm)", "smallest p", "direction",
-         "paper's t", "paper's p"),
-        ("", "", "+.2f", "+.2f", "+.2f", "+.2f", ".3f", ".3f", ".3f", "", "+.2f", ".3f"),
+        f"Tests of every arm against {study.compared_with}",
+        ("arm", "against", "metric", "difference", "95 % low", "95 % high", "d_z", "p", "p (Holm)", "smallest p",
+         "direction", "paper's t", "paper's p"),
+        ("", "", "", "+.2f", "+.2f", "+.2f", "+.2f", ".3f", ".3f", ".3f", "", "+.2f", ".3f"),
         tuple(rows),
         note,
     )  # fmt: skip

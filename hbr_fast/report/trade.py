@@ -29,7 +29,7 @@ def pareto_front(accuracy_a: Sequence[float], gap_a: Sequence[float]) -> list[in
 
 
 class Point(NamedTuple):
-    """A row of the picture's CSV: an arm's means, and the intervals of its differences from the baseline."""
+    """A row of the picture's CSV: an arm's means, and the intervals of its differences from the one compared with."""
 
     arm: str
     alpha: float
@@ -55,7 +55,9 @@ def gap_against_accuracy(study: StudyFiles) -> Picture | None:
     far = {i for i, point in enumerate(points) if point.gap_points > FAR * points[0].gap_points}
     with report_style():
         figure, axes = titled_figure(
-            "Gap against accuracy", "bars: 95 % interval of the difference from the baseline; line: Pareto front", 3.6
+            "Gap against accuracy",
+            f"bars: 95 % interval of the difference from {study.compared_with}; line: front",
+            3.6,
         )
         line = [points[i] for i in front if i not in far]
         axes.plot(
@@ -93,8 +95,9 @@ def gap_against_accuracy(study: StudyFiles) -> Picture | None:
         "gap_against_accuracy",
         "Gap against accuracy",
         f"Recall gap (less is better) against accuracy (more is better), means over members ({count(study, BASELINE)} "
-        "of the baseline). Bars: half width of the 95 % interval of the paired difference from the baseline, where the "
-        f"design gives one. Strong points on the line are beaten by no other arm; pale ones are.{outside}",
+        "of the baseline). Bars: half width of the 95 % interval of the paired difference from "
+        f"{study.compared_with}, where the design gives one. Strong points on the line are beaten by no other arm; "
+        f"pale ones are.{outside}",
         f"Scatter of {len(points) - len(far)} arms. Not beaten by any other, by falling accuracy: "
         f"{', '.join(points[i].name for i in front)}.",
         pl.DataFrame([point._asdict() | {"on_front": i in front} for i, point in enumerate(points)]),

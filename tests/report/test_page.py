@@ -100,6 +100,27 @@ def test_answer_of_different_sizes_and_of_no_change(study_writer: StudyWriter) -
     assert "Accuracy went from 87.0 % to 87.0 % (+0.0 points)." in same
 
 
+def test_an_arm_is_told_against_the_one_it_is_compared_with(study_writer: StudyWriter) -> None:
+    """Resampling what pruning left is judged against pruning alone, not against the whole set."""
+    recall = recalls([0.60, 0.61, 0.62], [0.50, 0.51, 0.52])
+    recall["resampled"] = recalls([0], [0.55, 0.56, 0.57])["hbr"]
+    study = read_study(study_writer(recall=recall, settings={"resampled": {"against": "hbr"}}))
+    assert answer(study, "resampled").startswith(
+        "With 3 members an arm, resampled, against HBR, narrowed the recall gap between the best and the worst class "
+        "from 39.0 to 34.0 percentage points (-5.0 points"
+    )
+    assert "HBR widened the recall gap" in answer(study, "hbr")
+    tests = tables.tests_table(study)
+    first = {row[0]: row[1:4] for row in reversed(tests.rows)}
+    assert first["HBR"] == ("baseline", "recall gap: max - min", pytest.approx(10))
+    assert first["resampled"] == ("HBR", "recall gap: max - min", pytest.approx(-5))
+    assert tests.title == "Tests of every arm against the arm compared with"
+    gaps = tables.gap_table(study, "resampled")
+    assert gaps.title == "Gaps: resampled against HBR"
+    assert gaps.rows[0][1::2][:2] == (pytest.approx(39), pytest.approx(34))
+    assert tables.class_table(study, "resampled").title == "Classes: resampled against HBR"
+
+
 def test_a_chosen_alpha_is_told_first_with_its_test_figures(study_writer: StudyWriter) -> None:
     path = study_writer()
     assert read_study(path).evaluated == "the test set"
