@@ -6,7 +6,6 @@ give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from scipy.stats import spearmanr
 from hbr_fast.report.drawing import (
     MOST_LABELS,
     Picture,
+    class_rows,
     count,
     counts,
     label_points,
@@ -110,7 +110,7 @@ def recall_per_class(study: StudyFiles) -> Picture:
                 label=legend_label(study, arm),
             )
             frames.append(
-                _frame(
+                class_rows(
                     study,
                     order,
                     arm,
@@ -160,7 +160,7 @@ def samples_per_class(study: StudyFiles) -> Picture:
             )
             if len(order) <= MOST_LABELS:
                 axes.bar_label(bars, [f"{count:,.0f}" for count in counts], padding=2, fontsize=7.5)
-            frames.append(_frame(study, order, arm, samples=counts))
+            frames.append(class_rows(study, order, arm, samples=counts))
         axes.margins(x=0.12)
         axes.set_xlabel("samples of the class in an epoch")
         legend(figure, axes, study)
@@ -291,7 +291,7 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
             label_points(axes, hardness, recall_ac, study.classes)
     data = pl.concat(
         [
-            _frame(study, order, arm, hardness=hardness[order], recall_mean_percent=recall_ac[a][order])
+            class_rows(study, order, arm, hardness=hardness[order], recall_mean_percent=recall_ac[a][order])
             for a, arm in enumerate(study.arms)
         ]
     )
@@ -309,17 +309,6 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
         data,
         figure,
     )
-
-
-def _frame(study: StudyFiles, order: np.ndarray, arm: str, **columns: np.ndarray) -> pl.DataFrame:
-    """The rows of one arm of a picture's CSV, in the order drawn."""
-    head: Mapping[str, Any] = {
-        "arm": [arm] * len(order),
-        "members": [study.members(arm)] * len(order),
-        "class_index": order,
-        "class_name": [study.classes[i] for i in order],
-    }
-    return pl.DataFrame({**head, **columns})
 
 
 def _rank_correlation(hardness: np.ndarray, recall: np.ndarray) -> str:

@@ -12,8 +12,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, count, heat_map, report_style, titled_figure
-from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare
+from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, class_rows, count, heat_map, report_style, titled_figure
+from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, spread
 
 LOG_ABOVE = 4  # values that lie further apart than this factor crowd at one end of a linear axis
 # What is drawn along a sweep: columns of `per_member.csv` and their names.
@@ -85,7 +85,8 @@ def change_per_class(study: StudyFiles) -> Picture | None:
 def recall_of_arms(study: StudyFiles) -> Picture:
     """Mean recall of every class in every arm: for studies of more arms than a dot plot can hold."""
     order = np.argsort(study.class_metric(BASELINE, "recall").mean(axis=0), kind="stable")
-    recall = np.stack([100 * study.class_metric(arm, "recall").mean(axis=0)[order] for arm in study.arms], axis=1)
+    recall_by_arm = {arm: 100 * study.class_metric(arm, "recall")[:, order] for arm in study.arms}
+    recall = np.stack([recall_mc.mean(axis=0) for recall_mc in recall_by_arm.values()], axis=1)
     classes = [study.classes[c] for c in order]
     with report_style():
         figure, _ = heat_map(
@@ -104,10 +105,21 @@ def recall_of_arms(study: StudyFiles) -> Picture:
         "recall_per_class",
         "Recall per class",
         f"Recall on {study.evaluated} in percent, mean over the members of an arm ({count(study, BASELINE)} of the "
-        "baseline), classes from the lowest to the highest baseline recall.",
+        "baseline), classes from the lowest to the highest baseline recall. Deviation and range: in the CSV.",
         f"Heat map of the recall of {len(order)} classes in {len(study.arms)} arms. Worst class of the baseline, "
         f"{classes[0]}: {words}.",
-        _wide(study, order, study.arms, recall),
+        pl.concat(
+            class_rows(
+                study,
+                order,
+                arm,
+                recall_mean_percent=recall_mc.mean(axis=0),
+                recall_std_percent=spread(recall_mc),
+                recall_min_percent=recall_mc.min(axis=0),
+                recall_max_percent=recall_mc.max(axis=0),
+            )
+            for arm, recall_mc in recall_by_arm.items()
+        ),
         figure,
     )
 

@@ -297,10 +297,13 @@ def test_many_arms_become_heat_maps(study_writer: StudyWriter, tmp_path: Path) -
     ]
     recall = sweeps.recall_of_arms(study)
     shown = np.asarray(recall.figure.axes[0].images[0].get_array())
-    np.testing.assert_allclose(shown, recall.data.select(study.arms).to_numpy())
-    shirt = recall.data.row(0, named=True)
-    assert shirt["class_name"] == "Shirt"
-    assert shirt["smote-0.5"] == pytest.approx(100 * study.class_metric("smote-0.5", "recall")[:, 6].mean())
+    means = recall.data["recall_mean_percent"].to_numpy().reshape(len(study.arms), -1)
+    np.testing.assert_allclose(shown, means.T)
+    shirt = recall.data.filter((pl.col("arm") == "smote-0.5") & (pl.col("class_name") == "Shirt")).row(0, named=True)
+    own = 100 * study.class_metric("smote-0.5", "recall")[:, 6]
+    spread = ("recall_mean_percent", "recall_std_percent", "recall_min_percent", "recall_max_percent")
+    assert [shirt[name] for name in spread] == pytest.approx([own.mean(), own.std(ddof=1), own.min(), own.max()])
+    assert recall.data.columns == figures.recall_per_class(study).data.columns, "one name, one form"
     gaps = sweeps.gaps_of_arms(study).data
     assert gaps["arm"].to_list() == list(study.arms)
     assert gaps["mad"][2] == pytest.approx(100 * study.member_metric(study.arms[2], "recall_mad").mean())
