@@ -23,8 +23,8 @@ def hardness_cross_entropy(
 ) -> torch.Tensor:
     """`torch.nn.functional.cross_entropy`, recording on the way: recording adds no pass over the logits.
 
-    On the CPU one kernel makes the loss, its gradient and the observations; on other devices the loss is torch's and
-    the recorder makes its pass beside it. Works under autocast and `torch.compile(fullgraph=True)`.
+    One kernel makes the loss, its gradient and the observations, on the CPU (numba) and on a GPU (Triton). Works under
+    autocast and `torch.compile(fullgraph=True)`.
 
     Parameters
     ----------
@@ -52,11 +52,9 @@ def hardness_cross_entropy(
     Raises
     ------
     ValueError
-        If an argument does not fit; then nothing of the batch is recorded.
+        If an argument does not fit; then nothing of the batch is recorded. On a GPU, where that would be a wait, rows
+        whose label or id is out of range are left out and counted instead: `recorder.scores()` refuses them.
     """
-    import torch
-    from torch.nn import functional
-
     from hbr_fast.kernels import ops, ops_cross_entropy
 
     if reduction not in ("mean", "sum", "none"):
@@ -69,12 +67,6 @@ def hardness_cross_entropy(
         raise ValueError(
             f"weight must be [{recorder.num_classes}] on {logits_bc.device}, "
             f"got {list(weight.shape)} on {weight.device}"
-        )
-    if logits_bc.device.type != "cpu":
-        recorder.record(logits_bc, labels_b, ids_b, epoch=epoch)
-        wide = logits_bc if logits_bc.dtype == torch.float64 else logits_bc.float()
-        return functional.cross_entropy(
-            wide, labels_b.long(), weight=weight, label_smoothing=label_smoothing, reduction=reduction
         )
     labels, ids = recorder._checked(logits_bc, labels_b, ids_b, epoch)
     columns = recorder._columns & ~ops.outside_window(epoch, recorder.el2n_epochs)

@@ -18,6 +18,7 @@ HARDNESS_TILE = 512  # logits a program holds at least, in as many rows as that 
 HARDNESS_BLOCK = 2048  # classes a program holds of a row at most
 HARDNESS_WARPS = 4
 ACCUMULATE_BLOCK = 64  # rows
+LABEL_BLOCK = 1024  # labels, or class weights, that the one program summing them reads at once
 
 
 def hardness_tile(classes: int) -> tuple[int, int]:

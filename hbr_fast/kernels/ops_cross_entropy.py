@@ -41,7 +41,7 @@ def cross_entropy(
     Raises
     ------
     ValueError
-        If a label or an id is out of range. Then no row was recorded.
+        If a label or an id is out of range. Then no row was recorded. On a GPU such rows are left out and counted.
     """
     loss_of = (labels, ids, weight, label_smoothing, reduction, state[0].shape[0], estimators)
     if not team.is_plain(logits) or logits.dtype == torch.float64:
@@ -88,11 +88,8 @@ def _in_one_pass(
         team.run_stages(*stages, threads=threads)
     if bad[0]:
         raise bad_row(outcomes, logits, labels, ids, samples)
-    if logits.dtype == torch.float64:  # the kernel works in float32: torch has the precision asked for
-        losses, gradient = _cross_entropy_double(logits, labels, weights.double(), label_smoothing)
-        if reduction == "mean":
-            gradient /= options[k.DIVISOR]
-        options[k.LOSS_SUM] = float(losses.sum())
+    if logits.dtype == torch.float64:
+        return _cross_entropy_double(logits, labels, weight, label_smoothing, reduction)
     if reduction == "none":
         return losses.to(gradient.dtype), gradient
     if reduction == "mean":
@@ -106,16 +103,22 @@ def _ones(classes: int) -> torch.Tensor:
 
 
 def _cross_entropy_double(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, label_smoothing: float
+    logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, label_smoothing: float, reduction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    share = label_smoothing / logits.shape[1]
-    kept = (labels != k.IGNORED_LABEL).double()[:, None]
-    own = torch.nn.functional.one_hot(labels.long().clamp(min=0), logits.shape[1]).double()
+    """Loss and gradient of float64 logits by torch's operators: the kernels work in float32."""
+    classes = logits.shape[1]
+    weights = torch.ones(classes, device=logits.device) if weight is None else weight
+    kept = ((labels >= 0) & (labels < classes))[:, None]
+    own = kept * torch.nn.functional.one_hot(labels.long().clamp(0, classes - 1), classes).double()
     # What each class is to have: the loss is - sum_c target_c log p_c.
-    targets = kept * ((1 - label_smoothing) * own + share) * weights
+    targets = ((1 - label_smoothing) * own + kept.double() * (label_smoothing / classes)) * weights.double()
     log_probabilities = logits.log_softmax(1)
+    losses = -(targets * log_probabilities).sum(1)
     gradient = log_probabilities.exp() * targets.sum(1, keepdim=True) - targets
-    return -(targets * log_probabilities).sum(1), gradient
+    if reduction == "none":
+        return losses, gradient
+    divisor = (own * weights.double()).sum() if reduction == "mean" else torch.ones_like(losses.sum())
+    return losses.sum() / divisor, (gradient / divisor).where(kept, 0.0)
 
 
 class _Loss(torch.autograd.Function):
@@ -191,6 +194,19 @@ def _cross_entropy_cpu(
     return *_in_one_pass(*loss_of, observed=observed, outcomes=outcomes), observed, outcomes
 
 
+@torch.library.impl(library, "cross_entropy", "CUDA")
+def _cross_entropy_cuda(
+    logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor | None, *options: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    from hbr_fast.kernels import triton_cross_entropy
+
+    results = triton_cross_entropy.cross_entropy(logits, labels, ids, weight, *options)
+    if logits.dtype == torch.float64:
+        label_smoothing, reduction, *_ = options
+        return *_cross_entropy_double(logits, labels, weight, label_smoothing, reduction), *results[2:]
+    return results
+
+
 @torch.library.register_fake("hbr_fast::cross_entropy", lib=library)
 def _cross_entropy_fake(
     logits: torch.Tensor,
@@ -250,6 +266,15 @@ def _accumulate_cpu(
                 len(observed), ids, epoch, el2n_epochs, sums, counters, status, found=found, threads=threads
             )
         )
+
+
+@torch.library.impl(library, "accumulate", "CUDA")
+def _accumulate_cuda(observed: torch.Tensor, outcomes: torch.Tensor, ids: torch.Tensor, *into: Any) -> None:
+    if len(observed):
+        from hbr_fast.kernels import triton_hardness
+
+        states = torch.where(outcomes <= k.RIGHT, ids.long(), -1)
+        triton_hardness.accumulate(observed, outcomes, states, ids, *into)
 
 
 @torch.library.register_fake("hbr_fast::accumulate", lib=library)

@@ -46,6 +46,88 @@ ROWS_NOT_FINITE, FIRST_NOT_FINITE, ROWS_BAD_LABEL, ROWS_BAD_ID = (
 
 
 @triton.jit
+def read_block(
+    row, logits_c, first, label, has_label, own, classes, rival, total, squares, broken, beaten,
+    EXPONENTIALS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of the rows' logits; returns it, `LOWEST` where there is no other class, and what it made of the rest.
+
+    `rival` is the largest logit of another class so far, `total` and `squares` sums of `exp(z - rival)` and its square
+    over the other classes, `broken` 1 where a logit is not finite, `beaten` 1 where one equal to the own comes before
+    it.
+    """
+    c = first + tl.arange(0, BLOCK)
+    valid = (c[None, :] < classes) & has_label[:, None]
+    z = tl.load(row[:, None] + c[None, :].to(tl.int64) * logits_c, mask=valid, other=0.0).to(tl.float32)
+    broken = tl.maximum(broken, tl.max((valid & ~(tl.abs(z) < float("inf"))).to(tl.int32), axis=1))
+    other = valid & (c[None, :] != label[:, None])
+    equal = other & (z == own[:, None]) & (c[None, :] < label[:, None])
+    beaten = tl.maximum(beaten, tl.max(equal.to(tl.int32), axis=1))
+    z = tl.where(other, z, LOWEST)
+    top = tl.maximum(rival, tl.max(z, axis=1))
+    if EXPONENTIALS:
+        e = tl.where(other, tl.exp(z - top[:, None]), 0.0)
+        shrink = tl.exp(rival - top).to(tl.float64)
+        total = total * shrink + tl.sum(e, axis=1).to(tl.float64)
+        squares = squares * (shrink * shrink) + tl.sum(e * e, axis=1).to(tl.float64)
+    return z, top, total, squares, broken, beaten
+
+
+@triton.jit
+def outcome_of(own, rival, broken, beaten, label, has_label, sample, samples):
+    """What the rows are found to be."""
+    outcome = tl.where((own > rival) | ((own == rival) & (beaten == 0)), RIGHT, WRONG)
+    outcome = tl.where(broken > 0, NOT_FINITE, outcome)
+    outcome = tl.where((sample >= 0) & (sample < samples), outcome, BAD_ID)
+    outcome = tl.where(has_label, outcome, BAD_LABEL)
+    return tl.where(label == IGNORED_LABEL, IGNORED, outcome)
+
+
+@triton.jit
+def exps_of(margin, total):
+    """exp of own and rival logit, and by how much the sum over all classes exceeds 1, where the larger of both is 1.
+
+    As on the CPU: so 1 - p keeps its digits when p is near 1.
+    """
+    ratio = tl.exp(-tl.abs(margin))
+    ahead = margin >= 0
+    excess = tl.where(ahead, ratio * total, ratio + (total - 1.0))
+    return tl.where(ahead, 1.0, ratio), tl.where(ahead, ratio, 1.0), excess
+
+
+@triton.jit
+def log_loss(margin, excess):
+    """-log of the own probability."""
+    whole = 1.0 + excess
+    return tl.log(whole) + (excess - (whole - 1.0)) / whole - tl.minimum(margin, 0.0)
+
+
+@triton.jit
+def write_observation(out, own, rival, total, squares, write, MASK: tl.constexpr, EXPONENTIALS: tl.constexpr):
+    """Write the columns asked for to the rows at `out`."""
+    wide = own.to(tl.float64)
+    margin = wide - rival.to(tl.float64)
+    if WANT_AUM & MASK:
+        tl.store(out + AUM, margin, mask=write)
+    if WANT_CONFIDENCE_LOGIT & MASK:
+        tl.store(out + CONFIDENCE_LOGIT, wide, mask=write)
+    if EXPONENTIALS:
+        own_e, rival_e, excess = exps_of(margin, total)
+        whole = 1.0 + excess
+        confidence = own_e / whole
+        if WANT_CONFIDENCE & MASK:
+            tl.store(out + CONFIDENCE, confidence, mask=write)
+        if WANT_CONFIDENCE_SQUARED & MASK:
+            tl.store(out + CONFIDENCE_SQUARED, confidence * confidence, mask=write)
+        if WANT_AUM_SOFTMAX & MASK:
+            tl.store(out + AUM_SOFTMAX, confidence - rival_e / whole, mask=write)
+        if WANT_LOSS & MASK:
+            tl.store(out + LOSS, log_loss(margin, excess), mask=write)
+        if WANT_EL2N & MASK:
+            tl.store(out + EL2N, rival_e / whole * tl.sqrt(total * total + squares), mask=write)
+
+
+@triton.jit
 def observe_kernel(
     logits, logits_m, logits_b, logits_c, labels, labels_m, labels_b, ids, ids_m, ids_b,
     observed, outcomes, states, rows, batch, classes, samples,
@@ -64,63 +146,19 @@ def observe_kernel(
     own = tl.load(row + label * logits_c, mask=has_label, other=0.0).to(tl.float32)
 
     rival = tl.full([ROWS], LOWEST, tl.float32)
-    total = tl.zeros([ROWS], tl.float64)  # of exp(z - rival) over the other classes so far, and of its square
-    squares = tl.zeros([ROWS], tl.float64)
-    broken = tl.zeros([ROWS], tl.int32)
-    beaten = tl.zeros([ROWS], tl.int32)  # an equal logit comes before the own class
+    total, squares = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+    broken, beaten = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS], tl.int32)
     for first in range(0, classes, BLOCK):
-        c = first + tl.arange(0, BLOCK)
-        valid = (c[None, :] < classes) & has_label[:, None]
-        z = tl.load(row[:, None] + c[None, :].to(tl.int64) * logits_c, mask=valid, other=0.0).to(tl.float32)
-        broken = tl.maximum(broken, tl.max((valid & ~(tl.abs(z) < float("inf"))).to(tl.int32), axis=1))
-        other = valid & (c[None, :] != label[:, None])
-        equal = other & (z == own[:, None]) & (c[None, :] < label[:, None])
-        beaten = tl.maximum(beaten, tl.max(equal.to(tl.int32), axis=1))
-        z = tl.where(other, z, LOWEST)
-        top = tl.maximum(rival, tl.max(z, axis=1))
-        if EXPONENTIALS:
-            e = tl.where(other, tl.exp(z - top[:, None]), 0.0)
-            shrink = tl.exp(rival - top).to(tl.float64)
-            total = total * shrink + tl.sum(e, axis=1).to(tl.float64)
-            squares = squares * (shrink * shrink) + tl.sum(e * e, axis=1).to(tl.float64)
-        rival = top
+        _, rival, total, squares, broken, beaten = read_block(
+            row, logits_c, first, label, has_label, own, classes, rival, total, squares, broken, beaten,
+            EXPONENTIALS, BLOCK,
+        )  # fmt: skip
 
-    outcome = tl.where((own > rival) | ((own == rival) & (beaten == 0)), RIGHT, WRONG)
-    outcome = tl.where(broken > 0, NOT_FINITE, outcome)
-    outcome = tl.where((sample >= 0) & (sample < samples), outcome, BAD_ID)
-    outcome = tl.where(has_label, outcome, BAD_LABEL)
-    outcome = tl.where(label == IGNORED_LABEL, IGNORED, outcome)
-    tl.store(outcomes + r, outcome, mask=inside)
+    outcome = outcome_of(own, rival, broken, beaten, label, has_label, sample, samples)
     recorded = outcome <= RIGHT
+    tl.store(outcomes + r, outcome, mask=inside)
     tl.store(states + r, tl.where(recorded, m * samples + sample, -1), mask=inside)
-
-    write = inside & recorded
-    wide = own.to(tl.float64)
-    margin = wide - rival.to(tl.float64)
-    out = observed + r * SUM_COLUMNS
-    if WANT_AUM & MASK:
-        tl.store(out + AUM, margin, mask=write)
-    if WANT_CONFIDENCE_LOGIT & MASK:
-        tl.store(out + CONFIDENCE_LOGIT, wide, mask=write)
-    if EXPONENTIALS:
-        # As on the CPU: the larger of own and rival counts as 1, so that 1 - p keeps its digits when p is near 1.
-        ratio = tl.exp(-tl.abs(margin))
-        own_e = tl.where(margin >= 0, 1.0, ratio)
-        rival_e = tl.where(margin >= 0, ratio, 1.0)
-        excess = tl.where(margin >= 0, ratio * total, ratio + (total - 1.0))
-        whole = 1.0 + excess
-        confidence = own_e / whole
-        if WANT_CONFIDENCE & MASK:
-            tl.store(out + CONFIDENCE, confidence, mask=write)
-        if WANT_CONFIDENCE_SQUARED & MASK:
-            tl.store(out + CONFIDENCE_SQUARED, confidence * confidence, mask=write)
-        if WANT_AUM_SOFTMAX & MASK:
-            tl.store(out + AUM_SOFTMAX, confidence - rival_e / whole, mask=write)
-        if WANT_LOSS & MASK:
-            log_whole = tl.log(whole) + (excess - (whole - 1.0)) / whole
-            tl.store(out + LOSS, log_whole - tl.minimum(margin, 0.0), mask=write)
-        if WANT_EL2N & MASK:
-            tl.store(out + EL2N, rival_e / whole * tl.sqrt(total * total + squares), mask=write)
+    write_observation(observed + r * SUM_COLUMNS, own, rival, total, squares, inside & recorded, MASK, EXPONENTIALS)
 
 
 @triton.jit
@@ -148,7 +186,7 @@ def accumulate_kernel(
     while tl.max(active.to(tl.int32), axis=0) > 0:
         row = tl.load(order + at, mask=active, other=0)
         acc += tl.load(observed + row[:, None] * SUM_COLUMNS + column[None, :], mask=active[:, None], other=0.0)
-        right = tl.load(outcomes + row, mask=active, other=0)
+        right = tl.load(outcomes + row, mask=active, other=0).to(tl.int32)
         one = active.to(tl.int32)
         observations += one
         correct += one * right
@@ -207,7 +245,7 @@ def record(
         estimators &= ~(1 << k.EL2N)
     device = logits.device
     observed = torch.zeros(rows, k.SUM_COLUMNS, dtype=torch.float64, device=device)
-    outcomes = torch.empty(rows, dtype=torch.int32, device=device)
+    outcomes = torch.empty(rows, dtype=torch.int64, device=device)
     states = torch.empty(rows, dtype=torch.int64, device=device)
     tile_rows, block = hardness_tile(classes)
     observe_kernel[(-(-rows // tile_rows),)](
@@ -221,11 +259,27 @@ def record(
         BLOCK=block,
         num_warps=HARDNESS_WARPS,
     )
+    accumulate(observed, outcomes, states, ids, epoch, el2n_epochs, sums, counters, status)
+
+
+def accumulate(
+    observed: torch.Tensor,
+    outcomes: torch.Tensor,
+    states: torch.Tensor,
+    ids: torch.Tensor,
+    epoch: int,
+    el2n_epochs: int,
+    sums: torch.Tensor,
+    counters: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """Add what was observed of the rows to the state, rows of one sample in their order; nothing where state is -1."""
+    rows = len(outcomes)
     sorted_states, order = torch.sort(states, stable=True)
     accumulate_kernel[(-(-rows // ACCUMULATE_BLOCK),)](
         *(sorted_states, order, observed, outcomes),
         *(ids, ids.stride(0) if ids.ndim == 2 else 0, ids.stride(-1)),
-        *(sums, counters, status, rows, batch, epoch, int(epoch < el2n_epochs)),
+        *(sums, counters, status, rows, ids.shape[-1], epoch, int(epoch < el2n_epochs)),
         BLOCK=ACCUMULATE_BLOCK,
         num_warps=HARDNESS_WARPS,
     )

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from loaders.contracts import MakeLoader, checks_of
-from torch.nn import functional
 
 from hbr_fast.data.dataset import Split
 from hbr_fast.hardness import HardnessRecorder, hardness_cross_entropy
@@ -113,16 +112,26 @@ def test_recording_is_that_of_the_cpu(classes: int, dtype: torch.dtype) -> None:
         np.testing.assert_allclose(one.per_sample(name), other.per_sample(name), rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_the_loss_that_records_is_torchs() -> None:
-    logits = torch.randn(256, 10, device="cuda", requires_grad=True)
-    labels, ids = torch.randint(0, 10, (256,), device="cuda"), torch.arange(256, device="cuda")
-    recorder = HardnessRecorder(256, 10, device="cuda")
-    loss = hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, label_smoothing=0.1)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
-    assert (recorder.scores().observations == 1).all()
+@pytest.mark.parametrize("classes", [10, 1000, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_loss_that_records_is_that_of_the_cpu(classes: int, dtype: torch.dtype, reduction: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(256, classes, generator=generator)).to(dtype)
+    labels, ids = torch.randint(classes, (256,), generator=generator), torch.randint(100, (256,), generator=generator)
+    labels[::9] = -100
+    weight = torch.rand(classes, generator=generator) + 0.5
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = logits.to(device, copy=True).requires_grad_()
+        recorder = HardnessRecorder(100, classes, device=device)
+        options = {"weight": weight.to(device), "label_smoothing": 0.1, "reduction": reduction}
+        loss = hardness_cross_entropy(leaf, labels.to(device), ids.to(device), recorder, epoch=0, **options)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        results.append((loss.detach().cpu(), gradient.cpu(), recorder.sums.cpu(), recorder.counters.cpu()))
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    for here, there in zip(*results, strict=True):
+        torch.testing.assert_close(there, here, rtol=tolerance, atol=tolerance * float(here.double().abs().max()))
 
 
 def test_labels_and_ids_that_do_not_fit_are_told_when_scores_are_asked_for() -> None:

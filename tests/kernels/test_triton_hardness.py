@@ -13,10 +13,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hbr_fast.kernels import cpu_hardness as k
-from hbr_fast.kernels import launch, triton_hardness
+from hbr_fast.kernels import launch, triton_cross_entropy, triton_hardness
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = pytest.mark.parametrize("capability", [80, 90, 100])  # A100, H100, B200
+
+
+SIZES = pytest.mark.parametrize(
+    ("classes", "logits"), [(10, "*fp32"), (100, "*bf16"), (1000, "*fp32"), (100_000, "*bf16")]
+)
 
 
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> str:
@@ -33,8 +38,19 @@ def observe(classes: int, logits: str, capability: int) -> str:
     # A stride of 1 is compiled in, as Triton does at a launch.
     constants = {"MASK": k.ALL_COLUMNS, "EXPONENTIALS": True, "ROWS": rows, "BLOCK": block, "logits_c": 1}
     pointers = {"logits": logits, "labels": "*i64", "ids": "*i64"}
-    results = {"observed": "*fp64", "outcomes": "*i32", "states": "*i64"}
+    results = {"observed": "*fp64", "outcomes": "*i64", "states": "*i64"}
     return compiled(triton_hardness.observe_kernel, {**pointers, **results}, constants, capability)
+
+
+def observe_with_loss(classes: int, logits: str, capability: int, *, options: bool = True) -> str:
+    """With class weights and label smoothing, or without these `options`."""
+    rows, block = launch.hardness_tile(classes)
+    constants = {"MASK": k.ALL_COLUMNS, "SMOOTHED": options, "WEIGHTED": options, "WHOLE": classes <= block}
+    constants |= {"ROWS": rows, "BLOCK": block, "logits_c": 1}
+    pointers = {"logits": logits, "labels": "*i64", "ids": "*i64", "weights": "*fp32", "weighed": "*fp64"}
+    results = {"observed": "*fp64", "outcomes": "*i64", "losses": "*fp64", "gradient": "*fp32", "smoothing": "fp32"}
+    kernel = triton_cross_entropy.observe_with_loss_kernel
+    return compiled(kernel, {**pointers, **results}, constants, capability)
 
 
 def assembler_report(ptx: str, folder: Path) -> str:
@@ -49,7 +65,7 @@ def assembler_report(ptx: str, folder: Path) -> str:
 
 
 @CAPABILITIES
-@pytest.mark.parametrize(("classes", "logits"), [(10, "*fp32"), (100, "*bf16"), (1000, "*fp32"), (100_000, "*bf16")])
+@SIZES
 def test_the_observing_kernel_compiles_without_spills(
     classes: int, logits: str, capability: int, tmp_path: Path
 ) -> None:
@@ -59,31 +75,58 @@ def test_the_observing_kernel_compiles_without_spills(
 
 @CAPABILITIES
 def test_the_accumulating_kernel_compiles_without_spills(capability: int, tmp_path: Path) -> None:
-    pointers = {"sorted_states": "*i64", "order": "*i64", "observed": "*fp64", "outcomes": "*i32", "ids": "*i64"}
+    pointers = {"sorted_states": "*i64", "order": "*i64", "observed": "*fp64", "outcomes": "*i64", "ids": "*i64"}
     state = {"sums": "*fp64", "counters": "*i32", "status": "*i64"}
     constants = {"BLOCK": launch.ACCUMULATE_BLOCK}
     ptx = compiled(triton_hardness.accumulate_kernel, {**pointers, **state}, constants, capability)
     assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
 
 
+@CAPABILITIES
+@SIZES
+def test_the_loss_that_records_compiles_without_spills(
+    classes: int, logits: str, capability: int, tmp_path: Path
+) -> None:
+    report = assembler_report(observe_with_loss(classes, logits, capability), tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in report
+
+
+@CAPABILITIES
+def test_the_weighing_kernel_compiles_without_spills(capability: int, tmp_path: Path) -> None:
+    types = {"labels": "*i64", "weights": "*fp32", "weighed": "*fp64"}
+    constants = {"WEIGHTED": True, "MEAN": True, "BLOCK": launch.LABEL_BLOCK}
+    ptx = compiled(triton_cross_entropy.weigh_kernel, types, constants, capability)
+    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
+
+
+def moved(ptx: str, instruction: str, size: int) -> int:
+    """Bytes that one thread loads or stores in words of `size` bytes."""
+    words = re.findall(rf"{instruction}\.global(?:\.v(\d))?\.b(\d+)", ptx)
+    return sum(int(vector or 1) * size for vector, bits in words if int(bits) == 8 * size)
+
+
 @pytest.mark.parametrize("classes", [10, 1000, 2048, 100_000])
 @pytest.mark.parametrize(("logits", "size"), [("*fp32", 4), ("*bf16", 2)])
 def test_each_logit_is_read_once(classes: int, logits: str, size: int) -> None:
     # Bytes of this width that one thread loads: its share of the tile, and the logit of the row's own class.
-    ptx = observe(classes, logits, 90)
-    loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", ptx)
     rows, block = launch.hardness_tile(classes)
-    threads = 32 * launch.HARDNESS_WARPS
-    loaded = sum(int(vector or 1) * int(bits) // 8 for vector, bits in loads if int(bits) == 8 * size)
-    share = max(1, rows * block // threads) * size
-    own = loaded - share
-    assert 0 < own <= size * max(1, rows // 4), (loaded, share)
+    share = max(1, rows * block // (32 * launch.HARDNESS_WARPS)) * size
+    own = moved(observe(classes, logits, 90), "ld", size) - share
+    assert 0 < own <= size * max(1, rows // 4), (own, share)
+
+
+@pytest.mark.parametrize(("classes", "times"), [(10, 1), (1000, 1), (2048, 1), (2049, 2), (100_000, 2)])
+def test_the_loss_reads_a_row_once_that_fits_a_block(classes: int, times: int) -> None:
+    rows, block = launch.hardness_tile(classes)
+    share = max(1, rows * block // (32 * launch.HARDNESS_WARPS)) * 2
+    own = moved(observe_with_loss(classes, "*bf16", 90, options=False), "ld", 2) - times * share
+    assert 0 < own <= 2 * max(1, rows // 4), (own, share)
 
 
 def test_launch_sizes_are_pinned() -> None:
     tiles = {2: (256, 2), 10: (32, 16), 100: (4, 128), 512: (1, 512), 1000: (1, 1024), 4097: (1, 2048)}
     assert {classes: launch.hardness_tile(classes) for classes in tiles} == tiles
-    assert (launch.HARDNESS_WARPS, launch.ACCUMULATE_BLOCK) == (4, 64)
+    assert (launch.HARDNESS_WARPS, launch.ACCUMULATE_BLOCK, launch.LABEL_BLOCK) == (4, 64, 1024)
 
 
 def test_the_operators_do_not_import_triton() -> None:
