@@ -92,9 +92,10 @@ def test_the_loss_that_records_compiles_without_spills(
 
 
 @CAPABILITIES
-def test_the_weighing_kernel_compiles_without_spills(capability: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [False, True])
+def test_the_weighing_kernel_compiles_without_spills(options: bool, capability: int, tmp_path: Path) -> None:
     types = {"labels": "*i64", "weights": "*fp32", "weighed": "*fp64"}
-    constants = {"WEIGHTED": True, "MEAN": True, "BLOCK": launch.LABEL_BLOCK}
+    constants = {"WEIGHTED": options, "MEAN": options, "BLOCK": launch.LABEL_BLOCK}
     ptx = compiled(triton_cross_entropy.weigh_kernel, types, constants, capability)
     assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
 
