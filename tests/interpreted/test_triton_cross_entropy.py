@@ -111,23 +111,18 @@ def test_strides_a_mask_and_the_state() -> None:
     ids %= 7  # every sample several times: their order counts
     mask = 1 << k.AUM | 1 << k.LOSS
     pairs = torch.stack([labels, ids], dim=1)
-    strided = logits.T.contiguous().T
-    states = [], []
-    for state, function, accumulate, arguments in (
-        (states[0], triton_cross_entropy.cross_entropy, ops_cross_entropy._accumulate_cuda, (strided, *pairs.T)),
-        (
-            states[1],
-            ops_cross_entropy.cross_entropy_operator,
-            ops_cross_entropy.accumulate_operator,
-            (logits, labels, ids),
-        ),
-    ):
+    ways: tuple[tuple[Any, Any, Any], ...] = (
+        (triton_cross_entropy.cross_entropy, ops_cross_entropy._accumulate_cuda, (logits.T.contiguous().T, *pairs.T)),
+        (ops_cross_entropy.cross_entropy_operator, ops_cross_entropy.accumulate_operator, (logits, labels, ids)),
+    )
+    states: list[list[torch.Tensor]] = []
+    for function, accumulate, arguments in ways:
         sums = torch.zeros(7, k.SUM_COLUMNS, dtype=torch.float64)
         counters = torch.zeros(7, k.COUNTER_COLUMNS, dtype=torch.int32)
         status = torch.tensor([0, -1, 0, 0])
         _, _, observed, outcomes = function(*arguments, None, 0.0, "mean", 7, mask)
         accumulate(observed, outcomes, arguments[2], 0, 20, sums, counters, status)
-        state.extend((sums, counters, status))
+        states.append([sums, counters, status])
     for got, expected in zip(*states, strict=True):
         torch.testing.assert_close(got, expected, rtol=3e-6, atol=3e-6)
     assert states[0][0].any(0).nonzero().flatten().tolist() == [k.AUM, k.LOSS]
