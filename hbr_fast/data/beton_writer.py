@@ -159,6 +159,11 @@ def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, 
     try:
         from ffcv.fields import IntField, NDArrayField, RGBImageField
         from ffcv.writer import DatasetWriter
+        from tqdm import tqdm
+
+        # FFCV's bar takes tqdm's lock, which a process inherits where its parent used tqdm: ended with it in its hand,
+        # this one would leave it locked for the parent and for every later writer.
+        tqdm.set_lock(threading.RLock())
 
         class Writer(DatasetWriter):
             metadata_sm: Any

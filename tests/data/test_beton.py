@@ -355,6 +355,16 @@ def test_without_ffcv_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         write_beton(make_split(noise(3, 3, 8, 8)), tmp_path / "a.beton")
 
 
+@pytest.mark.timeout(60)  # what it looks for is a wait without an end
+def test_the_writer_takes_no_lock_of_tqdm_from_its_parent(tmp_path: Path) -> None:
+    from tqdm import tqdm
+
+    tqdm(disable=True)  # makes the lock that processes share
+    with tqdm.get_lock():
+        write_beton(make_split(noise(5, 3, 8, 8)), tmp_path / "a.beton")
+    assert len(open_beton(tmp_path / "a.beton")) == 5
+
+
 def test_opening_needs_no_ffcv(tmp_path: Path) -> None:
     import subprocess
     import sys
