@@ -161,7 +161,10 @@ def paper_resnet18() -> Recipe:
 
 
 def fast_resnet18() -> Recipe:
-    """The paper's network in a tenth of its epochs: one rise and fall of the rate, batches four times as wide."""
+    """The paper's network in a tenth of its epochs: one rise and fall of the rate, batches four times as wide.
+
+    For tens of thousands of images; a few thousand leave it too few updates (measured: docs/ensembles.md).
+    """
     return Recipe(
         name="fast-resnet18",
         model="resnet18",
