@@ -37,7 +37,7 @@ def suspects(
     """
     import numpy as np
 
-    from hbr_fast.data.relabel import THRESHOLD, real_classes, true_labels
+    from hbr_fast.data.relabel import fingerprint_for_plans, real_classes, true_labels
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.noise import NoisyLabels, score_detection, threshold_of
     from hbr_fast.noise import suspects as suspected_by
@@ -63,13 +63,12 @@ def suspects(
     ids = np.flatnonzero(judged)
     found = ids[suspected_by(scores[ids], hard_is=chosen.hard_is, count=count, threshold=threshold)]
     rest = np.setdiff1d(np.arange(len(labels)), found)
-    fingerprint = opened.meta["source"].get("relabelled", {}).get(THRESHOLD, opened.fingerprint)
     how = {"estimator": estimator, "count": count, "threshold": threshold}
     detection = None
     if truth is not None:
         right = true_labels(truth, opened)
         detection = score_detection(found, NoisyLabels(np.where(judged, labels, right), right))
-    Plan.of_rows(rest, provenance={"dataset": fingerprint, "suspects": how}).save(out)
+    Plan.of_rows(rest, provenance={"dataset": fingerprint_for_plans(opened), "suspects": how}).save(out)
     where = f"{estimator} {'<=' if chosen.hard_is == 'low' else '>='} {threshold:.4g}" if count is None else estimator
     print(f"{out}: {len(rest):,} rows; {len(found):,} of {len(ids):,} samples are suspects by {where}")
     totals = np.bincount(labels, minlength=classes).tolist()

@@ -82,7 +82,16 @@ def relabel(
 
 def real_classes(dataset: Dataset) -> int:
     """Classes without the extra one of threshold samples, which is the last and has no test samples."""
-    return len(dataset.classes) - (THRESHOLD in dataset.meta["source"].get("relabelled", {}))
+    return len(dataset.classes) - (_threshold_origin(dataset) is not None)
+
+
+def fingerprint_for_plans(dataset: Dataset) -> str:
+    """Of the dataset that a plan of these samples is trained on: the one without threshold samples, or this one."""
+    return _threshold_origin(dataset) or dataset.fingerprint
+
+
+def _threshold_origin(dataset: Dataset) -> str | None:
+    return dataset.meta["source"].get("relabelled", {}).get(THRESHOLD)
 
 
 def true_labels(truth: str | os.PathLike[str], relabelled: Dataset) -> np.ndarray:
