@@ -142,36 +142,39 @@ class ImagePass:
 
     def make(
         self,
-        rows_b: torch.Tensor,
+        rows_r: torch.Tensor,
         *,
+        begin: int = 0,
         first_position: int,
         step: int,
         epoch: int,
         images: torch.Tensor,
-        labels_b: torch.Tensor,
-        ids_b: torch.Tensor,
+        labels_r: torch.Tensor,
+        ids_r: torch.Tensor,
         threads: int,
     ) -> None:
         """Make a batch.
 
         Parameters
         ----------
-        rows_b : int64 [B]
-            Its rows of the plan.
+        rows_r : int64 [at least begin + B]
+            Rows of the plan, of which the batch is of those from `begin` on.
+        begin : int
         first_position, step, epoch : int
             Place of its first row in the epoch's order, from one row to the next, and the epoch: they key the random
             numbers.
         images : float32 or bfloat16 [B, C, H, W]
             Written in full; contiguous or channels-last, as the pass is.
-        labels_b, ids_b : int64 [B]
-            Written in full.
+        labels_r, ids_r : int64 [as rows_r]
+            Written where the batch is.
         threads : int
         """
+        skipped = 8 * begin
         words = (
-            self._address, rows_b.data_ptr(), first_position, step, epoch, images.data_ptr(), labels_b.data_ptr(),
-            ids_b.data_ptr(),
+            self._address, rows_r.data_ptr() + skipped, first_position, step, epoch, images.data_ptr(),
+            labels_r.data_ptr() + skipped, ids_r.data_ptr() + skipped,
         )  # fmt: skip
-        team.run(self._kernel, len(rows_b), words, threads=threads)
+        team.run(self._kernel, len(images), words, threads=threads)
 
 
 @nb.njit(inline="always")

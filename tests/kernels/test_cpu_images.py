@@ -75,9 +75,9 @@ def make_batch(
         first_position=first_position,
         step=step,
         epoch=epoch,
-        images=torch.from_numpy(memory[GUARD : GUARD + size]),
-        labels_b=torch.from_numpy(labels_out),
-        ids_b=torch.from_numpy(ids_out),
+        images=torch.from_numpy(memory[GUARD : GUARD + size]).view(count, channels, height, width),
+        labels_r=torch.from_numpy(labels_out),
+        ids_r=torch.from_numpy(ids_out),
         threads=threads,
     )
     assert (memory[:GUARD] == untouched).all(), "written before the output"
