@@ -26,6 +26,7 @@ from hbr_fast.kernels.vector import (
     prefetch,
     row_exp_sums,
     row_rival,
+    scale_row,
 )
 
 # Columns of `sums` (float64); bit c of an estimator mask asks for column c. What is not asked for stays 0.
@@ -50,24 +51,20 @@ WRONG, RIGHT, IGNORED, NOT_FINITE, BAD_LABEL, BAD_ID = range(6)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 INT64, INT32 = range(2)
 
-# What `observe` finds in its words. Strides count elements; members have stride 0 where all share a tensor.
+# What the kernels find in their words, each what it needs. Strides count elements; members have stride 0 where all
+# share a tensor.
 (
     _LOGITS, _LOGITS_TYPE, _LOGITS_M, _LOGITS_B, _LOGITS_C,
     _LABELS, _LABELS_TYPE, _LABELS_M, _LABELS_B,
     _IDS, _IDS_TYPE, _IDS_M, _IDS_B,
     _ROWS, _BATCH, _CLASSES, _SAMPLES, _MASK, _OBSERVED, _OUTCOMES, _BAD,
+    _OWNERS, _EPOCH, _EL2N_EPOCHS, _SUMS, _COUNTERS, _STATUS,
     _GRADIENT, _LOSSES, _WEIGHTS, _OPTIONS,
-) = range(25)  # fmt: skip
+) = range(31)  # fmt: skip
 
 # What the loss is told (label smoothing, the sum of the class weights, by what the gradient is divided) and tells.
 SMOOTHING, TOTAL_WEIGHT, DIVISOR, LOSS_SUM = range(4)
 OPTIONS = 4
-
-# What `accumulate` finds in its words.
-(
-    _A_IDS, _A_IDS_TYPE, _A_IDS_M, _A_IDS_B, _A_ROWS, _A_BATCH, _A_SAMPLES, _A_OBSERVED, _A_OUTCOMES, _A_BAD,
-    _A_SUMS, _A_COUNTERS, _A_STATUS, _A_EPOCH, _A_EL2N_EPOCHS, _A_OWNERS,
-) = range(16)  # fmt: skip
 
 _LANES = 16
 _BLOCK = 1024  # exponentials summed in float32
@@ -319,16 +316,7 @@ def observe_rows(first, last, words, with_loss):
             tile[_SCALED, i], tile[_SQUARES, i] = scaled, squares
         observe_tile(size, mask, exponentials, tile, columns, observed[start : start + size])
         if with_loss:
-            for i in range(size):
-                r = start + i
-                label = integer_at(words[_LABELS], words[_LABELS_TYPE], r * words[_LABELS_B])
-                finish_loss(words, r, label, tile[_RIVAL_SHARE, i], tile[_OTHERS_SHARE, i], columns[LOSS, i], row)
-
-
-@nb.njit(fastmath=_FASTMATH)
-def scale_row(gradient, scale):
-    for c in range(gradient.shape[0]):
-        gradient[c] *= scale
+            finish_losses(words, start, size, tile, columns[LOSS], row)
 
 
 @nb.njit(fastmath=_FASTMATH)
@@ -347,37 +335,44 @@ def weighted_sum(logits_c, weights):
 
 
 @nb.njit(error_model="numpy")
-def finish_loss(words, b, label, rival_share, others_share, log_loss, row):
-    """Write the loss of row b, and its gradient, whose row holds `exp(z - rival)` of the other classes.
+def finish_losses(words, start, size, tile, log_losses, row):
+    """Write the losses of a tile's rows, and their gradients, whose rows hold `exp(z - rival)` of the other classes.
 
     With weights w and smoothing s over C classes the loss is (1 - s) w_y (-log p_y) + s / C sum_c w_c (-log p_c). Its
     gradient is p_c a - s / C w_c, less (1 - s) w_y where c = y, with a = (1 - s) w_y + s / C sum w; all over the
     divisor.
     """
-    rows, classes = words[_ROWS], words[_CLASSES]
-    losses = team.array_at(words[_LOSSES], (rows,), np.float64)
-    options = team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)
-    smoothing, total_weight, divisor = options[SMOOTHING], options[TOTAL_WEIGHT], options[DIVISOR]
-    outcome = team.array_at(words[_OUTCOMES], (rows,), np.int64)[b]
-    gradient = team.array_at(words[_GRADIENT] + 4 * b * classes, (classes,), np.float32)
-    if outcome > RIGHT:
-        gradient[:] = np.nan if outcome == NOT_FINITE else 0.0
-        losses[b] = np.nan if outcome == NOT_FINITE else 0.0
-        return
+    classes = words[_CLASSES]
+    losses = team.array_at(words[_LOSSES] + 8 * start, (size,), np.float64)
+    outcomes = team.array_at(words[_OUTCOMES] + 8 * start, (size,), np.int64)
     weights = team.array_at(words[_WEIGHTS], (classes,), np.float32)
-    weight = np.float64(weights[label])
+    options = team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)
+    smoothing, inverse = options[SMOOTHING], 1.0 / options[DIVISOR]
     share = smoothing / classes
-    scale = (1.0 - smoothing) * weight + share * total_weight
-    own = -scale * others_share + (scale - (1.0 - smoothing) * weight - share * weight)
-    losses[b] = (1.0 - smoothing) * weight * log_loss
-    if smoothing > 0.0:
-        logits_c = team.array_at(row_at(words, 0, b, row), (classes,), np.float32)
-        log_sum = log_loss + np.float64(logits_c[label])
-        losses[b] += share * (total_weight * log_sum - weighted_sum(logits_c, weights))
-        smooth_row(gradient, np.float32(scale * rival_share / divisor), np.float32(share / divisor), weights)
-    else:
-        scale_row(gradient, np.float32(scale * rival_share / divisor))
-    gradient[label] = own / divisor
+    total_share = share * options[TOTAL_WEIGHT]
+    for i in range(size):
+        address = words[_GRADIENT] + 4 * (start + i) * classes
+        gradient = team.array_at(address, (classes,), np.float32)
+        if outcomes[i] > RIGHT:
+            gradient[:] = np.nan if outcomes[i] == NOT_FINITE else 0.0
+            losses[i] = np.nan if outcomes[i] == NOT_FINITE else 0.0
+            continue
+        label = integer_at(words[_LABELS], words[_LABELS_TYPE], (start + i) * words[_LABELS_B])
+        weight = np.float64(weights[label])
+        own_scale = (1.0 - smoothing) * weight
+        scale = own_scale + total_share
+        loss = own_scale * log_losses[i]
+        factor = np.float32(scale * tile[_RIVAL_SHARE, i] * inverse)
+        if smoothing > 0.0:
+            logits_c = team.array_at(row_at(words, 0, start + i, row), (classes,), np.float32)
+            log_sum = log_losses[i] + np.float64(logits_c[label])
+            loss += share * (options[TOTAL_WEIGHT] * log_sum - weighted_sum(logits_c, weights))
+            smooth_row(gradient, factor, np.float32(share * inverse), weights)
+        else:
+            scale_row(np.uint64(address), classes, factor, _LANES)
+        losses[i] = loss
+        # p - 1 of the own class, as far less as the others have: digits are kept when p is near 1.
+        gradient[label] = (total_share - share * weight - scale * tile[_OTHERS_SHARE, i]) * inverse
 
 
 @nb.cfunc(team.KERNEL, cache=True)
@@ -405,23 +400,23 @@ def accumulate(first, last, words):
 
     Owner o of a power of two of them owns the samples whose ids end in o. If a row was bad, nothing is added.
     """
-    if team.array_at(words[_A_BAD], (1,), np.int64)[0] != 0:
+    if team.array_at(words[_BAD], (1,), np.int64)[0] != 0:
         return
-    rows, batch, samples = words[_A_ROWS], words[_A_BATCH], words[_A_SAMPLES]
+    rows, batch, samples = words[_ROWS], words[_BATCH], words[_SAMPLES]
     members = rows // batch
-    outcomes = team.array_at(words[_A_OUTCOMES], (rows,), np.int64)
-    counters = team.array_at(words[_A_COUNTERS], (members * samples, COUNTER_COLUMNS), np.int32)
-    status = team.array_at(words[_A_STATUS], (STATUS_ENTRIES,), np.int64)
-    epoch, in_window = words[_A_EPOCH], words[_A_EPOCH] < words[_A_EL2N_EPOCHS]
+    outcomes = team.array_at(words[_OUTCOMES], (rows,), np.int64)
+    counters = team.array_at(words[_COUNTERS], (members * samples, COUNTER_COLUMNS), np.int32)
+    status = team.array_at(words[_STATUS], (STATUS_ENTRIES,), np.int64)
+    epoch, in_window = words[_EPOCH], words[_EPOCH] < words[_EL2N_EPOCHS]
     mine, states = np.empty(rows + _AHEAD, np.int64), np.empty(rows + _AHEAD, np.int64)
     for owner in range(first, last):
         count, r = 0, 0
         for m in range(members):
             for b in range(batch):
-                sample = integer_at(words[_A_IDS], words[_A_IDS_TYPE], m * words[_A_IDS_M] + b * words[_A_IDS_B])
+                sample = integer_at(words[_IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
                 # Kept by moving on, not by a branch that would be guessed wrong half of the time.
                 mine[count], states[count] = r, m * samples + sample
-                count += (sample & (words[_A_OWNERS] - 1) == owner) & (outcomes[r] <= RIGHT)
+                count += (sample & (words[_OWNERS] - 1) == owner) & (outcomes[r] <= RIGHT)
                 if owner == 0 and outcomes[r] == NOT_FINITE:
                     if status[ROWS_NOT_FINITE] == 0:
                         status[FIRST_NOT_FINITE] = sample
@@ -429,11 +424,11 @@ def accumulate(first, last, words):
                 r += 1
         states[count : count + _AHEAD] = states[count - 1]
         for i in range(count):
-            prefetch(np.uint64(words[_A_SUMS] + states[i + _AHEAD] * (8 * SUM_COLUMNS)))
-            prefetch(np.uint64(words[_A_COUNTERS] + states[i + _AHEAD] * (4 * COUNTER_COLUMNS)))
+            prefetch(np.uint64(words[_SUMS] + states[i + _AHEAD] * (8 * SUM_COLUMNS)))
+            prefetch(np.uint64(words[_COUNTERS] + states[i + _AHEAD] * (4 * COUNTER_COLUMNS)))
             state, r = states[i], mine[i]
-            sums = np.uint64(words[_A_SUMS] + state * (8 * SUM_COLUMNS))
-            add_doubles(sums, np.uint64(words[_A_OBSERVED] + r * (8 * SUM_COLUMNS)), SUM_COLUMNS)
+            sums = np.uint64(words[_SUMS] + state * (8 * SUM_COLUMNS))
+            add_doubles(sums, np.uint64(words[_OBSERVED] + r * (8 * SUM_COLUMNS)), SUM_COLUMNS)
             right = outcomes[r]
             learned, last_correct = counters[state, FIRST_LEARNED], counters[state, LAST_CORRECT]
             counters[state, OBSERVATIONS] += 1

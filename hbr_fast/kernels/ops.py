@@ -68,11 +68,14 @@ def _record_cpu(
     observed = scratch.data_ptr()
     outcomes = observed + 8 * rows * k.SUM_COLUMNS
     bad = array("q", (0,))
+    threads = threads_for(logits)
+    owners = owners_for(threads)
     found = (observed, outcomes, bad.buffer_info()[0])
     observe = observe_words(logits, labels, ids, sums.shape[-2], estimators, found)
-    threads = threads_for(logits)
-    add = accumulate_stage(rows, ids, epoch, el2n_epochs, sums, counters, status, found=found, threads=threads)
-    team.run_stages(team.Stage(k.observe, rows, observe), add, threads=threads)
+    words = array("q", (*observe, *state_words(owners, epoch, el2n_epochs, sums, counters, status)))
+    team.run_stages(
+        team.Stage(k.observe, rows, words), team.Stage(k.accumulate, owners, words, piece=1), threads=threads
+    )
     if bad[0]:
         raise bad_row(scratch[rows * k.SUM_COLUMNS :].view(torch.int64), logits, labels, ids, sums.shape[-2])
 
@@ -99,29 +102,12 @@ def threads_for(logits: torch.Tensor) -> int:
 _ROW_COST, _SMALL = 100, 40_000
 
 
-def accumulate_stage(
-    rows: int,
-    ids: torch.Tensor,
-    epoch: int,
-    el2n_epochs: int,
-    sums: torch.Tensor,
-    counters: torch.Tensor,
-    status: torch.Tensor,
-    *,
-    found: tuple[int, int, int],
-    threads: int,
-) -> team.Stage:
-    """Add what was observed of the rows to the state, rows of one sample in their order; nothing if a row was bad.
+def owners_for(threads: int) -> int:
+    """How many owners share the samples out among themselves: a power of two, at least one a thread."""
+    return 1 << (threads - 1).bit_length()
 
-    `found`: the addresses of what was observed, of the outcomes, and of whether a row was bad.
-    """
-    owners = 1 << (threads - 1).bit_length()
-    words = (
-        *_integers(ids),
-        *(rows, ids.shape[-1], sums.shape[-2], *found),
-        *(sums.data_ptr(), counters.data_ptr(), status.data_ptr(), epoch, el2n_epochs, owners),
-    )
-    return team.Stage(k.accumulate, owners, words, piece=1)
+
+# The words of the kernels of `cpu_hardness`, in its order: `observe_words`, then `state_words`, then those of the loss.
 
 
 def observe_words(
@@ -132,7 +118,7 @@ def observe_words(
     estimators: int,
     found: tuple[int, int, int],
 ) -> tuple[int, ...]:
-    """What `cpu_hardness.observe` finds in its words; `found` as for `accumulate_stage`."""
+    """What is read, and where to put what is found: addresses of observed, outcomes, and whether a row was bad."""
     stride_m = logits.stride(0) if logits.ndim == 3 else 0
     *members, batch, classes = logits.shape
     return (
@@ -142,6 +128,22 @@ def observe_words(
         *(math.prod(members) * batch, batch, classes, samples, estimators),
         *found,
     )
+
+
+def observed_words(rows: int, ids: torch.Tensor, samples: int, found: tuple[int, int, int]) -> tuple[int, ...]:
+    """`observe_words` of rows that were observed elsewhere: what `accumulate` needs of them."""
+    logits, labels, classes, mask = (0,) * 5, (0,) * 4, 0, 0
+    return *logits, *labels, *_integers(ids), rows, ids.shape[-1], classes, samples, mask, *found
+
+
+def state_words(
+    owners: int, epoch: int, el2n_epochs: int, sums: torch.Tensor, counters: torch.Tensor, status: torch.Tensor
+) -> tuple[int, ...]:
+    """The epoch, and to what `accumulate` adds; `NO_STATE` where it is not called."""
+    return owners, epoch, el2n_epochs, sums.data_ptr(), counters.data_ptr(), status.data_ptr()
+
+
+NO_STATE = (0,) * 6
 
 
 def _integers(tensor: torch.Tensor) -> tuple[int, int, int, int]:

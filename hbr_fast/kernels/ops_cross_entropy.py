@@ -10,7 +10,16 @@ import torch
 
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import team
-from hbr_fast.kernels.ops import accumulate_stage, bad_row, library, observe_words, threads_for
+from hbr_fast.kernels.ops import (
+    NO_STATE,
+    bad_row,
+    library,
+    observe_words,
+    observed_words,
+    owners_for,
+    state_words,
+    threads_for,
+)
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
 
@@ -61,40 +70,51 @@ def _in_one_pass(
     samples: int,
     estimators: int,
     *,
-    observed: torch.Tensor,
-    outcomes: torch.Tensor,
     recording: tuple[Any, ...] = (),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and gradient; what the rows say is written to `observed` and `outcomes`, and added to the state if given."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, gradient, and what the rows say, a row of `scratch` each; added to the state of `recording` if given.
+
+    `scratch` is float64 [10, B]: `SUM_COLUMNS` numbers a row of logits, one after the other, then the outcomes (int64)
+    and the losses of the rows.
+    """
     rows, classes = logits.shape
-    gradient, losses = torch.empty(rows, classes), torch.empty(rows, dtype=torch.float64)
+    gradient = torch.empty(rows, classes)
+    scratch = torch.empty(k.SUM_COLUMNS + 2, rows, dtype=torch.float64)
     weights = _ones(classes) if weight is None else weight.float().contiguous()
     options = array("d", bytes(8 * k.OPTIONS))
     options[k.SMOOTHING], options[k.DIVISOR] = label_smoothing, 1.0
     options[k.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
     bad = array("q", (0,))
-    found = (observed.data_ptr(), outcomes.data_ptr(), bad.buffer_info()[0])
-    words = (
-        *observe_words(logits, labels, ids, samples, estimators, found),
-        *(gradient.data_ptr(), losses.data_ptr(), weights.data_ptr(), options.buffer_info()[0]),
+    observed = scratch.data_ptr()
+    outcomes = observed + 8 * rows * k.SUM_COLUMNS
+    losses = outcomes + 8 * rows
+    threads = threads_for(logits)
+    owners = owners_for(threads)
+    words = array(
+        "q",
+        (
+            *observe_words(logits, labels, ids, samples, estimators, (observed, outcomes, bad.buffer_info()[0])),
+            *(state_words(owners, *recording) if recording else NO_STATE),
+            *(gradient.data_ptr(), losses, weights.data_ptr(), options.buffer_info()[0]),
+        ),
     )
     if rows:
         stages = [team.Stage(k.observe_with_loss, rows, words), team.Stage(k.add_losses, 1, words)]
         if reduction == "mean":
             stages.insert(0, team.Stage(k.weigh_labels, 1, words))
-        threads = threads_for(logits)
         if recording:
-            stages.append(accumulate_stage(rows, ids, *recording, found=found, threads=threads))
+            stages.append(team.Stage(k.accumulate, owners, words, piece=1))
         team.run_stages(*stages, threads=threads)
     if bad[0]:
-        raise bad_row(outcomes, logits, labels, ids, samples)
+        raise bad_row(scratch[k.SUM_COLUMNS].view(torch.int64), logits, labels, ids, samples)
     if logits.dtype == torch.float64:
-        return _cross_entropy_double(logits, labels, weight, label_smoothing, reduction)
+        return *_cross_entropy_double(logits, labels, weight, label_smoothing, reduction), scratch
     if reduction == "none":
-        return losses.to(gradient.dtype), gradient
+        return scratch[-1].to(gradient.dtype), gradient, scratch
+    loss = options[k.LOSS_SUM]
     if reduction == "mean":
-        options[k.LOSS_SUM] = options[k.LOSS_SUM] / options[k.DIVISOR] if options[k.DIVISOR] else float("nan")
-    return torch.scalar_tensor(options[k.LOSS_SUM], dtype=gradient.dtype), gradient
+        loss = loss / options[k.DIVISOR] if options[k.DIVISOR] else float("nan")
+    return torch.scalar_tensor(loss, dtype=gradient.dtype), gradient, scratch
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,9 +146,7 @@ class _Loss(torch.autograd.Function):
     # takes longer than a small batch.
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, loss_of: tuple[Any, ...], recording: tuple[Any, ...]) -> torch.Tensor:
-        scratch = torch.empty(k.SUM_COLUMNS + 1, len(logits), dtype=torch.float64)
-        observed, outcomes = scratch, scratch[-1].view(torch.int64)  # the kernel takes addresses, not shapes
-        loss, gradient = _in_one_pass(logits, *loss_of, observed=observed, outcomes=outcomes, recording=recording)
+        loss, gradient, _ = _in_one_pass(logits, *loss_of, recording=recording)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return loss
@@ -188,10 +206,11 @@ def _cross_entropy_cpu(
     ValueError
         If a label or an id is out of range.
     """
-    observed = torch.empty(len(logits), k.SUM_COLUMNS, dtype=torch.float64)
-    outcomes = torch.empty(len(logits), dtype=torch.int64)
     loss_of = (logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
-    return *_in_one_pass(*loss_of, observed=observed, outcomes=outcomes), observed, outcomes
+    loss, gradient, scratch = _in_one_pass(*loss_of)
+    # Copies: an operator's results may not share memory.
+    observed = scratch[: k.SUM_COLUMNS].reshape(len(logits), k.SUM_COLUMNS).clone()
+    return loss, gradient, observed, scratch[k.SUM_COLUMNS].view(torch.int64).clone()
 
 
 @torch.library.impl(library, "cross_entropy", "CUDA")
@@ -260,12 +279,12 @@ def _accumulate_cpu(
         good = array("q", (0,))
         found = (observed.data_ptr(), outcomes.data_ptr(), good.buffer_info()[0])
         sums, counters, status = state
-        threads = torch.get_num_threads()
-        team.run_stages(
-            accumulate_stage(
-                len(observed), ids, epoch, el2n_epochs, sums, counters, status, found=found, threads=threads
-            )
+        owners = owners_for(torch.get_num_threads())
+        words = (
+            *observed_words(len(observed), ids, sums.shape[-2], found),
+            *state_words(owners, epoch, el2n_epochs, sums, counters, status),
         )
+        team.run(k.accumulate, owners, words, piece=1)
 
 
 @torch.library.impl(library, "accumulate", "CUDA")

@@ -52,7 +52,10 @@ _LINE = 8  # words between two counters: threads that claim at once do not share
 
 
 class Stage(NamedTuple):
-    """What a team does before its threads wait for each other: the parameters of `run`, `items` its `count`."""
+    """What a team does before its threads wait for each other: the parameters of `run`, `items` its `count`.
+
+    Words that are an `array("q")` are handed over as they are: stages may share one.
+    """
 
     kernel: Any
     items: int
@@ -94,20 +97,25 @@ def run(kernel: Any, count: int, words: Sequence[int], *, threads: int | None = 
 def run_stages(*stages: Stage, threads: int | None = None) -> None:
     """Do one stage after the other, each by all threads; cheaper than a call of `run` for each. No count may be 0."""
     threads = torch.get_num_threads() if threads is None else threads
-    held, most, described = [], 1, array("q")
+    held, most = [], 1
+    described: list[int] = []
     for kernel, count, words, piece in stages:
         if piece is None:
             piece = -(-count // (threads * _PIECES)) if threads > 1 else count
         most = max(most, -(-count // piece))
-        held.append(array("q", words))
-        described.extend((count, piece, kernel.address, held[-1].buffer_info()[0]))
+        held.append(words if type(words) is array else array("q", words))
+        described += (count, piece, kernel.address, held[-1].buffer_info()[0])
     threads = min(threads, most)
     parallel = team() if threads > 1 and not _forked else None
-    call, *functions = parallel or (lambda work, task, *_: _work_alone(task), 0, 0)
+    call, number, barrier = parallel or (_call_alone, 0, 0)
     threads = threads if parallel else 1
     claimed = array("q", bytes(8 * _LINE * threads * len(stages)))
-    task = array("q", (len(stages), threads, *functions, claimed.buffer_info()[0])) + described
+    task = array("q", (len(stages), threads, number, barrier, claimed.buffer_info()[0], *described))
     call(_work_address, task.buffer_info()[0], threads, 0)
+
+
+def _call_alone(work: int, task: int, threads: int, flags: int) -> None:
+    _work_alone(task)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

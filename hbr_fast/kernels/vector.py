@@ -114,8 +114,8 @@ def row_rival(typingctx: Any, row: Any, classes: Any, label: Any, lanes: Any) ->
         finite = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * width))
 
         def chunk(value: Any, first: Any) -> None:
-            zero = builder.fmul(value, ir.Constant(vector, [0.0] * width))  # of NaN and infinity NaN
-            builder.store(builder.fadd(builder.load(finite), zero), finite)
+            zero = ir.Constant(vector, [0.0] * width)  # times NaN and infinity NaN
+            builder.store(fused_multiply_add(builder, value, zero, builder.load(finite)), finite)
             value = _without(builder, value, first, args[2], LOWEST)
             builder.store(_larger(builder, value, builder.load(best)), best)
 
@@ -171,6 +171,20 @@ def row_exp_sums(
 
     arguments = (types.uint64, types.int64, types.int64, types.float32, lanes, types.uint64, keep)
     return types.UniTuple(types.float32, 2)(*arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def scale_row(typingctx: Any, row: Any, count: Any, factor: Any, lanes: Any) -> Any:
+    """Multiply `count` float32 at address `row` by a float32."""
+    width = lanes.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        row, count, factor, _ = args
+        factor = splat(builder, factor, width)
+        _for_chunks(builder, row, count, width, 0.0, lambda value, _: builder.fmul(value, factor), row)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int64, types.float32, lanes), codegen
 
 
 def _for_chunks(
