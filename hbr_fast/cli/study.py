@@ -50,6 +50,7 @@ def study(
     gpus_per_member: float = 0.0,
     checkpoint_every_epochs: int = 0,
     checkpoint_minutes: float = 5.0,
+    tensorboard: bool = False,
     device: str = "auto",
     compile: bool = False,
 ) -> None:
@@ -89,6 +90,7 @@ def study(
         gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
         checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
         checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
+        tensorboard: Write what epochs did for TensorBoard, below OUT/tensorboard.
         device: auto (a GPU where there is one), cpu, cuda or cuda:N.
         compile: On a GPU, compile the network with CUDA graphs.
     """
@@ -151,6 +153,7 @@ def study(
         stacked=stacked,
         cluster=ray,
         checkpoint=checkpoint,
+        tensorboard=tensorboard,
         compute=compute,
     )
     progress.say("report: drawing")

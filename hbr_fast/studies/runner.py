@@ -35,6 +35,7 @@ def run_study(
     stacked: bool = False,
     cluster: Cluster | None = None,
     checkpoint: CheckpointEvery | None = None,
+    tensorboard: bool = False,
     compute: Compute | None = None,
 ) -> Path:
     """Train what is missing of a study and write its results files.
@@ -48,7 +49,7 @@ def run_study(
         of what determines it, so that studies with one directory share what they have in common.
     pool : Pool, optional
         Generated images, for arms that take from one.
-    members_at_once, stacked, cluster, checkpoint, compute
+    members_at_once, stacked, cluster, checkpoint, tensorboard, compute
         See `hbr_fast.training.parallel.obtain_members`.
 
     Returns
@@ -80,6 +81,7 @@ def run_study(
             stacked=stacked,
             cluster=cluster,
             checkpoint=checkpoint,
+            tensorboard=tensorboard,
             compute=compute,
         )
     return directory
@@ -96,6 +98,7 @@ def _run(
     stacked: bool,
     cluster: Cluster | None,
     checkpoint: CheckpointEvery | None,
+    tensorboard: bool,
     compute: Compute | None,
 ) -> None:
     start = time.perf_counter()
@@ -114,6 +117,7 @@ def _run(
                 stacked=stacked,
                 cluster=cluster,
                 checkpoint=checkpoint,
+                tensorboard=tensorboard,
                 compute=compute,
                 label=label,
             )

@@ -328,6 +328,14 @@ def test_a_second_arm_and_another_alpha_reuse_the_baseline(
     assert spread[0] == 0 < spread[2] < spread[1]
 
 
+def test_a_study_writes_its_epochs_for_tensorboard_where_it_is_asked_to(data: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run_study(STUDY, data, out=tmp_path, tensorboard=True)
+    written = {path.name for path in (tmp_path / "tensorboard").iterdir() if any(path.glob("events.*"))}
+    assert written == {path.name for path in (tmp_path / "members").iterdir()}
+    assert len(written) == 4
+
+
 def test_variants_with_several_members_share_a_plan_and_not_a_seed(data: Dataset, tmp_path: Path) -> None:
     quick = dataclasses.replace(RECIPE, epochs=5)
     study = dataclasses.replace(STUDY, recipe=quick, variants=2, members=2)
