@@ -23,14 +23,24 @@ def memory_bytes() -> int:
 
 
 def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """The processor's name as the operating system gives it, and its widest vectors, if Linux says.
+
+    In virtual machines processors of very different speed go by one name.
+    """
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return " ".join([name, *(found for flag, found in _VECTORS.items() if flag in _cpu_flags())][:2])
+
+
+_VECTORS = {"avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
 
 
 def has_native_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX, Arm BF16); elsewhere it is slow."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return not _cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
 
 
 def versions() -> dict[str, str]:

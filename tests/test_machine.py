@@ -23,3 +23,19 @@ def test_a_source_tree_that_is_not_installed_has_versions_too(monkeypatch: pytes
     assert versions["hbr-fast"] == project["version"]
     assert versions["torch"] == version("torch")
     assert list(versions) == ["python", "hbr-fast", "torch", "numpy", "numba"]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("model name : AMD EPYC\nflags : fpu avx2 avx512f avx512_bf16\n", "AMD EPYC AVX512-BF16"),
+        ("model name : AMD EPYC\nflags : fpu avx2\n", "AMD EPYC AVX2"),
+        ("model name : Old\nflags : fpu sse2\n", "Old"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_their_vectors(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, name: str
+) -> None:
+    lines = dict(line.split(" : ") for line in cpuinfo.splitlines())
+    monkeypatch.setattr(machine, "_cpuinfo", lambda field: lines.get(field, ""))
+    assert machine.cpu_name() == name
