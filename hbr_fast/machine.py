@@ -28,9 +28,11 @@ def cpu_name() -> str:
     In virtual machines processors of very different speed go by one name.
     """
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
-    return " ".join([name, *(found for flag, found in _VECTORS.items() if flag in _cpu_flags())][:2])
+    flags = _cpu_flags()
+    return " ".join([name, *(vectors for flag, vectors in _VECTORS.items() if flag in flags)][:2])
 
 
+# The widest first.
 _VECTORS = {"avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
 
 
