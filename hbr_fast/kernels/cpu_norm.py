@@ -9,6 +9,7 @@ Sums are taken over groups of images, the groups added in their order: the same 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -302,4 +303,5 @@ def finish_gradients(first, last, words):
 def run(kernel: Any, finish: Any, last: Any, words: Sequence[int]) -> None:
     """Both passes over the images of a batch, with what lies between them."""
     count = groups(words[_N])
+    words = array("q", words)  # one, that the stages share
     team.run_stages(team.Stage(kernel, count, words), team.Stage(finish, 1, words), team.Stage(last, count, words))

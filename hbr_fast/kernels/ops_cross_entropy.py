@@ -72,7 +72,7 @@ def _in_one_pass(
     *,
     recording: tuple[Any, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, gradient, and what the rows say, a row of `scratch` each; added to the state of `recording` if given.
+    """Loss, gradient, and `scratch`, what the rows say, which is also added to the state of `recording` if given.
 
     `scratch` is float64 [10, B]: `SUM_COLUMNS` numbers a row of logits, one after the other, then the outcomes (int64)
     and the losses of the rows.
