@@ -45,7 +45,7 @@ def write_window(
                 mask, at, between = np.uint64(job.mask), skipped, np.uint64(0)
                 if section == 1:
                     column = max(-SLACK, min((job.width - lanes - x if reverse else x) + right, job.width))
-                    mask += np.uint64(SLACK + column)
+                    mask += np.uint64(4 * (SLACK + column))
                     at += np.uint64((first + down) * stride + column)
                     between = np.uint64(stride)
                 convert_rows(

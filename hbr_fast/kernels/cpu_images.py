@@ -33,6 +33,7 @@ _JOB = np.dtype(
     ]
 )  # fmt: skip
 
+_AHEAD = 1024  # bytes of the next image that are asked for early; the processor sees by itself that more will follow
 _LOW, _32, _0, _1, _2 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1), np.uint64(2)
 
 
@@ -92,8 +93,8 @@ class ImagePass:
     ) -> None:
         channels, height, width = stores[0].shape[1:]
         sizes = np.array([len(images) for images in stores], np.int64)
-        mask = np.zeros(SLACK + width + SLACK, np.uint8)
-        mask[SLACK : SLACK + width] = 255
+        mask = np.zeros(SLACK + width + SLACK, np.int32)
+        mask[SLACK : SLACK + width] = -1
         arrays = {
             "sources": np.array([images.ctypes.data for images in stores], np.int64),
             "sizes": sizes,
@@ -178,13 +179,6 @@ class ImagePass:
 
 
 @nb.njit(inline="always")
-def _draw(job, position, epoch, use):
-    """Four random words; `use` tells apart what they are for."""
-    place = np.uint64(position)
-    return philox4x32(place & _LOW, place >> _32, np.uint64(epoch), use, np.uint64(job.key0), np.uint64(job.key1))
-
-
-@nb.njit(inline="always")
 def _below(word, size):
     """A uniform 32-bit word as a whole number below `size`."""
     return np.int64((word * np.uint64(size)) >> _32)
@@ -224,18 +218,28 @@ def _look_up(job, rows, labels_out, ids_out, own, mate, weight, alone):
 @nb.njit(nogil=True, cache=True)
 def _draw_numbers(job, first_position, step, epoch, ids, flip, draws):
     """The random numbers of each row: whether it is flipped, and the words for crop and cutout."""
-    for b in range(ids.shape[0]):
-        position = first_position + b * step
-        words = _draw(job, position, epoch, _0)
-        flip[b] = words[0] < np.uint64(job.flip_below)
-        draws[b, 0], draws[b, 1], draws[b, 2] = words[1], words[2], words[3]
+    key0, key1 = np.uint64(job.key0), np.uint64(job.key1)
+    _draw(key0, key1, first_position, step, epoch, _0, draws[:4])
     if job.alternating_flip:
         for b in range(ids.shape[0]):
-            flip[b] = (_draw(job, ids[b], 0, _2)[0] < np.uint64(job.flip_below)) != (epoch % 2 == 1)
-    if job.cutout > 0:
+            word = philox4x32(np.uint64(ids[b]) & _LOW, np.uint64(ids[b]) >> _32, _0, _2, key0, key1)[0]
+            flip[b] = (word < np.uint64(job.flip_below)) != (epoch % 2 == 1)
+    else:
         for b in range(ids.shape[0]):
-            words = _draw(job, first_position + b * step, epoch, _1)
-            draws[b, 3], draws[b, 4] = words[0], words[1]
+            flip[b] = draws[0, b] < np.uint64(job.flip_below)
+    if job.cutout > 0:
+        _draw(key0, key1, first_position, step, epoch, _1, draws[4:])
+
+
+@nb.njit(inline="always")
+def _draw(key0, key1, first_position, step, epoch, use, words):
+    """Four random words a row, `words[:, b]`; `use` tells apart what they are for. LLVM makes vectors of this loop."""
+    epoch = np.uint64(epoch)
+    for b in range(words.shape[1]):
+        place = np.uint64(first_position + b * step)
+        words[0, b], words[1, b], words[2, b], words[3, b] = philox4x32(
+            place & _LOW, place >> _32, epoch, use, key0, key1
+        )
 
 
 @functools.cache
@@ -258,13 +262,13 @@ def _kernel(lanes, together, mixed, bf16):
         ids_out = team.array_at(words[7] + 8 * first, (count,), np.int64)
         own, mate = np.empty(count, np.uint64), np.empty(count, np.uint64)
         weight, alone, flip = np.empty(count, np.float32), np.empty(count, np.bool_), np.empty(count, np.bool_)
-        draws = np.empty((count, 5), np.uint64)
+        draws = np.empty((8, count), np.uint64)
         _look_up(job, rows, labels_out, ids_out, own, mate, weight, alone)
         _draw_numbers(job, first_position, step, epoch, ids_out, flip, draws)
         scratch = np.empty(job.scratch_size, np.uint8)
         for b in range(count):
             if b + 1 < count:
-                prefetch_image(own[b + 1], image_size)
+                prefetch_image(own[b + 1], min(image_size, _AHEAD))
             src, other, blend = own[b], own[b], np.float32(1)
             two = mixed and mate[b] != 0
             if two:
@@ -273,13 +277,13 @@ def _kernel(lanes, together, mixed, bf16):
             down, right, plane, stride = 0, 0, height * width, width
             if job.num_crop_sizes > 0:
                 sizes = team.array_at(job.crop_sizes, (job.num_crop_sizes, 2), np.int64)
-                chosen = _below(draws[b, 2], job.num_crop_sizes)
+                chosen = _below(draws[3, b], job.num_crop_sizes)
                 tall, wide = sizes[chosen, 0], sizes[chosen, 1]
-                top, left = _below(draws[b, 0], height - tall + 1), _below(draws[b, 1], width - wide + 1)
+                top, left = _below(draws[1, b], height - tall + 1), _below(draws[2, b], width - wide + 1)
                 resized_crop(job, dst, src, other, blend, two, flip[b], top, left, tall, wide)
             else:
                 if pad > 0:
-                    top, left = _below(draws[b, 0], 2 * pad + 1), _below(draws[b, 1], 2 * pad + 1)
+                    top, left = _below(draws[1, b], 2 * pad + 1), _below(draws[2, b], 2 * pad + 1)
                     if job.padding != CONSTANT or alone[b]:
                         tall, wide = height + 2 * pad, width + 2 * pad
                         plane, stride = tall * wide, wide
@@ -310,8 +314,8 @@ def _kernel(lanes, together, mixed, bf16):
                         job, dst, src, other, blend, down, right, plane, stride, lanes, together, True, False, bf16
                     )  # fmt: skip
             if job.cutout > 0:
-                top = _below(draws[b, 3], height - job.cutout + 1)
-                cut_out(job, dst, top, _below(draws[b, 4], width - job.cutout + 1))
+                top = _below(draws[4, b], height - job.cutout + 1)
+                cut_out(job, dst, top, _below(draws[5, b], width - job.cutout + 1))
         # Keeps it: numba frees an array after the last use of its name, and this one is used by its address.
         scratch[:1] = 0
 
