@@ -17,17 +17,21 @@ import numba as nb
 import numpy as np
 
 from hbr_fast.kernels import team
-from hbr_fast.kernels.vector import (
-    add_doubles,
-    bits_of,
-    float_of,
-    from_bfloat16,
-    from_float16,
-    prefetch,
-    row_exp_sums,
-    row_rival,
-    scale_row,
+from hbr_fast.kernels.hardness_vectors import add_doubles, row_exp_sums, row_rival, scale_row
+from hbr_fast.kernels.tile_vectors import (
+    LOG_LOSS,
+    OTHERS_SHARE,
+    OWN,
+    RIVAL,
+    RIVAL_SHARE,
+    SCALED,
+    SQUARES,
+    TILE,
+    TILE_ROWS,
+    observe_tile,
+    read_narrow_tile,
 )
+from hbr_fast.kernels.vector import from_bfloat16, from_float16, prefetch
 
 # Columns of `sums` (float64); bit c of an estimator mask asks for column c. What is not asked for stays 0.
 AUM, AUM_SOFTMAX, CONFIDENCE, CONFIDENCE_SQUARED, CONFIDENCE_LOGIT, LOSS, EL2N = range(7)
@@ -68,9 +72,7 @@ OPTIONS = 4
 
 _LANES = 16
 _BLOCK = 1024  # exponentials summed in float32
-_TILE = 16  # rows finished together
-_ROUND = 1.5 * 2.0**52
-_SQRT_HALF = 0x3FE6A09E667F3BCD  # bits of sqrt(1/2)
+_NARROW = 32  # up to so many classes rows are read TILE at a time
 _AHEAD = 12  # rows whose state is asked of memory before it is needed
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
@@ -125,139 +127,6 @@ def row_at(words, m, b, row):
 
 
 @nb.njit(inline="always")
-def exponential(x):
-    """exp(x) for x <= 0, to 1e-14; 0 below -708. Plain arithmetic, so that a loop of it becomes vector instructions."""
-    bounded = max(x, -708.0)
-    shifted = bounded * 1.4426950408889634 + _ROUND  # the nearest integer, in the lowest bits of the mantissa
-    power = shifted - _ROUND
-    r = (bounded - power * 0.6931471805598903) - power * 5.497923018708371e-14
-    e = 1.0 + r * (1 / 11)
-    for k in range(10, 0, -1):
-        e = 1.0 + r * e * (1.0 / k)
-    return e * float_of((bits_of(shifted) + 1023) << 52) if x > -708.0 else 0.0
-
-
-@nb.njit(inline="always")
-def log_of_one_plus(u):
-    """log(1 + u) for 0 <= u, to 1e-13 relative, in plain arithmetic as `exponential`."""
-    s = 1.0 + u
-    lost = (u - (s - 1.0)) / s  # what rounding took from u
-    bits = bits_of(s)
-    power = (bits - _SQRT_HALF) >> 52
-    f = float_of(bits - (power << 52)) - 1.0  # in [sqrt(1/2), sqrt(2)] - 1
-    q = f / (2.0 + f)  # log((1 + q) / (1 - q)) is 2 (q + q^3 / 3 + ...)
-    z = q * q
-    tail = 1 / 15 + z / 17
-    tail = 1 / 13 + z * tail
-    tail = 1 / 11 + z * tail
-    tail = 1 / 9 + z * tail
-    tail = 1 / 7 + z * tail
-    tail = 1 / 5 + z * tail
-    tail = 1 / 3 + z * tail
-    return power * 0.6931471805599453 + (2.0 * q * (1.0 + z * tail) + lost)
-
-
-# The loops over a tile are functions of few short arrays each: LLVM makes vector instructions of a loop only where it
-# can tell that its arrays do not overlap, and where no division may raise.
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def smaller_over_larger(margin, ratio):
-    """exp of own and rival logit, the smaller over the larger."""
-    for i in range(margin.shape[0]):
-        ratio[i] = exponential(-abs(margin[i]))
-
-
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def sum_over_larger(margin, ratio, scaled, excess):
-    """By how much the sum of exp over all classes exceeds the larger of own and rival one, which counts as 1."""
-    for i in range(margin.shape[0]):
-        excess[i] = ratio[i] * scaled[i] if margin[i] >= 0 else ratio[i] + (scaled[i] - 1.0)
-
-
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def log_losses(margin, excess, loss):
-    """-log of the own probability."""
-    for i in range(margin.shape[0]):
-        loss[i] = log_of_one_plus(excess[i]) - min(margin[i], 0.0)
-
-
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def shares(margin, ratio, excess, own_share, rival_share):
-    """Probabilities of own class and rival."""
-    for i in range(margin.shape[0]):
-        inverse = 1.0 / (1.0 + excess[i])
-        smaller = ratio[i] * inverse
-        own_share[i] = inverse if margin[i] >= 0 else smaller
-        rival_share[i] = smaller if margin[i] >= 0 else inverse
-
-
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def error_norms(rival_share, scaled, squares, el2n):
-    """Length of probabilities less one-hot label."""
-    for i in range(rival_share.shape[0]):
-        el2n[i] = rival_share[i] * math.sqrt(scaled[i] * scaled[i] + squares[i])
-
-
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def difference(a, b, out):
-    for i in range(a.shape[0]):
-        out[i] = a[i] - b[i]
-
-
-@nb.njit(fastmath={"contract"}, error_model="numpy")
-def product(a, b, out):
-    for i in range(a.shape[0]):
-        out[i] = a[i] * b[i]
-
-
-# What is known of the rows of a tile, one array [_TILE] each: from the logits, and what follows for the gradient.
-_OWN, _RIVAL, _SCALED, _SQUARES, _RIVAL_SHARE, _OTHERS_SHARE, _RATIO, _EXCESS = range(8)
-
-
-@nb.njit
-def observe_tile(size, mask, exponentials, tile, columns, observed):
-    """Write what the rows of a tile say, by column of `sums`; see `reference.observation`.
-
-    Parameters
-    ----------
-    size : int
-        Rows in the tile.
-    mask : int
-        The columns asked for.
-    exponentials : bool
-        Whether more than logits is wanted.
-    tile : float64 [8, _TILE]
-        The logit of the own class, the largest other one, and sums over the other classes of `e` and of `e * e`,
-        `e = exp(z - rival)`: relative to their largest, no square underflows however sure the model is, and kept apart
-        from the own one, 1 - p keeps its digits when p is near 1. Written: the rival's probability and that of all
-        others together.
-    columns : float64 [8, _TILE]
-        Written: the columns as rows.
-    observed : float64 [size, 8]
-    """
-    margin = columns[AUM]
-    difference(tile[_OWN], tile[_RIVAL], margin)
-    columns[CONFIDENCE_LOGIT] = tile[_OWN]
-    if exponentials:
-        ratio, excess, rival_share, scaled = tile[_RATIO], tile[_EXCESS], tile[_RIVAL_SHARE], tile[_SCALED]
-        confidence = columns[CONFIDENCE]
-        smaller_over_larger(margin, ratio)
-        sum_over_larger(margin, ratio, scaled, excess)
-        shares(margin, ratio, excess, confidence, rival_share)
-        product(confidence, confidence, columns[CONFIDENCE_SQUARED])
-        difference(confidence, rival_share, columns[AUM_SOFTMAX])
-        log_losses(margin, excess, columns[LOSS])
-        error_norms(rival_share, scaled, tile[_SQUARES], columns[EL2N])
-        product(rival_share, scaled, tile[_OTHERS_SHARE])
-    for column in range(SUM_COLUMNS):
-        if mask >> column & 1:
-            for i in range(size):
-                observed[i, column] = columns[column, i]
-        else:
-            for i in range(size):
-                observed[i, column] = 0.0
-
-
-@nb.njit(inline="always")
 def is_right(own, rival, label, logits_c):
     """A tie counts as right only where the own class comes first, as in argmax."""
     right = own >= rival
@@ -268,55 +137,117 @@ def is_right(own, rival, label, logits_c):
 
 
 @nb.njit(inline="always")
-def observe_rows(first, last, words, with_loss):
-    """The body of `observe` and of `observe_with_loss`."""
-    rows, batch, classes, mask = words[_ROWS], words[_BATCH], words[_CLASSES], words[_MASK]
-    observed = team.array_at(words[_OBSERVED], (rows, SUM_COLUMNS), np.float64)
-    outcomes = team.array_at(words[_OUTCOMES], (rows,), np.int64)
-    exponentials = with_loss or mask & NEED_EXPONENTIALS != 0
-    row = np.empty(classes, np.float32)
-    tile, columns = np.zeros((8, _TILE)), np.empty((SUM_COLUMNS, _TILE))
-    m = first // batch
-    b = first - m * batch - 1
-    for start in range(first, last, _TILE):
-        size = min(_TILE, last - start)
-        for i in range(size):
-            r, b = start + i, b + 1
-            if b == batch:
-                m, b = m + 1, 0
-            # A row that is left out is worked on as one of two equal logits, and never added.
-            tile[_OWN, i], tile[_RIVAL, i], tile[_SCALED, i], tile[_SQUARES, i] = 0.0, 0.0, 1.0, 1.0
-            label = integer_at(words[_LABELS], words[_LABELS_TYPE], m * words[_LABELS_M] + b * words[_LABELS_B])
-            sample = integer_at(words[_IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
-            if label == IGNORED_LABEL:
-                outcomes[r] = IGNORED
-                continue
-            if not (0 <= label < classes and 0 <= sample < words[_SAMPLES]):
-                outcomes[r] = BAD_ID if 0 <= label < classes else BAD_LABEL
-                team.array_at(words[_BAD], (1,), np.int64)[0] = 1
-                continue
+def label_of_row(words, m, b, r, outcomes):
+    """The label of a row that counts, -1 of one that is left out; its outcome says so, and else is yet WRONG."""
+    label = integer_at(words[_LABELS], words[_LABELS_TYPE], m * words[_LABELS_M] + b * words[_LABELS_B])
+    sample = integer_at(words[_IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
+    known = 0 <= label < words[_CLASSES]
+    if known and 0 <= sample < words[_SAMPLES]:
+        outcomes[r] = WRONG
+        return label
+    outcomes[r] = IGNORED if label == IGNORED_LABEL else BAD_ID if known else BAD_LABEL
+    if label != IGNORED_LABEL:
+        team.array_at(words[_BAD], (1,), np.int64)[0] = 1
+    return -1
+
+
+@nb.njit(inline="always")
+def read_rows(words, start, size, m, b, outcomes, tile, row, exponentials, with_loss):
+    """Read a tile's rows one by one."""
+    classes = words[_CLASSES]
+    for i in range(size):
+        r = start + i
+        # A row that is left out is worked on as one of two equal logits, and never added.
+        tile[OWN, i], tile[RIVAL, i], tile[SCALED, i], tile[SQUARES, i] = 0.0, 0.0, 1.0, 1.0
+        label = label_of_row(words, m, b, r, outcomes)
+        if label >= 0:
             address = row_at(words, m, b, row)
             rival, finite = row_rival(np.uint64(address), classes, label, _LANES)
             if math.isnan(finite):
                 outcomes[r] = NOT_FINITE
-                continue
+            else:
+                logits_c = team.array_at(address, (classes,), np.float32)
+                own = logits_c[label]
+                outcomes[r] = RIGHT if is_right(own, rival, label, logits_c) else WRONG
+                tile[OWN, i], tile[RIVAL, i] = own, rival
+                if exponentials:
+                    scaled, squares = 0.0, 0.0
+                    gradient = words[_GRADIENT] + 4 * r * classes if with_loss else 0
+                    for c in range(0, classes, _BLOCK):  # float32 within a block, float64 over them: digits are kept
+                        count, at = min(_BLOCK, classes - c), np.uint64(address + 4 * c)
+                        to = np.uint64(gradient + 4 * c)
+                        block = row_exp_sums(at, count, label - c, rival, _LANES, to, with_loss)
+                        scaled += block[0]
+                        squares += block[1]
+                    tile[SCALED, i], tile[SQUARES, i] = scaled, squares
+        b += 1
+        if b == words[_BATCH]:
+            m, b = m + 1, 0
+
+
+@nb.njit(inline="always")
+def read_narrow_rows(words, start, size, m, b, outcomes, tile, row, logits, labels, found, exponentials, with_loss):
+    """Read a tile's rows of few classes together."""
+    classes = words[_CLASSES]
+    plain = words[_LOGITS_TYPE] == FLOAT32 and words[_LOGITS_C] == 1
+    at_logits, step_m, step_b = words[_LOGITS], 4 * words[_LOGITS_M], 4 * words[_LOGITS_B]
+    for i in range(size):
+        label = label_of_row(words, m, b, start + i, outcomes)
+        labels[i] = max(label, 0)
+        if label >= 0:
+            address = at_logits + m * step_m + b * step_b if plain else row_at(words, m, b, row)
             logits_c = team.array_at(address, (classes,), np.float32)
-            own = logits_c[label]
-            outcomes[r] = RIGHT if is_right(own, rival, label, logits_c) else WRONG
-            tile[_OWN, i], tile[_RIVAL, i] = own, rival
-            if not exponentials:
-                continue
-            scaled, squares = 0.0, 0.0
-            gradient = words[_GRADIENT] + 4 * r * classes if with_loss else 0
-            for c in range(0, classes, _BLOCK):  # float32 within a block, float64 over them: long rows keep digits
-                count, at = min(_BLOCK, classes - c), np.uint64(address + 4 * c)
-                block = row_exp_sums(at, count, label - c, rival, _LANES, np.uint64(gradient + 4 * c), with_loss)
-                scaled += block[0]
-                squares += block[1]
-            tile[_SCALED, i], tile[_SQUARES, i] = scaled, squares
-        observe_tile(size, mask, exponentials, tile, columns, observed[start : start + size])
+            for c in range(classes):
+                logits[c, i] = logits_c[c]
+        else:
+            logits[:, i] = 0.0
+        b += 1
+        if b == words[_BATCH]:
+            m, b = m + 1, 0
+    addresses = np.uint64(labels.ctypes.data), np.uint64(tile.ctypes.data), np.uint64(found.ctypes.data)
+    read_narrow_tile(np.uint64(logits.ctypes.data), classes, addresses[0], addresses[1], addresses[2], exponentials)
+    for i in range(size):
+        r = start + i
+        if outcomes[r] == WRONG:
+            outcomes[r] = NOT_FINITE if math.isnan(found[1, i]) else RIGHT if found[0, i] != 0 else WRONG
         if with_loss:
-            finish_losses(words, start, size, tile, columns[LOSS], row)
+            gradient = team.array_at(words[_GRADIENT] + 4 * r * classes, (classes,), np.float32)
+            for c in range(classes):
+                gradient[c] = logits[c, i]
+
+
+@nb.njit(inline="always")
+def observe_rows(first, last, words, exponentials, with_loss):
+    """The body of `observe` and of `observe_with_loss`."""
+    rows, batch, classes = words[_ROWS], words[_BATCH], words[_CLASSES]
+    observed = team.array_at(words[_OBSERVED], (rows, SUM_COLUMNS), np.float64)
+    outcomes = team.array_at(words[_OUTCOMES], (rows,), np.int64)
+    row = np.empty(classes, np.float32)
+    tile, last_tile = np.zeros((TILE_ROWS, TILE)), np.empty((TILE, SUM_COLUMNS))
+    narrow = classes <= _NARROW
+    logits = np.zeros((classes if narrow else 1, TILE), np.float32)
+    labels, found = np.zeros(TILE, np.int32), np.zeros((2, TILE), np.float32)
+    kept = np.zeros(SUM_COLUMNS, np.int64)
+    for column in range(SUM_COLUMNS):
+        kept[column] = -(words[_MASK] >> column & 1)
+    for start in range(first, last, TILE):
+        size = min(TILE, last - start)
+        m, b = start // batch, start % batch
+        if narrow:
+            read_narrow_rows(
+                words, start, size, m, b, outcomes, tile, row, logits, labels, found, exponentials, with_loss
+            )
+        else:
+            read_rows(words, start, size, m, b, outcomes, tile, row, exponentials, with_loss)
+        to = observed[start:last] if size == TILE else last_tile
+        addresses = np.uint64(tile.ctypes.data), np.uint64(kept.ctypes.data), np.uint64(to.ctypes.data)
+        observe_tile(addresses[0], addresses[1], addresses[2], exponentials)
+        if size < TILE:
+            observed[start:last] = last_tile[:size]
+        if with_loss:
+            finish_losses(words, start, size, tile, row)
+    # Keep them: numba frees an array after the last use of its name, and these are used by their addresses.
+    kept[0], labels[0] = 0, 0
 
 
 @nb.njit(fastmath=_FASTMATH)
@@ -335,7 +266,7 @@ def weighted_sum(logits_c, weights):
 
 
 @nb.njit(error_model="numpy")
-def finish_losses(words, start, size, tile, log_losses, row):
+def finish_losses(words, start, size, tile, row):
     """Write the losses of a tile's rows, and their gradients, whose rows hold `exp(z - rival)` of the other classes.
 
     With weights w and smoothing s over C classes the loss is (1 - s) w_y (-log p_y) + s / C sum_c w_c (-log p_c). Its
@@ -361,18 +292,18 @@ def finish_losses(words, start, size, tile, log_losses, row):
         weight = np.float64(weights[label])
         own_scale = (1.0 - smoothing) * weight
         scale = own_scale + total_share
-        loss = own_scale * log_losses[i]
-        factor = np.float32(scale * tile[_RIVAL_SHARE, i] * inverse)
+        loss = own_scale * tile[LOG_LOSS, i]
+        factor = np.float32(scale * tile[RIVAL_SHARE, i] * inverse)
         if smoothing > 0.0:
             logits_c = team.array_at(row_at(words, 0, start + i, row), (classes,), np.float32)
-            log_sum = log_losses[i] + np.float64(logits_c[label])
+            log_sum = tile[LOG_LOSS, i] + np.float64(logits_c[label])
             loss += share * (options[TOTAL_WEIGHT] * log_sum - weighted_sum(logits_c, weights))
             smooth_row(gradient, factor, np.float32(share * inverse), weights)
         else:
             scale_row(np.uint64(address), classes, factor, _LANES)
         losses[i] = loss
         # p - 1 of the own class, as far less as the others have: digits are kept when p is near 1.
-        gradient[label] = (total_share - share * weight - scale * tile[_OTHERS_SHARE, i]) * inverse
+        gradient[label] = (total_share - share * weight - scale * tile[OTHERS_SHARE, i]) * inverse
 
 
 @nb.cfunc(team.KERNEL, cache=True)
@@ -381,7 +312,10 @@ def observe(first, last, words):
 
     A row out of range sets `bad` int64 [1].
     """
-    observe_rows(first, last, words, False)
+    if words[_MASK] & NEED_EXPONENTIALS != 0:
+        observe_rows(first, last, words, True, False)
+    else:
+        observe_rows(first, last, words, False, False)
 
 
 @nb.cfunc(team.KERNEL, cache=True)
@@ -391,7 +325,7 @@ def observe_with_loss(first, last, words):
     Written are `losses` float64 [B] and `gradient` float32 [B, C], of which the latter is over the divisor. Read are
     `weights` float32 [C] and `options` float64 [4].
     """
-    observe_rows(first, last, words, True)
+    observe_rows(first, last, words, True, True)
 
 
 @nb.cfunc(team.KERNEL, cache=True)

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels.hardness_vectors import LOWEST as _LOWEST
 from hbr_fast.kernels.launch import ACCUMULATE_BLOCK, HARDNESS_WARPS, hardness_tile
-from hbr_fast.kernels.vector import LOWEST as _LOWEST
 
 LOWEST = tl.constexpr(_LOWEST)
 IGNORED_LABEL = tl.constexpr(k.IGNORED_LABEL)

@@ -7,7 +7,6 @@ Addresses are plain uint64, so that a kernel walks memory without bounds checks:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,22 +14,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-F32 = ir.FloatType()
-
-LOWEST = -3.4028234663852886e38  # the lowest float32 stands for "no class here": no finite logit is below it
-
-_ROUND = 1.5 * 2.0**23  # added to a float32, it leaves no room for a fraction
-
-# 2**f for f in [-0.5, 0.5]: interpolation at the 7 Chebyshev nodes, relative error 2.6e-9 before rounding.
-EXP2_COEFFICIENTS = (
-    1.0,
-    0.6931472067028326,
-    0.24022650922288757,
-    0.05550327226670302,
-    0.009618056678524637,
-    0.0013400428177615838,
-    0.0001546144469856913,
-)
+F32, F64 = ir.FloatType(), ir.DoubleType()
 
 
 @intrinsic
@@ -54,26 +38,6 @@ def from_float16(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def bits_of(typingctx: Any, number: Any) -> Any:
-    """The bits of a float64 as int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(64))
-
-    return types.int64(types.float64), codegen
-
-
-@intrinsic
-def float_of(typingctx: Any, bits: Any) -> Any:
-    """The float64 of these bits (int64)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.int64), codegen
-
-
-@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at an address, to write to it soon. Any address will do."""
 
@@ -86,153 +50,6 @@ def prefetch(typingctx: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64), codegen
-
-
-@intrinsic(prefer_literal=True)
-def add_doubles(typingctx: Any, dst: Any, src: Any, lanes: Any) -> Any:
-    """Add `lanes` float64 (a literal) at address `src` to those at address `dst`."""
-    vector = ir.VectorType(ir.DoubleType(), lanes.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store(builder, builder.fadd(load(builder, args[0], vector), load(builder, args[1], vector)), args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, lanes), codegen
-
-
-@intrinsic(prefer_literal=True)
-def row_rival(typingctx: Any, row: Any, classes: Any, label: Any, lanes: Any) -> Any:
-    """The largest of `classes` float32 at address `row` but index `label`, and 0, or NaN if one of all is not finite.
-
-    `lanes` is a literal: numbers a vector. `LOWEST` where there is no other.
-    """
-    width = lanes.literal_value
-    vector = ir.VectorType(F32, width)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        best = cgutils.alloca_once_value(builder, ir.Constant(vector, [LOWEST] * width))
-        finite = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * width))
-
-        def chunk(value: Any, first: Any) -> None:
-            zero = ir.Constant(vector, [0.0] * width)  # times NaN and infinity NaN
-            builder.store(fused_multiply_add(builder, value, zero, builder.load(finite)), finite)
-            value = _without(builder, value, first, args[2], LOWEST)
-            builder.store(_larger(builder, value, builder.load(best)), best)
-
-        _for_chunks(builder, args[0], args[1], width, LOWEST, chunk)
-        results = [
-            _reduce(builder, builder.load(best), width, _larger),
-            _reduce(builder, builder.load(finite), width, _sum),
-        ]
-        return context.make_tuple(builder, signature.return_type, results)
-
-    return types.UniTuple(types.float32, 2)(types.uint64, types.int64, types.int64, lanes), codegen
-
-
-@intrinsic(prefer_literal=True)
-def row_exp_sums(
-    typingctx: Any, row: Any, classes: Any, label: Any, top: Any, lanes: Any, kept_at: Any, keep: Any
-) -> Any:
-    """Sums of `e` and of `e * e`, `e = exp(z - top)`, over `classes` float32 at address `row` but index `label`.
-
-    With `keep` (a literal) every `e` is written to address `kept_at`, which may be `row`. Every other `z` must be
-    finite and at most `top`; `z` more than 87 below `top` counts as 87 below (1e-38).
-    """
-    width, kept = lanes.literal_value, bool(keep.literal_value)
-    vector, integers = ir.VectorType(F32, width), ir.VectorType(I32, width)
-
-    def constant(value: float) -> Any:
-        return ir.Constant(vector, [value] * width)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first_sum = cgutils.alloca_once_value(builder, constant(0.0))
-        second_sum = cgutils.alloca_once_value(builder, constant(0.0))
-        peak = splat(builder, args[3], width)
-
-        def chunk(value: Any, first: Any) -> Any:
-            power = builder.fmul(builder.fsub(value, peak), constant(1.4426950408889634))
-            low = constant(-126.0)
-            power = builder.select(builder.fcmp_ordered(">", power, low), power, low)
-            shifted = builder.fadd(power, constant(_ROUND))  # the nearest integer, in the lowest bits of the mantissa
-            rest = builder.fsub(power, builder.fsub(shifted, constant(_ROUND)))
-            exp = constant(EXP2_COEFFICIENTS[-1])
-            for coefficient in EXP2_COEFFICIENTS[-2::-1]:
-                exp = fused_multiply_add(builder, exp, rest, constant(coefficient))
-            whole = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * width))
-            exp = builder.bitcast(builder.add(builder.bitcast(exp, integers), whole), vector)  # times 2 to that integer
-            counted = _without(builder, exp, first, args[2], 0.0)
-            builder.store(builder.fadd(builder.load(first_sum), counted), first_sum)
-            builder.store(fused_multiply_add(builder, counted, counted, builder.load(second_sum)), second_sum)
-            return exp
-
-        _for_chunks(builder, args[0], args[1], width, LOWEST, chunk, args[5] if kept else None)
-        sums = [_reduce(builder, builder.load(total), width, _sum) for total in (first_sum, second_sum)]
-        return context.make_tuple(builder, signature.return_type, sums)
-
-    arguments = (types.uint64, types.int64, types.int64, types.float32, lanes, types.uint64, keep)
-    return types.UniTuple(types.float32, 2)(*arguments), codegen
-
-
-@intrinsic(prefer_literal=True)
-def scale_row(typingctx: Any, row: Any, count: Any, factor: Any, lanes: Any) -> Any:
-    """Multiply `count` float32 at address `row` by a float32."""
-    width = lanes.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row, count, factor, _ = args
-        factor = splat(builder, factor, width)
-        _for_chunks(builder, row, count, width, 0.0, lambda value, _: builder.fmul(value, factor), row)
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.int64, types.float32, lanes), codegen
-
-
-def _for_chunks(
-    builder: Any, row: Any, count: Any, width: int, behind: float, body: Callable[[Any, Any], Any], out: Any = None
-) -> None:
-    """Call `body(value, first)` for each vector of a row of float32, and store what it gives at `out`, if given.
-
-    `first` (int64) is the index of the vector's first number. The last vector has `behind` where the row has ended, and
-    nothing is read or written there.
-    """
-    vector, lanes = ir.VectorType(F32, width), ir.Constant(I64, width)
-
-    def at(address: Any, first: Any) -> Any:
-        return builder.add(address, builder.mul(first, ir.Constant(I64, 4)))
-
-    with cgutils.for_range(builder, builder.sdiv(count, lanes)) as loop:
-        first = builder.mul(loop.index, lanes)
-        value = body(load(builder, at(row, first), vector), first)
-        if out is not None:
-            store(builder, value, at(out, first))
-    rest = builder.srem(count, lanes)
-    with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
-        first = builder.sub(count, rest)
-        here = builder.icmp_signed("<", _iota(width), splat(builder, builder.trunc(rest, I32), width))
-        pointer, align = vector.as_pointer(), ir.Constant(I32, 4)
-        mask = ir.VectorType(ir.IntType(1), width)
-        function = ir.FunctionType(vector, [pointer, I32, mask, vector])
-        masked = cgutils.get_or_insert_function(builder.module, function, f"llvm.masked.load.v{width}f32.p0v{width}f32")
-        empty = ir.Constant(vector, [behind] * width)
-        value = builder.call(masked, [builder.inttoptr(at(row, first), pointer), align, here, empty])
-        value = body(value, first)
-        if out is not None:
-            function = ir.FunctionType(ir.VoidType(), [vector, pointer, I32, mask])
-            name = f"llvm.masked.store.v{width}f32.p0v{width}f32"
-            masked = cgutils.get_or_insert_function(builder.module, function, name)
-            builder.call(masked, [value, builder.inttoptr(at(out, first), pointer), align, here])
-
-
-def _without(builder: Any, value: Any, first: Any, index: Any, instead: float) -> Any:
-    """A vector of a row, with `instead` in place of the number of index `index`, if it has it."""
-    width = value.type.count
-    place = splat(builder, builder.trunc(builder.sub(index, first), I32), width)
-    other = builder.icmp_signed("!=", place, _iota(width))
-    return builder.select(other, value, ir.Constant(value.type, [instead] * width))
-
-
-def _iota(lanes: int) -> Any:
-    return ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
 
 
 def load(builder: Any, address: Any, vector: Any) -> Any:
@@ -252,7 +69,7 @@ def splat(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    name = f"llvm.fma.v{a.type.count}f32"
+    name = f"llvm.fma.v{a.type.count}f{32 if a.type.element == F32 else 64}"
     function = ir.FunctionType(a.type, [a.type] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [a, b, c])
 
@@ -266,25 +83,3 @@ def round_bf16(builder: Any, value: Any) -> Any:
     odd = builder.and_(builder.lshr(bits, sixteen), ir.Constant(wide, [1] * lanes))
     rounded = builder.add(builder.add(bits, ir.Constant(wide, [0x7FFF] * lanes)), odd)
     return builder.trunc(builder.lshr(rounded, sixteen), narrow)
-
-
-def _reduce(builder: Any, value: Any, lanes: int, combine: Any) -> Any:
-    """Fold a vector to one number by halves: pairwise, so that a sum loses little."""
-    while lanes > 1:
-        lanes //= 2
-        undefined = ir.Constant(value.type, ir.Undefined)
-
-        def half(start: int, value: Any = value, undefined: Any = undefined, lanes: int = lanes) -> Any:
-            picked = ir.Constant(ir.VectorType(I32, lanes), list(range(start, start + lanes)))
-            return builder.shuffle_vector(value, undefined, picked)
-
-        value = combine(builder, half(0), half(lanes))
-    return builder.extract_element(value, ir.Constant(I32, 0))
-
-
-def _larger(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _sum(builder: Any, a: Any, b: Any) -> Any:
-    return builder.fadd(a, b)

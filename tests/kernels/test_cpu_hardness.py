@@ -9,7 +9,7 @@ import torch
 from hbr_fast.hardness import RECORDED, HardnessRecorder
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import ops, reference
-from hbr_fast.kernels.vector import row_exp_sums, row_rival
+from hbr_fast.kernels.hardness_vectors import row_exp_sums, row_rival
 
 Visit = tuple[int, np.ndarray, int]
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

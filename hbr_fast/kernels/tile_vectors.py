@@ -1,0 +1,288 @@
+"""The vector operations that recording makes of several rows of logits at once, a lane a row (see `vector.py`).
+
+A tile is `TILE` rows. What is known of them is a row each of a float64 array [TILE_ROWS, TILE].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from hbr_fast.kernels.hardness_vectors import exponential
+from hbr_fast.kernels.vector import F32, F64, I32, I64, fused_multiply_add, load, splat, store
+
+TILE = 16
+
+# Rows of a tile. Read: the logit of the own class, the largest other one, and sums over the other classes of `e` and of
+# `e * e`, `e = exp(z - rival)`: relative to their largest, no square underflows however sure the model is, and kept
+# apart from the own one, 1 - p keeps its digits when p is near 1. Written: -log p of the own class, the rival's
+# probability and that of all others together.
+OWN, RIVAL, SCALED, SQUARES, LOG_LOSS, RIVAL_SHARE, OTHERS_SHARE = range(7)
+TILE_ROWS = 7
+
+_DOUBLES, _LONGS = ir.VectorType(F64, TILE), ir.VectorType(I64, TILE)
+_FLOATS, _INTEGERS = ir.VectorType(F32, TILE), ir.VectorType(I32, TILE)
+_COLUMNS = 8  # what is observed of a row, as `cpu_hardness` has it
+
+_ROUND = 1.5 * 2.0**52  # added to a float64, it leaves no room for a fraction
+_SQRT_HALF = 0x3FE6A09E667F3BCD  # bits of sqrt(1/2)
+
+
+@intrinsic(prefer_literal=True)
+def observe_tile(typingctx: Any, tile: Any, kept: Any, observed: Any, exponentials: Any) -> Any:
+    """Write what the rows of a tile say; `reference.observation` is the definition.
+
+    Parameters
+    ----------
+    tile : address
+    kept : address
+        Of int64 [8]: -1 for the columns that are asked for, 0 for those to be 0.
+    observed : address
+        Of float64 [TILE, 8], the columns of `cpu_hardness`: margin, margin of the probabilities, probability of the own
+        class, its square, its logit, -log of it, length of probabilities less one-hot label, 0.
+    exponentials : literal bool
+        Without, columns that take more than logits are 0.
+    """
+    full = bool(exponentials.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile, kept, observed, _ = args
+
+        def row(number: int) -> Any:
+            return builder.add(tile, ir.Constant(I64, 8 * TILE * number))
+
+        def known(number: int) -> _Numbers:
+            return _Numbers(builder, load(builder, row(number), _DOUBLES))
+
+        own, rival = known(OWN), known(RIVAL)
+        margin, zero = own - rival, _constant(builder, 0.0)
+        columns = [margin, zero, zero, zero, own, zero, zero, zero]
+        if full:
+            scaled, squares = known(SCALED), known(SQUARES)
+            led = margin.at_least(0.0)
+            ratio = _exponential(led.choose(-margin, margin))  # of own and rival, the smaller over the larger
+            # By how much the sum over all classes exceeds the larger of the two, which counts as 1.
+            excess = led.choose(ratio * scaled, ratio + (scaled - 1.0))
+            total = excess + 1.0
+            inverse = 1.0 / total
+            smaller = ratio * inverse
+            confidence, rival_share = led.choose(inverse, smaller), led.choose(smaller, inverse)
+            log_loss = _log(total, (excess - (total - 1.0)) * inverse) - led.choose(zero, margin)
+            el2n = rival_share * scaled.times_plus(scaled, squares).root()
+            columns[1:4] = confidence - rival_share, confidence, confidence * confidence
+            columns[5:7] = log_loss, el2n
+            shares = {LOG_LOSS: log_loss, RIVAL_SHARE: rival_share, OTHERS_SHARE: rival_share * scaled}
+            for number, value in shares.items():
+                store(builder, value.value, row(number))
+        kept = load(builder, kept, ir.VectorType(I64, _COLUMNS))
+        for i, observation in enumerate(_transposed(builder, [column.value for column in columns])):
+            bits = builder.and_(builder.bitcast(observation, kept.type), kept)
+            store(builder, bits, builder.add(observed, ir.Constant(I64, 8 * _COLUMNS * i)))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.uint64, exponentials), codegen
+
+
+@intrinsic(prefer_literal=True)
+def read_narrow_tile(
+    typingctx: Any, logits: Any, classes: Any, labels: Any, tile: Any, found: Any, exponentials: Any
+) -> Any:
+    """Of the logits of a tile's rows, what `observe_tile` reads.
+
+    Where there are few classes, this is far faster than a row at a time, whose lanes are mostly empty and whose sums
+    are each folded to one number.
+
+    Parameters
+    ----------
+    logits : address
+        Of float32 [classes, TILE]. With `exponentials`, overwritten with `exp(z - rival)`; 1 or more where the class is
+        the own one.
+    classes : int64
+    labels : address
+        Of int32 [TILE].
+    tile : address
+    found : address
+        Of float32 [2, TILE], written: 1 or 0, whether the own class is the first of the largest, and 0, or NaN if a
+        logit is not finite.
+    exponentials : literal bool
+        Without, no sums are made.
+    """
+    full = bool(exponentials.literal_value)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        logits, classes, labels, tile, found, _ = args
+        zeros, ones = ir.Constant(_FLOATS, [0.0] * TILE), ir.Constant(_FLOATS, [1.0] * TILE)
+        labels = load(builder, labels, _INTEGERS)
+
+        def variable(number: float) -> Any:
+            return cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [number] * TILE))
+
+        def column(c: Any) -> Any:
+            return builder.add(logits, builder.mul(c, ir.Constant(I64, 4 * TILE)))
+
+        def is_own(c: Any) -> Any:
+            return builder.icmp_signed("==", labels, splat(builder, builder.trunc(c, I32), TILE))
+
+        rival, own, right, finite = variable(-math.inf), variable(0.0), variable(1.0), variable(0.0)
+        with cgutils.for_range(builder, classes) as loop:
+            z, mine = load(builder, column(loop.index), _FLOATS), is_own(loop.index)
+            builder.store(fused_multiply_add(builder, z, zeros, builder.load(finite)), finite)
+            builder.store(builder.select(mine, z, builder.load(own)), own)
+            # At the own class `rival` is the largest before it: a tie with that is wrong, one with a later class not.
+            before = builder.load(rival)
+            wrong = builder.and_(mine, builder.fcmp_ordered(">=", before, z))
+            builder.store(builder.select(wrong, zeros, builder.load(right)), right)
+            larger = builder.select(builder.fcmp_ordered(">", z, before), z, before)
+            builder.store(builder.select(mine, before, larger), rival)
+        own, rival, right, finite = (builder.load(each) for each in (own, rival, right, finite))
+        right = builder.select(builder.fcmp_ordered(">", rival, own), zeros, right)
+        store(builder, right, found)
+        store(builder, finite, builder.add(found, ir.Constant(I64, 4 * TILE)))
+        known = [own, rival]
+        if full:
+            scaled, squares = variable(0.0), variable(0.0)
+            with cgutils.for_range(builder, classes) as loop:
+                at = column(loop.index)
+                e = exponential(builder, load(builder, at, _FLOATS), rival)
+                store(builder, e, at)
+                counted = builder.select(is_own(loop.index), zeros, e)
+                builder.store(builder.fadd(builder.load(scaled), counted), scaled)
+                builder.store(fused_multiply_add(builder, counted, counted, builder.load(squares)), squares)
+            known += [builder.load(scaled), builder.load(squares)]
+        # A row with a logit that is not finite is worked on as one of two equal logits, and never added.
+        usable = builder.fcmp_ordered("==", finite, zeros)
+        for number, (value, instead) in enumerate(zip(known, (zeros, zeros, ones, ones), strict=False)):
+            value = builder.fpext(builder.select(usable, value, instead), _DOUBLES)
+            store(builder, value, builder.add(tile, ir.Constant(I64, 8 * TILE * number)))
+        return context.get_dummy_value()
+
+    address = types.uint64
+    return types.void(address, types.int64, address, address, address, exponentials), codegen
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A number of each row, float64, that computes as one number does."""
+
+    builder: Any
+    value: Any
+
+    def _vector(self, other: _Numbers | float) -> Any:
+        return other.value if isinstance(other, _Numbers) else ir.Constant(_DOUBLES, [other] * TILE)
+
+    def __add__(self, other: _Numbers | float) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fadd(self.value, self._vector(other)))
+
+    def __sub__(self, other: _Numbers | float) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fsub(self.value, self._vector(other)))
+
+    def __mul__(self, other: _Numbers | float) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fmul(self.value, self._vector(other)))
+
+    def __truediv__(self, other: _Numbers) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fdiv(self.value, other.value))
+
+    def __rtruediv__(self, other: float) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fdiv(self._vector(other), self.value))
+
+    def __neg__(self) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fneg(self.value))
+
+    def times_plus(self, factor: _Numbers | float, summand: _Numbers | float) -> _Numbers:
+        """self * factor + summand, rounded once."""
+        both = self._vector(factor), self._vector(summand)
+        return _Numbers(self.builder, fused_multiply_add(self.builder, self.value, *both))
+
+    def root(self) -> _Numbers:
+        function = ir.FunctionType(_DOUBLES, [_DOUBLES])
+        call = cgutils.get_or_insert_function(self.builder.module, function, f"llvm.sqrt.v{TILE}f64")
+        return _Numbers(self.builder, self.builder.call(call, [self.value]))
+
+    def at_least(self, bound: float) -> _Condition:
+        return _Condition(self.builder, self.builder.fcmp_ordered(">=", self.value, self._vector(bound)))
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """Yes or no of each row."""
+
+    builder: Any
+    value: Any
+
+    def choose(self, then: _Numbers, otherwise: _Numbers) -> _Numbers:
+        return _Numbers(self.builder, self.builder.select(self.value, then.value, otherwise.value))
+
+
+def _constant(builder: Any, number: float) -> _Numbers:
+    return _Numbers(builder, ir.Constant(_DOUBLES, [number] * TILE))
+
+
+def _exponential(x: _Numbers) -> _Numbers:
+    """exp(x) for x <= 0, to 1e-14; 0 below -708."""
+    builder = x.builder
+    representable, zero = x.at_least(-708.0), _constant(builder, 0.0)
+    x = representable.choose(x, zero)
+    shifted = x.times_plus(1.4426950408889634, _ROUND)  # the nearest integer, in the lowest bits of the mantissa
+    power = shifted - _ROUND
+    r = power.times_plus(-5.497923018708371e-14, power.times_plus(-0.6931471805598903, x))
+    e = r * (1 / math.factorial(11)) + 1 / math.factorial(10)
+    for k in range(9, -1, -1):
+        e = e.times_plus(r, 1 / math.factorial(k))
+    exponent = builder.add(builder.bitcast(shifted.value, _LONGS), _long(1023))
+    e = e * _Numbers(builder, builder.bitcast(builder.shl(exponent, _long(52)), _DOUBLES))
+    return representable.choose(e, zero)
+
+
+def _log(total: _Numbers, lost: _Numbers) -> _Numbers:
+    """log(total) + lost for 1 <= total, to 1e-13 relative."""
+    builder = total.builder
+    bits = builder.bitcast(total.value, _LONGS)
+    power = builder.lshr(builder.sub(bits, _long(_SQRT_HALF)), _long(52))
+    mantissa = builder.bitcast(builder.sub(bits, builder.shl(power, _long(52))), _DOUBLES)
+    f = _Numbers(builder, mantissa) - 1.0  # in [sqrt(1/2), sqrt(2)] - 1
+    q = f / (f + 2.0)  # log((1 + q) / (1 - q)) is 2 (q + q^3 / 3 + ...)
+    z = q * q
+    tail = z * (1 / 17) + 1 / 15
+    for k in (13, 11, 9, 7, 5, 3):
+        tail = tail.times_plus(z, 1 / k)
+    # 2**52 with a whole number below it in its lowest bits is the sum of both.
+    large = builder.bitcast(_constant(builder, 2.0**52).value, _LONGS)
+    power = _Numbers(builder, builder.bitcast(builder.or_(power, large), _DOUBLES)) - 2.0**52
+    return power.times_plus(0.6931471805599453, (q * 2.0).times_plus(z * tail, q * 2.0) + lost)
+
+
+def _long(number: int) -> Any:
+    return ir.Constant(_LONGS, [number] * TILE)
+
+
+def _transposed(builder: Any, columns: Sequence[Any]) -> list[Any]:
+    """The rows of eight columns of TILE numbers."""
+    rows = []
+    for first in range(0, TILE, 8):
+        block = [_shuffled(builder, column, column, range(first, first + 8)) for column in columns]
+        # Pairs, fours and then all of what belongs to a row; block[i] has it of rows i, i + step, ... of all.
+        pairs = [
+            _shuffled(builder, a, b, [place for i in range(odd, 8, 2) for place in (i, 8 + i)])
+            for a, b in zip(block[::2], block[1::2], strict=True)
+            for odd in (0, 1)
+        ]
+        fours = {}
+        for side in (0, 1):
+            for odd in (0, 1):
+                a, b = pairs[4 * side + odd], pairs[4 * side + 2 + odd]
+                fours[side, odd] = _shuffled(builder, a, b, (0, 1, 8, 9, 4, 5, 12, 13))  # rows odd and odd + 4
+                fours[side, odd + 2] = _shuffled(builder, a, b, (2, 3, 10, 11, 6, 7, 14, 15))
+        for lower in (0, 4):
+            halves = [*range(lower, lower + 4), *range(8 + lower, 12 + lower)]
+            rows += [_shuffled(builder, fours[0, i], fours[1, i], halves) for i in range(4)]
+    return rows
+
+
+def _shuffled(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
