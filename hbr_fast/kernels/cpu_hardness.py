@@ -72,7 +72,7 @@ OPTIONS = 4
 
 _LANES = 16
 _BLOCK = 1024  # exponentials summed in float32
-_NARROW = 32  # up to so many classes rows are read TILE at a time
+_NARROW = 16  # up to so many classes rows are read TILE at a time
 _AHEAD = 12  # rows whose state is asked of memory before it is needed
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
