@@ -28,7 +28,7 @@ library.define(
     "int samples, int estimators) -> (Tensor loss, Tensor gradient, Tensor observed, Tensor outcomes)"
 )
 library.define(
-    "accumulate(Tensor observed, Tensor outcomes, Tensor ids, int epoch, int el2n_epochs, "
+    "accumulate(Tensor observed, Tensor outcomes, Tensor ids, SymInt epoch, int el2n_epochs, "
     "Tensor(a!) sums, Tensor(b!) counters, Tensor(c!) status) -> ()"
 )
 
