@@ -80,7 +80,7 @@ def test_it_is_the_loss_of_torch_and_records_what_the_cpu_does(
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_rows_that_are_not_finite_or_out_of_range(classes: int, smoothing: float) -> None:
     logits, labels, ids = batch(6, classes)
-    logits[1, 2], logits[2, 0] = math.nan, -math.inf
+    logits[1, 2], logits[2, -1] = math.nan, -math.inf
     labels[3], labels[4], ids[5] = classes, -1, 12
     options = (None, smoothing, "none", 12, k.ALL_COLUMNS)
     loss, gradient, _, outcomes = triton_cross_entropy.cross_entropy(logits, labels, ids, *options)
@@ -110,8 +110,10 @@ def test_a_batch_of_ignored_rows_and_one_of_none(reduction: str) -> None:
         assert not got[1].any()
 
 
-def test_strides_a_mask_and_the_state() -> None:
-    logits, labels, ids = batch(40, 9)
+@pytest.mark.parametrize("classes", [9, 3000])  # 3000: strided rows are read again
+def test_strides_a_mask_and_the_state(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_more_rows(monkeypatch, triton_cross_entropy)
+    logits, labels, ids = batch(40, classes, ignored=True)
     ids %= 7  # every sample several times: their order counts
     mask = 1 << k.AUM | 1 << k.LOSS
     pairs = torch.stack([labels, ids], dim=1)
@@ -124,7 +126,8 @@ def test_strides_a_mask_and_the_state() -> None:
         sums = torch.zeros(7, k.SUM_COLUMNS, dtype=torch.float64)
         counters = torch.zeros(7, k.COUNTER_COLUMNS, dtype=torch.int32)
         status = torch.tensor([0, -1, 0, 0])
-        _, _, observed, outcomes = function(*arguments, None, 0.0, "mean", 7, mask)
+        loss, gradient, observed, outcomes = function(*arguments, None, 0.0, "mean", 7, mask)
+        assert_is_torchs((loss, gradient), expected_of(logits, labels, None, 0.0, "mean"))
         accumulate(observed, outcomes, arguments[2], 0, 20, sums, counters, status)
         states.append([sums, counters, status])
     for got, expected in zip(*states, strict=True):

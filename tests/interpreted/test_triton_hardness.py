@@ -93,8 +93,12 @@ def test_one_observation_is_that_of_the_definition(classes: int) -> None:
         assert counters[row, k.CORRECT] == expected["correctness"]
 
 
-def test_members_strides_and_a_mask() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_members_strides_and_a_mask(shared: bool) -> None:
     logits, labels, ids = batch((2, 30, 5), 20, seed=3)
+    if not shared:  # every member saw other samples
+        labels, ids = torch.stack([labels, labels.roll(1)]), torch.stack([ids, ids.roll(2)])
+    logits[1, 4, 0] = math.nan
     strided = logits.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     got, expected = empty_state(20, 2), empty_state(20, 2)
     mask = 1 << k.AUM | 1 << k.LOSS
@@ -102,6 +106,18 @@ def test_members_strides_and_a_mask() -> None:
     ops.record(logits, labels, ids, 0, 20, mask, *expected)
     assert_same(got, expected)
     assert got[0].any(0).any(0).nonzero().flatten().tolist() == [k.AUM, k.LOSS]
+
+
+def test_a_logit_that_is_not_finite_is_seen_in_every_block() -> None:
+    logits = torch.zeros(5, 4097)
+    logits[torch.arange(4), torch.tensor([0, 2047, 2048, 4096])] = torch.tensor(
+        [math.inf, math.nan, -math.inf, math.nan]
+    )
+    sums, counters, status = empty_state(5)
+    labels = torch.full((5,), 7)
+    triton_hardness.record(logits, labels, torch.arange(5), 0, 20, 1 << k.AUM, sums, counters, status)
+    assert counters[:, k.OBSERVATIONS].tolist() == [0, 0, 0, 0, 1]
+    assert status.tolist() == [4, 0, 0, 0]
 
 
 def test_ties_are_right_only_for_the_lowest_index() -> None:
