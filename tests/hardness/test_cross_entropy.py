@@ -220,9 +220,10 @@ def test_ranks_do_not_record_in_a_compiled_step() -> None:
         step()
 
 
-def test_a_second_derivative_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the function of plain tensors, by the operator
+def test_a_second_derivative_is_refused(dtype: torch.dtype) -> None:
     logits, labels, ids = batch(5, 4)
-    leaf = logits.requires_grad_()
+    leaf = logits.to(dtype).requires_grad_()
     loss = hardness_cross_entropy(leaf, labels, ids, HardnessRecorder(10, 4), epoch=0)
     with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(loss, leaf, create_graph=True)
