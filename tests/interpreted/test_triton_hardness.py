@@ -43,7 +43,7 @@ def assert_same(got: State, expected: State) -> None:
 def test_it_records_what_the_cpu_and_the_definitions_do(
     classes: int, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if rows == 1000 or rows * classes > 5000:
+    if rows == 1000 or (rows == 128 and classes > 7):
         hold_more_rows(monkeypatch, triton_hardness)
         monkeypatch.setattr(triton_hardness, "ACCUMULATE_BLOCK", 1024)
     samples = rows + 1  # the last is never seen
@@ -81,7 +81,7 @@ def test_logits_in_double_precision() -> None:
     assert_same(got, expected)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 600])
+@pytest.mark.parametrize("classes", [2, 5, 600, 100_000])
 def test_one_observation_is_that_of_the_definition(classes: int) -> None:
     logits, labels, _ = batch((4, classes), 4, seed=1)
     sums, counters, status = empty_state(4)
