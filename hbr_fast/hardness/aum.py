@@ -96,7 +96,7 @@ class AUMCalculator:
         Raises
         ------
         ValueError
-            If the shapes do not fit.
+            If the shapes or a target do not fit.
         """
         import torch
 
@@ -106,6 +106,9 @@ class AUMCalculator:
                 f"logits, targets and sample_ids must be [B, C], [B] and B, got {list(logits.shape)}, "
                 f"{list(targets.shape)} and {len(ids)}"
             )
+        if len(ids) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+            low, high = int(targets.min()), int(targets.max())
+            raise ValueError(f"targets must be classes in [0, {logits.shape[1]}), got some from {low} to {high}")
         logits, own = logits.detach(), targets.long()[:, None]
         target_values = logits.gather(1, own)[:, 0]
         other_values, other_classes = logits.scatter(1, own, float("-inf")).max(1)

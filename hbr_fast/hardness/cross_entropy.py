@@ -68,7 +68,7 @@ def hardness_cross_entropy(
             f"weight must be [{recorder.num_classes}] on {logits_bc.device}, "
             f"got {list(weight.shape)} on {weight.device}"
         )
-    labels, ids = recorder._checked(logits_bc, labels_b, ids_b, epoch)
+    labels, ids, epoch = recorder._checked(logits_bc, labels_b, ids_b, epoch)
     columns = recorder._columns & ~ops.outside_window(epoch, recorder.el2n_epochs)
     state = (recorder.sums, recorder.counters, recorder.nonfinite)
     options = (weight, label_smoothing, reduction)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hbr_fast.files import canonical_json
 from hbr_fast.hardness.estimators import RECORDED, estimator
 from hbr_fast.hardness.scores import HardnessScores
 from hbr_fast.hardness.state import NeverLearnt, columns_of, empty_state, values_of_state
@@ -50,7 +52,8 @@ class HardnessRecorder:
     Raises
     ------
     ValueError
-        If a size is out of range or an estimator unknown or not of those recorded in the loop.
+        If a size is out of range, an estimator unknown or not of those recorded in the loop, or the provenance holds
+        what is not JSON.
 
     Examples
     --------
@@ -75,6 +78,8 @@ class HardnessRecorder:
         provenance: Mapping[str, Any] | None = None,
         strangers: bool = False,
     ) -> None:
+        import torch
+
         from hbr_fast.hardness.ranks import VisitLog
         from hbr_fast.kernels import ops
 
@@ -94,8 +99,10 @@ class HardnessRecorder:
         self._rows = num_samples + strangers  # all strangers share a last row, which no score is made of
         self.estimators = _chosen(estimators)
         self.el2n_epochs = el2n_epochs
-        self.epochs = 0
-        self.provenance = dict(provenance or {})
+        self._epochs = 0
+        # Under torch.compile: a number would be a part of what was compiled, and every epoch would compile again.
+        self._compiled_epochs = torch.zeros((), dtype=torch.int64, device=device)
+        self.provenance = _json_values(provenance or {})
         self.sums, self.counters, self.nonfinite = empty_state(self._rows, device, members)
         self._columns = columns_of(self.estimators)
         self._log = VisitLog() if distributed else None
@@ -103,6 +110,7 @@ class HardnessRecorder:
         # rank visited since.
         self._merged = empty_state(self._rows, device) if distributed else None
         self._record = ops.record_eagerly
+        self._floats, self._integers = ops.FLOATS, ops.INTEGERS
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
         """Add one observation a row.
@@ -123,7 +131,7 @@ class HardnessRecorder:
             If a shape, label, id or device does not fit. Then nothing of the batch is recorded. Rows with a logit that
             is NaN or infinite are left out, counted, and reported by `scores`.
         """
-        labels, ids = self._checked(logits_bc, labels_b, ids_b, epoch)
+        labels, ids, epoch = self._checked(logits_bc, labels_b, ids_b, epoch)
         logits = logits_bc.detach()
         state = (self.sums, self.counters, self.nonfinite)
         self._record(logits, labels, ids, epoch, self.el2n_epochs, self._columns, *state)
@@ -131,10 +139,14 @@ class HardnessRecorder:
 
     def _checked(
         self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels and ids as the kernels take them, of arguments that fit this recorder."""
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Labels, ids and epoch as the kernels take them, of arguments that fit this recorder."""
         import torch
 
+        tensor = torch.Tensor
+        if not (isinstance(logits_bc, tensor) and isinstance(labels_b, tensor) and isinstance(ids_b, tensor)):
+            types = [type(given).__name__ for given in (logits_bc, labels_b, ids_b)]
+            raise ValueError(f"logits, labels and ids must be torch tensors, got {types[0]}, {types[1]} and {types[2]}")
         leading = [] if self.members is None else [self.members]
         *shape, classes = logits_bc.shape or [0]
         if len(shape) != len(leading) + 1 or shape[:-1] != leading or classes != self.num_classes:
@@ -142,26 +154,40 @@ class HardnessRecorder:
             raise ValueError(f"logits must be [{wanted}], got {list(logits_bc.shape)}")
         if list(labels_b.shape) != shape or list(ids_b.shape) != shape:
             raise ValueError(f"labels and ids must be {shape}, got {list(labels_b.shape)} and {list(ids_b.shape)}")
+        epoch = epoch if type(epoch) is int else _whole(epoch)
         if not 0 <= epoch < 2**31:
             raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
-        if labels_b.is_floating_point() or ids_b.is_floating_point():
-            raise ValueError(f"labels and ids must be integers, got {labels_b.dtype} and {ids_b.dtype}")
+        if logits_bc.dtype not in self._floats:
+            raise ValueError(f"logits must be float32, float64, float16 or bfloat16, got {logits_bc.dtype}")
         device = self.sums.device
-        for what, tensor in (("logits", logits_bc), ("labels", labels_b), ("ids", ids_b)):
-            if tensor.device != device:
+        for what, given in (("logits", logits_bc), ("labels", labels_b), ("ids", ids_b)):
+            if given.device != device:
                 raise ValueError(
-                    f"the {what} are on {tensor.device}, this recorder is on {device}: move them there, or make the "
+                    f"the {what} are on {given.device}, this recorder is on {device}: move them there, or make the "
                     "recorder with another device"
                 )
-        labels = labels_b if labels_b.dtype == torch.int32 else labels_b.long()
-        ids = ids_b if ids_b.dtype == torch.int32 else ids_b.long()
-        return labels, ids.clamp(max=self.num_samples) if self.strangers else ids
+        if labels_b.dtype not in self._integers or ids_b.dtype not in self._integers:
+            labels_b, ids_b = _as_long(labels_b, ids_b)
+        return labels_b, ids_b.clamp(max=self.num_samples) if self.strangers else ids_b, epoch
 
     def _note(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
         """What is kept besides the state of samples, after a batch."""
+        import torch
+
+        compiling = torch.compiler.is_compiling()
         if self._log is not None:
+            if compiling:
+                raise ValueError("a recorder with distributed=True logs visits: record outside what is compiled")
             self._log.add(logits, labels, ids.long(), epoch=epoch)
-        self.epochs = max(self.epochs, epoch + 1)
+        if compiling:
+            self._compiled_epochs.clamp_(min=epoch + 1)
+        else:
+            self._epochs = max(self._epochs, epoch + 1)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs so far: one more than the last that was recorded."""
+        return max(self._epochs, int(self._compiled_epochs))
 
     def merge_ranks(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         """Make one recording of what all ranks visited since the last merge; afterwards all ranks hold the same.
@@ -193,7 +219,7 @@ class HardnessRecorder:
         nonfinite[_LEFT_OUT] += left_out
         epochs = torch.tensor([self.epochs], device=sums.device)
         ranks.all_reduce(epochs, group, "MAX")
-        self.epochs = int(epochs)
+        self._epochs = int(epochs)
         self.sums, self.counters, self.nonfinite = empty_state(self._rows, sums.device)
         self._log.clear()
 
@@ -229,7 +255,7 @@ class HardnessRecorder:
         if nonfinite[0] == 0:
             nonfinite[1] = more_nonfinite[1]
         nonfinite[_LEFT_OUT] += more_nonfinite[_LEFT_OUT]
-        self.epochs = max(self.epochs, other.epochs)
+        self._epochs = max(self.epochs, other.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """What was recorded so far, for a checkpoint: the tensors `sums`, `counters`, `nonfinite` and `options`, JSON.
@@ -253,21 +279,30 @@ class HardnessRecorder:
         Raises
         ------
         ValueError
-            If the state is of a recorder with another size, option or dataset; the message names it.
+            If the state is of a recorder with another size, option or dataset, or not a whole one; the message says
+            what.
         """
         if not {"options", "sums", "counters", "nonfinite"} <= set(state):
             raise ValueError(f"not the state of a recorder: it holds {', '.join(map(str, state)) or 'nothing'}")
         options = dict(state["options"])
         epochs = options.pop("epochs")
         self._require_same(options)
-        loaded = [state[name].to(self.sums.device, copy=True) for name in ("sums", "counters", "nonfinite")]
+        loaded = empty_state(self._rows, self.sums.device, self.members)
+        for name, own in zip(("sums", "counters", "nonfinite"), loaded, strict=True):
+            given = state[name]
+            if given.shape != own.shape or given.dtype != own.dtype:  # the kernels write to addresses
+                raise ValueError(
+                    f"the state's {name} must be {own.dtype} {list(own.shape)}, got {given.dtype} {list(given.shape)}"
+                )
+            own.copy_(given)
         if self._log is None:
             self.sums, self.counters, self.nonfinite = loaded
         else:
-            self._merged = (loaded[0], loaded[1], loaded[2])
+            self._merged = loaded
             self.sums, self.counters, self.nonfinite = empty_state(self._rows, self.sums.device)
             self._log.clear()
-        self.epochs = epochs
+        self._epochs = epochs
+        self._compiled_epochs.zero_()
 
     def scores(self, *, never_learnt: NeverLearnt = "max+1") -> HardnessScores:
         """What was recorded so far, as the scores of one member, or of M.
@@ -360,3 +395,30 @@ def _chosen(names: Sequence[str] | None) -> tuple[str, ...]:
         if estimator(name).name not in RECORDED:
             raise ValueError(f"{name} is not recorded in the loop: choose from {', '.join(RECORDED)}")
     return tuple(name for name in RECORDED if name in names)
+
+
+def _json_values(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the provenance, refused now and not when the scores of a long training are saved."""
+    try:
+        canonical_json(dict(provenance))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the provenance must be JSON values: {error}") from None
+    return dict(provenance)
+
+
+def _whole(epoch: Any) -> int:
+    """An epoch that is another type's whole number, such as numpy's."""
+    try:
+        return operator.index(epoch)
+    except TypeError:
+        raise ValueError(f"an epoch must be a whole number, got {epoch!r}") from None
+
+
+def _as_long(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Labels and ids of other integer types than the kernels take."""
+    import torch
+
+    for tensor in tensors:
+        if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
+            raise ValueError(f"labels and ids must be integers, got {tensors[0].dtype} and {tensors[1].dtype}")
+    return [tensor.long() for tensor in tensors]

@@ -77,8 +77,7 @@ class HardnessScores:
         ValueError
             If the labels do not fit the scores or a class has no observed sample.
         """
-        if len(labels_n) != len(self):
-            raise ValueError(f"{len(labels_n)} labels for scores of {len(self)} samples: another dataset's scores?")
+        labels_n = _labels_of(labels_n, len(self))
         if not 0 <= labels_n.min() <= labels_n.max() < num_classes:
             raise ValueError(
                 f"labels must be classes in [0, {num_classes}), got some from {labels_n.min()} to {labels_n.max()}"
@@ -150,10 +149,9 @@ class HardnessScores:
         scores = hardest_low(self.per_sample(name), name)
         candidates = ~np.isnan(scores)
         if class_ is not None:
-            if labels_n is None or len(labels_n) != len(self):
-                given = "none" if labels_n is None else str(len(labels_n))
-                raise ValueError(f"the samples of a class need the labels of all {len(self)} samples, got {given}")
-            candidates &= np.asarray(labels_n) == class_
+            if labels_n is None:
+                raise ValueError(f"the samples of a class need the labels of all {len(self)} samples, got none")
+            candidates &= _labels_of(labels_n, len(self)) == class_
         ids = np.flatnonzero(candidates)
         if not 1 <= k <= len(ids):
             where = "" if class_ is None else f" of class {class_}"
@@ -180,10 +178,10 @@ class HardnessScores:
 
         columns: dict[str, Any] = {"sample_id": np.arange(len(self))}
         if labels_n is not None:
-            if len(labels_n) != len(self):
-                raise ValueError(f"{len(labels_n)} labels for scores of {len(self)} samples: another dataset's scores?")
-            columns["class_index"] = np.asarray(labels_n)
+            columns["class_index"] = labels_n = _labels_of(labels_n, len(self))
             if classes is not None:
+                if not 0 <= labels_n.min() <= labels_n.max() < len(classes):
+                    raise ValueError(f"{len(classes)} class names for labels {labels_n.min()} to {labels_n.max()}")
                 columns["class_name"] = np.array(classes)[labels_n]
         columns |= {name: self.per_sample(name) for name in self.values}
         columns["observations"] = self.observations.sum(axis=0)
@@ -246,6 +244,23 @@ class HardnessScores:
             values={name: arrays[name] for name in ESTIMATORS if name in arrays},
             provenance=metadata["provenance"],
         )
+
+
+def _labels_of(labels_n: Any, samples: int) -> np.ndarray:
+    """Labels of all samples as an array.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer, or they are not whole numbers.
+    """
+    labels = np.asarray(labels_n)
+    if labels.shape != (samples,):
+        given = len(labels) if labels.ndim == 1 else f"an array {list(labels.shape)} of"
+        raise ValueError(f"{given} labels for scores of {samples} samples: another dataset's scores?")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    return labels
 
 
 def hardest_low(scores: np.ndarray, name: str) -> np.ndarray:

@@ -131,8 +131,8 @@ def ensemble_size_curve(
     if orders < 1:
         raise ValueError(f"a curve needs at least 1 order of the members, got {orders}")
     values, labels = observed_by_all(scores, name, labels_n)
-    sizes = np.bincount(labels, minlength=num_classes)
-    if len(sizes) > num_classes or not sizes.all():
+    sizes = np.bincount(labels[labels >= 0], minlength=num_classes)
+    if labels.min(initial=0) < 0 or len(sizes) > num_classes or not sizes.all():
         raise ValueError(
             f"classes must be the {num_classes} of the labels, each with a sample that all members observed"
         )

@@ -28,7 +28,7 @@ library.define(
     "int samples, int estimators) -> (Tensor loss, Tensor gradient, Tensor observed, Tensor outcomes)"
 )
 library.define(
-    "accumulate(Tensor observed, Tensor outcomes, Tensor ids, int epoch, int el2n_epochs, "
+    "accumulate(Tensor observed, Tensor outcomes, Tensor ids, SymInt epoch, int el2n_epochs, "
     "Tensor(a!) sums, Tensor(b!) counters, Tensor(c!) status) -> ()"
 )
 
@@ -153,12 +153,15 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_loss: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "hardness_cross_entropy has no second derivative: use cross_entropy, and record beside it"
-            )
+        _refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
         return _times(gradient, by_loss).to(ctx.dtype), None, None
+
+
+def _refuse_second_derivative() -> None:
+    """Autograd is on in a backward pass only where its result is to be differentiated: it would come out as 0."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("hardness_cross_entropy has no second derivative: use cross_entropy, and record beside it")
 
 
 def _times(gradient: torch.Tensor, by_loss: torch.Tensor) -> torch.Tensor:
@@ -258,6 +261,7 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _scale_gradient(ctx: Any, by_loss: torch.Tensor | None, *rest: object) -> tuple[torch.Tensor | None, ...]:
     if by_loss is None:
         return (None,) * 8
+    _refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
     return (gradient * (by_loss[:, None] if by_loss.ndim else by_loss)).to(ctx.dtype), *(None,) * 7
 

@@ -238,8 +238,8 @@ def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
     others = np.delete(z, label)
     p = np.exp(z - z.max())
     p /= p.sum()
-    onehot = np.zeros(len(z))
-    onehot[label] = 1
+    error = p.copy()  # p less the one-hot label; its own entry as far below 0 as the others are above, not p_y - 1,
+    error[label] = -np.delete(p, label).sum()  # which has no digits left where p_y is near 1
     return {
         "aum": z[label] - others.max(),
         "aum_softmax": p[label] - np.delete(p, label).max(),
@@ -247,8 +247,8 @@ def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
         "confidence_logit": z[label],
         "correctness": float(np.argmax(z) == label),
         "dataiq": p[label] * (1 - p[label]),
-        "loss": z.max() + math.log(np.exp(z - z.max()).sum()) - z[label],
-        "el2n": float(np.linalg.norm(p - onehot)),
+        "loss": float(np.logaddexp.reduce(z - z[label])),
+        "el2n": float(np.linalg.norm(error)),
     }
 
 

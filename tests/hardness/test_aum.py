@@ -84,6 +84,12 @@ def test_the_recorder_gives_the_same_aum() -> None:
         assert scores[int(sample)] == pytest.approx(total / calculator.counts[sample], rel=1e-6)
 
 
+@pytest.mark.parametrize("target", [-1, 3])
+def test_targets_out_of_range(target: int) -> None:
+    with pytest.raises(ValueError, match=r"targets must be classes in \[0, 3\), got some from"):
+        AUMCalculator("unused").update(torch.zeros(2, 3), torch.tensor([1, target]), [1, 2])
+
+
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"got \[2, 3\], \[2\] and 1"):
         AUMCalculator("unused").update(torch.zeros(2, 3), torch.zeros(2).long(), [1])

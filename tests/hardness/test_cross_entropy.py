@@ -190,9 +190,40 @@ def test_a_step_compiles_without_a_graph_break() -> None:
         assert torch.equal(own, other)
 
 
-def test_a_second_derivative_is_refused() -> None:
+def test_a_compiled_step_goes_on_for_any_number_of_epochs() -> None:
+    # A number that changes must not be a part of what was compiled: torch gives up after eight times.
+    logits, labels, ids = batch(12, 6)
+    recorder, expected = HardnessRecorder(24, 6, el2n_epochs=3), HardnessRecorder(24, 6, el2n_epochs=3)
+    step = torch.compile(
+        lambda epoch: hardness_cross_entropy(2 * logits, labels, ids, recorder, epoch=epoch),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for epoch in range(20):
+        step(epoch)
+        expected.record(2 * logits, labels, ids, epoch=epoch)
+    assert recorder.epochs == expected.epochs == 20
+    for own, other in zip(state(recorder), state(expected), strict=True):
+        assert torch.equal(own, other)
+    again = HardnessRecorder(24, 6, el2n_epochs=3)
+    again.load_state_dict(recorder.state_dict())
+    assert again.scores().provenance == expected.scores().provenance
+
+
+def test_ranks_do_not_record_in_a_compiled_step() -> None:
+    logits, labels, ids = batch(12, 6)
+    recorder = HardnessRecorder(24, 6, distributed=True)
+    step = torch.compile(
+        lambda: hardness_cross_entropy(2 * logits, labels, ids, recorder, epoch=0), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="record outside what is compiled"):
+        step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the function of plain tensors, by the operator
+def test_a_second_derivative_is_refused(dtype: torch.dtype) -> None:
     logits, labels, ids = batch(5, 4)
-    leaf = logits.requires_grad_()
+    leaf = logits.to(dtype).requires_grad_()
     loss = hardness_cross_entropy(leaf, labels, ids, HardnessRecorder(10, 4), epoch=0)
     with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(loss, leaf, create_graph=True)

@@ -195,6 +195,17 @@ def test_a_state_goes_on_where_it_was_taken(stop: int) -> None:
         np.testing.assert_array_equal(second.scores().values[name], values, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["sums", "counters", "nonfinite"])
+def test_a_state_that_was_cut_or_converted_is_refused(name: str) -> None:
+    recorder = HardnessRecorder(N, C)
+    record_part(recorder, 0, epochs()[0])
+    before = recorder.state_dict()
+    for damaged in (before[name][:3], before[name].half()):
+        with pytest.raises(ValueError, match=f"the state's {name} must be torch\\..*, got torch\\."):
+            recorder.load_state_dict({**before, name: damaged})
+    assert torch.equal(recorder.sums, before["sums"])
+
+
 def test_a_state_survives_torchs_checkpoints_without_pickled_code(tmp_path: Path) -> None:
     recorder = HardnessRecorder(N, C)
     record_part(recorder, 0, epochs()[0])

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -197,6 +198,38 @@ def test_estimators_that_cannot_be_recorded(names: list[str], message: str) -> N
         HardnessRecorder(6, 4, estimators=names)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_logits_of_types_that_are_none(dtype: torch.dtype) -> None:
+    labels, recorder = torch.zeros(2, dtype=torch.int64), HardnessRecorder(4, 3)
+    logits = torch.ones(2, 3).to(dtype)
+    wanted = f"logits must be float32, float64, float16 or bfloat16, got {dtype}"
+    with pytest.raises(ValueError, match=wanted):
+        recorder.record(logits, labels, labels, epoch=0)
+    with pytest.raises(ValueError, match=wanted):
+        hardness_cross_entropy(logits, labels, labels, recorder, epoch=0)
+
+
+def test_labels_and_ids_of_any_integer_type_and_no_other() -> None:
+    ids, logits, recorder = torch.arange(3), torch.eye(3), HardnessRecorder(3, 3)
+    for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        recorder.record(logits, ids.to(dtype), ids.to(dtype), epoch=0)
+    assert recorder.scores().observations.tolist() == [[5, 5, 5]]
+    assert recorder.scores().per_sample("correctness").tolist() == [1, 1, 1]
+    for dtype in (torch.bool, torch.float32, torch.complex64):
+        for labels, samples in ((ids.to(dtype), ids), (ids, ids.to(dtype))):
+            with pytest.raises(ValueError, match=f"labels and ids must be integers, got .*{dtype}"):
+                recorder.record(logits, labels, samples, epoch=0)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_no_tensor_is_named(place: int) -> None:
+    arguments: list[Any] = [torch.eye(3), torch.arange(3), torch.arange(3)]
+    arguments[place] = arguments[place].numpy()
+    names = ", ".join("ndarray" if place == i else "Tensor" for i in range(2))
+    with pytest.raises(ValueError, match=f"logits, labels and ids must be torch tensors, got {names} and "):
+        HardnessRecorder(3, 3).record(*arguments, epoch=0)
+
+
 def test_logits_on_another_device_are_refused() -> None:
     recorder = HardnessRecorder(4, 3, device="meta")
     with pytest.raises(ValueError, match="the logits are on cpu, this recorder is on meta: move them there"):
@@ -363,6 +396,23 @@ def test_epochs_count_from_zero() -> None:
     recorder = HardnessRecorder(1, 2)
     with pytest.raises(ValueError, match="epoch"):
         recorder.record(torch.tensor([RIGHT]), torch.tensor([0]), torch.tensor([0]), epoch=-1)
+
+
+def test_epochs_are_whole_numbers_of_any_type(tmp_path: Path) -> None:
+    recorder, zero = HardnessRecorder(1, 2), torch.tensor([0])
+    epochs: tuple[Any, ...] = (np.int64(3), torch.tensor(4))
+    for epoch in epochs:
+        recorder.record(torch.tensor([RIGHT]), zero, zero, epoch=epoch)
+    recorder.scores().save(tmp_path / "scores")  # numpy's numbers are no JSON
+    assert recorder.scores().provenance["epochs"] == 5
+    with pytest.raises(ValueError, match=r"an epoch must be a whole number, got 0\.5"):
+        recorder.record(torch.tensor([RIGHT]), zero, zero, epoch=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [object(), np.int64(3), math.nan])
+def test_a_provenance_that_could_not_be_saved_is_refused_at_once(value: Any) -> None:
+    with pytest.raises(ValueError, match="the provenance must be JSON values: "):
+        HardnessRecorder(1, 2, provenance={"seed": value})
 
 
 @pytest.mark.parametrize("arguments", [(0, 2, 20), (3, 1, 20), (3, 2, 0)])

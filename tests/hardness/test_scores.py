@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
@@ -52,6 +53,26 @@ def test_class_means_are_of_the_samples_observed() -> None:
 def test_class_means_refuse_labels_past_the_classes() -> None:
     with pytest.raises(ValueError, match="class"):
         some_scores().class_means("aum", np.array([0, 1, 2]), 2)
+
+
+def test_labels_may_be_any_sequence_of_whole_numbers() -> None:
+    scores = scores_of(aum=[[1.0, 3.0, 4.0, 7.0]])
+    for labels in ([0, 0, 1, 1], np.array([0, 0, 1, 1], np.uint8), torch.tensor([0, 0, 1, 1])):
+        np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [2, 5.5])  # type: ignore[arg-type]
+        assert scores.top("aum", 1, class_=1, labels_n=labels).tolist() == [2]  # type: ignore[arg-type]
+        assert scores.to_frame(labels, ["a", "b"])["class_name"].to_list() == ["a", "a", "b", "b"]  # type: ignore[arg-type]
+    for ask in (
+        lambda labels: scores.class_means("aum", labels, 2),
+        lambda labels: scores.top("aum", 1, class_=0, labels_n=labels),
+        scores.to_frame,
+    ):
+        with pytest.raises(ValueError, match="labels must be integers, got float64"):
+            ask(np.array([0.0, 0, 1, 1]))
+        with pytest.raises(ValueError, match=r"an array \[4, 2\] of labels for scores of 4 samples"):
+            ask(np.eye(4, 2, dtype=np.int64))
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match=f"2 class names for labels {min(label, 0)} to {max(label, 1)}"):
+            scores.to_frame(np.array([0, label, 1, 1]), ["a", "b"])
 
 
 def test_require_dataset_refuses_scores_of_another() -> None:
@@ -185,7 +206,7 @@ def test_top_gives_the_extremes_of_all_or_of_a_class() -> None:
         scores.top("aum", 1, class_=9, labels_n=labels)
     with pytest.raises(ValueError, match="need the labels of all 6 samples, got none"):
         scores.top("aum", 1, class_=0)
-    with pytest.raises(ValueError, match="need the labels of all 6 samples, got 5"):
+    with pytest.raises(ValueError, match="5 labels for scores of 6 samples"):
         scores.top("aum", 1, class_=0, labels_n=labels[:5])
 
 

@@ -1,13 +1,16 @@
 """Recording in Triton's interpreter, against the CPU kernel and the definitions."""
 
 import math
+from collections import defaultdict
 
 import pytest
 import torch
+from hardness.agreement import Visit, assert_agree
 
 from hbr_fast import HardnessRecorder
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import ops, reference, triton_hardness
+from interpreted.tiles import hold_more_rows
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -34,36 +37,51 @@ def assert_same(got: State, expected: State) -> None:
     torch.testing.assert_close(got[0], expected[0], rtol=3e-6, atol=3e-6)
 
 
-@pytest.mark.parametrize(
-    ("rows", "classes", "dtype"),
-    [
-        (1, 2, torch.float32),
-        (3, 3, torch.float16),
-        (128, 7, torch.bfloat16),
-        (1000, 10, torch.float32),
-        (128, 128, torch.float32),
-        (3, 1000, torch.bfloat16),
-        (3, 4097, torch.float32),  # three blocks, the last one nearly empty
-        (2, 4097, torch.float64),
-    ],
-)
-def test_it_records_what_the_cpu_does(rows: int, classes: int, dtype: torch.dtype) -> None:
-    samples = max(2, rows // 3)  # every sample some three times in a batch
-    got, expected = empty_state(samples), empty_state(samples)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 3, 128, 1000])
+@pytest.mark.parametrize("classes", [2, 3, 7, 128, 1000, 4097])  # 4097: three blocks, the last one nearly empty
+def test_it_records_what_the_cpu_and_the_definitions_do(
+    classes: int, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rows == 1000 or (rows == 128 and classes > 7):
+        hold_more_rows(monkeypatch, triton_hardness)
+        monkeypatch.setattr(triton_hardness, "ACCUMULATE_BLOCK", 1024)
+    samples = rows + 1  # the last is never seen
+    got, expected = (HardnessRecorder(samples, classes, el2n_epochs=2) for _ in range(2))
+    monkeypatch.setattr(got, "_record", triton_hardness.record)
+    visits: dict[int, list[Visit]] = defaultdict(list)
     for epoch in range(3):
-        logits, labels, ids = batch((rows, classes), samples, seed=epoch)
+        logits, labels, ids = batch((rows, classes), max(1, rows // 3), seed=epoch)
+        if epoch == 0:  # every id once; later some three times each
+            ids = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
         if rows > 3:
             logits[2, 1], logits[3, 0], labels[1] = math.nan, -math.inf, -100
         logits = logits.to(dtype)
-        triton_hardness.record(logits, labels, ids.int(), epoch, 2, k.ALL_COLUMNS, *got)
-        ops.record(logits, labels, ids, epoch, 2, k.ALL_COLUMNS, *expected)
+        got.record(logits, labels, ids.int(), epoch=epoch)
+        expected.record(logits, labels, ids, epoch=epoch)
+        for z, label, sample in zip(logits.double().numpy(), labels.tolist(), ids.tolist(), strict=True):
+            if label != -100:
+                visits[sample].append((epoch, z, label))
+    assert_same(state(got), state(expected))
+    assert_agree(visits, got, expected)
+    if rows > 3:
+        assert got.counters[:, k.FORGOTTEN].any()
+        assert got.scores().provenance["rows_not_finite"] == 6
+
+
+def state(recorder: HardnessRecorder) -> State:
+    return recorder.sums, recorder.counters, recorder.nonfinite
+
+
+def test_logits_in_double_precision() -> None:
+    got, expected = empty_state(2), empty_state(2)
+    logits, labels, ids = batch((2, 4097), 2, seed=0)
+    for record, into in ((triton_hardness.record, got), (ops.record, expected)):
+        record(logits.double(), labels, ids, 0, 2, k.ALL_COLUMNS, *into)
     assert_same(got, expected)
-    assert got[0][:, :7].any(0).all()
-    if rows > 100:
-        assert got[1][:, k.FORGOTTEN].any()
 
 
-@pytest.mark.parametrize("classes", [2, 5, 600])
+@pytest.mark.parametrize("classes", [2, 5, 600, 100_000])
 def test_one_observation_is_that_of_the_definition(classes: int) -> None:
     logits, labels, _ = batch((4, classes), 4, seed=1)
     sums, counters, status = empty_state(4)
@@ -75,8 +93,12 @@ def test_one_observation_is_that_of_the_definition(classes: int) -> None:
         assert counters[row, k.CORRECT] == expected["correctness"]
 
 
-def test_members_strides_and_a_mask() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_members_strides_and_a_mask(shared: bool) -> None:
     logits, labels, ids = batch((2, 30, 5), 20, seed=3)
+    if not shared:  # every member saw other samples
+        labels, ids = torch.stack([labels, labels.roll(1)]), torch.stack([ids, ids.roll(2)])
+    logits[1, 4, 0] = math.nan
     strided = logits.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     got, expected = empty_state(20, 2), empty_state(20, 2)
     mask = 1 << k.AUM | 1 << k.LOSS
@@ -84,6 +106,18 @@ def test_members_strides_and_a_mask() -> None:
     ops.record(logits, labels, ids, 0, 20, mask, *expected)
     assert_same(got, expected)
     assert got[0].any(0).any(0).nonzero().flatten().tolist() == [k.AUM, k.LOSS]
+
+
+def test_a_logit_that_is_not_finite_is_seen_in_every_block() -> None:
+    logits = torch.zeros(5, 4097)
+    logits[torch.arange(4), torch.tensor([0, 2047, 2048, 4096])] = torch.tensor(
+        [math.inf, math.nan, -math.inf, math.nan]
+    )
+    sums, counters, status = empty_state(5)
+    labels = torch.full((5,), 7)
+    triton_hardness.record(logits, labels, torch.arange(5), 0, 20, 1 << k.AUM, sums, counters, status)
+    assert counters[:, k.OBSERVATIONS].tolist() == [0, 0, 0, 0, 1]
+    assert status.tolist() == [4, 0, 0, 0]
 
 
 def test_ties_are_right_only_for_the_lowest_index() -> None:

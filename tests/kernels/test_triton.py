@@ -18,9 +18,11 @@ TESTS = Path(__file__).parent.parent
 ASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def test_parity_in_the_interpreter() -> None:
+# A process for each: they take a minute and more on a busy machine.
+@pytest.mark.parametrize("file", sorted((TESTS / "interpreted").glob("test_*.py")), ids=lambda file: file.stem)
+def test_parity_in_the_interpreter(file: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "interpreted")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout or re.search(r"\[100%\]", done.stdout)

@@ -1,0 +1,43 @@
+"""Recorders against the definitions, for the tests of the kernels."""
+
+import numpy as np
+
+from hbr_fast.hardness import RECORDED, HardnessRecorder
+from hbr_fast.kernels import reference
+
+Visit = tuple[int, np.ndarray, int]  # epoch, logits, label
+
+# Margins and logits are sums of float32 numbers in float64. Probabilities come from exponentials good to about
+# 1e-7 times the distance from the largest logit, where they are the smaller the farther; variability is the root of
+# a difference, so float64 leaves it 1e-8.
+TOLERANCES: dict[str, tuple[float, float]] = {
+    "aum": (1e-12, 0.0),
+    "confidence_logit": (1e-12, 0.0),
+    "correctness": (1e-15, 0.0),
+    "forgetting": (0.0, 0.0),
+    "first_learned": (0.0, 0.0),
+    "variability": (1e-6, 5e-8),
+    "aum_softmax": (1e-6, 1e-7),
+    "confidence": (1e-6, 0.0),
+    "dataiq": (1e-6, 1e-7),
+    "loss": (1e-6, 1e-15),
+    "el2n": (1e-6, 1e-15),
+}
+
+
+def assert_agree(visits: dict[int, list[Visit]], *recorders: HardnessRecorder) -> None:
+    """Assert that recorders alike give every sample the scores that the definitions make of its visits, in order."""
+    first = recorders[0]
+    expected = [
+        reference.hardness(visits[sample], epochs=first.epochs, el2n_epochs=first.el2n_epochs)
+        for sample in range(first.num_samples)
+    ]
+    for recorder in recorders:
+        scores = recorder.scores()
+        assert set(scores.values) == set(RECORDED) == set(TOLERANCES)
+        for name, (rtol, atol) in TOLERANCES.items():
+            got = scores.values[name][0]
+            if name == "forgetting":  # of what was never learnt, a policy over all samples: tested with the recorder
+                got = np.where(scores.never_learnt[0], np.nan, got)
+            wanted = [values[name] for values in expected]
+            np.testing.assert_allclose(got, wanted, rtol=rtol, atol=atol, err_msg=name)
