@@ -141,6 +141,32 @@ class HardnessRecorder:
         self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Labels, ids and epoch as the kernels take them, of arguments that fit this recorder."""
+        if not self._fits(logits_bc, labels_b, ids_b):
+            self._explain(logits_bc, labels_b, ids_b)
+            labels_b, ids_b = _as_long(labels_b, ids_b)
+        epoch = epoch if type(epoch) is int else _whole(epoch)
+        if not 0 <= epoch < 2**31:
+            raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
+        return labels_b, ids_b.clamp(max=self.num_samples) if self.strangers else ids_b, epoch
+
+    def _fits(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor) -> bool:
+        """Whether the kernels can take these as they are: at every batch, so in few steps."""
+        try:
+            shape, rows, device = logits_bc.shape, labels_b.shape, self.sums.device
+            return (
+                shape == (*rows, self.num_classes)
+                and ids_b.shape == rows
+                and (len(rows) == 1 if self.members is None else len(rows) == 2 and rows[0] == self.members)
+                and logits_bc.dtype in self._floats
+                and labels_b.dtype in self._integers
+                and ids_b.dtype in self._integers
+                and logits_bc.device == labels_b.device == ids_b.device == device
+            )
+        except AttributeError:  # not tensors
+            return False
+
+    def _explain(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor) -> None:
+        """Raise what does not fit, unless it is only that labels or ids are of another integer type."""
         import torch
 
         tensor = torch.Tensor
@@ -154,9 +180,6 @@ class HardnessRecorder:
             raise ValueError(f"logits must be [{wanted}], got {list(logits_bc.shape)}")
         if list(labels_b.shape) != shape or list(ids_b.shape) != shape:
             raise ValueError(f"labels and ids must be {shape}, got {list(labels_b.shape)} and {list(ids_b.shape)}")
-        epoch = epoch if type(epoch) is int else _whole(epoch)
-        if not 0 <= epoch < 2**31:
-            raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
         if logits_bc.dtype not in self._floats:
             raise ValueError(f"logits must be float32, float64, float16 or bfloat16, got {logits_bc.dtype}")
         device = self.sums.device
@@ -166,9 +189,6 @@ class HardnessRecorder:
                     f"the {what} are on {given.device}, this recorder is on {device}: move them there, or make the "
                     "recorder with another device"
                 )
-        if labels_b.dtype not in self._integers or ids_b.dtype not in self._integers:
-            labels_b, ids_b = _as_long(labels_b, ids_b)
-        return labels_b, ids_b.clamp(max=self.num_samples) if self.strangers else ids_b, epoch
 
     def _note(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
         """What is kept besides the state of samples, after a batch."""

@@ -119,10 +119,10 @@ def observe_words(
     found: tuple[int, int, int],
 ) -> tuple[int, ...]:
     """What is read, and where to put what is found: addresses of observed, outcomes, and whether a row was bad."""
-    stride_m = logits.stride(0) if logits.ndim == 3 else 0
+    *strides_m, stride_b, stride_c = logits.stride()
     *members, batch, classes = logits.shape
     return (
-        *(logits.data_ptr(), FLOATS[logits.dtype], stride_m, logits.stride(-2), logits.stride(-1)),
+        *(logits.data_ptr(), FLOATS[logits.dtype], strides_m[0] if members else 0, stride_b, stride_c),
         *_integers(labels),
         *_integers(ids),
         *(math.prod(members) * batch, batch, classes, samples, estimators),
@@ -148,8 +148,8 @@ NO_STATE = (0,) * 6
 
 def _integers(tensor: torch.Tensor) -> tuple[int, int, int, int]:
     """Address, type and strides of labels or ids [B] or [M, B]."""
-    stride_m = tensor.stride(0) if tensor.ndim == 2 else 0
-    return tensor.data_ptr(), INTEGERS[tensor.dtype], stride_m, tensor.stride(-1)
+    strides = tensor.stride()
+    return tensor.data_ptr(), INTEGERS[tensor.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
 
 
 def bad_row(
