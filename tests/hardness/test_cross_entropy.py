@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from hardness.agreement import Visit, assert_agree
 from hbr_fast import HardnessRecorder, hardness_cross_entropy
 from hbr_fast.kernels import cpu_hardness, ops_cross_entropy
 
@@ -65,6 +67,18 @@ def test_it_records_what_the_recorder_does(smoothing: float) -> None:
         assert torch.equal(own, other)
     assert with_loss.epochs == 3
     assert with_loss.counters[:, cpu_hardness.OBSERVATIONS].sum() == 3 * 38
+
+
+def test_it_records_what_the_definitions_say() -> None:
+    # Loss and gradient are the same whatever logit the exponentials are relative to; what is recorded is not.
+    recorder = HardnessRecorder(80, 12, el2n_epochs=2)
+    visits: dict[int, list[Visit]] = defaultdict(list)
+    for epoch in range(3):
+        logits, labels, ids = batch(40, 12, seed=epoch)
+        hardness_cross_entropy(logits, labels, ids, recorder, epoch=epoch)
+        for z, label, sample in zip(logits.numpy(), labels.tolist(), ids.tolist(), strict=True):
+            visits[sample].append((epoch, z, label))
+    assert_agree(visits, recorder)
 
 
 def state(recorder: HardnessRecorder) -> tuple[torch.Tensor, ...]:
