@@ -13,7 +13,7 @@ from hbr_fast.kernels import team
 
 library = torch.library.Library("hbr_fast", "DEF")
 library.define(
-    "record(Tensor logits, Tensor labels, Tensor ids, int epoch, int el2n_epochs, int estimators, "
+    "record(Tensor logits, Tensor labels, Tensor ids, SymInt epoch, int el2n_epochs, int estimators, "
     "Tensor(a!) sums, Tensor(b!) counters, Tensor(c!) status) -> ()"
 )
 

@@ -204,17 +204,21 @@ def test_a_step_compiles_without_a_graph_break() -> None:
         assert torch.equal(own, other)
 
 
-def test_a_compiled_step_goes_on_for_any_number_of_epochs() -> None:
+@pytest.mark.parametrize("by_the_loss", [True, False])
+def test_a_compiled_step_goes_on_for_any_number_of_epochs(by_the_loss: bool) -> None:
     # A number that changes must not be a part of what was compiled: torch gives up after eight times.
     logits, labels, ids = batch(12, 6)
     recorder, expected = HardnessRecorder(24, 6, el2n_epochs=3), HardnessRecorder(24, 6, el2n_epochs=3)
-    step = torch.compile(
-        lambda epoch: hardness_cross_entropy(2 * logits, labels, ids, recorder, epoch=epoch),
-        fullgraph=True,
-        backend="aot_eager",
-    )
+
+    def step(epoch: int) -> torch.Tensor:
+        if by_the_loss:
+            return hardness_cross_entropy(2 * logits, labels, ids, recorder, epoch=epoch)
+        recorder.record(2 * logits, labels, ids, epoch=epoch)
+        return logits.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for epoch in range(20):
-        step(epoch)
+        compiled(epoch)
         expected.record(2 * logits, labels, ids, epoch=epoch)
     assert recorder.epochs == expected.epochs == 20
     for own, other in zip(state(recorder), state(expected), strict=True):
