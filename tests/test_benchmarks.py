@@ -47,6 +47,10 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "quota_indices_per_second_per_core": None,
         "first_index_ms": None,
     },
+    "bench_settings": {
+        "setting_over_plain": {"cnn-16-32-64"},
+        "evaluation_over_default": {"20", "1000"},
+    },
     "bench_training": {
         "efficiency": None,
         "over_paper_loop": {"cnn-16-32-64", "cnn-32-64-128", "resnet18"},
