@@ -107,6 +107,7 @@ def read_narrow_tile(
     labels : address
         Of int32 [TILE].
     tile : address
+        Written, with numbers that mean nothing where a logit is not finite.
     found : address
         Of float32 [2, TILE], written: 1 or 0, whether the own class is the first of the largest, and 0, or NaN if a
         logit is not finite.
@@ -117,7 +118,7 @@ def read_narrow_tile(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         logits, classes, labels, tile, found, _ = args
-        zeros, ones = ir.Constant(_FLOATS, [0.0] * TILE), ir.Constant(_FLOATS, [1.0] * TILE)
+        zeros = ir.Constant(_FLOATS, [0.0] * TILE)
         labels = load(builder, labels, _INTEGERS)
 
         def variable(number: float) -> Any:
@@ -155,11 +156,8 @@ def read_narrow_tile(
                 builder.store(builder.fadd(builder.load(scaled), counted), scaled)
                 builder.store(fused_multiply_add(builder, counted, counted, builder.load(squares)), squares)
             known += [builder.load(scaled), builder.load(squares)]
-        # A row with a logit that is not finite is worked on as one of two equal logits, and never added.
-        usable = builder.fcmp_ordered("==", finite, zeros)
-        for number, (value, instead) in enumerate(zip(known, (zeros, zeros, ones, ones), strict=False)):
-            value = builder.fpext(builder.select(usable, value, instead), _DOUBLES)
-            store(builder, value, builder.add(tile, ir.Constant(I64, 8 * TILE * number)))
+        for number, value in enumerate(known):
+            store(builder, builder.fpext(value, _DOUBLES), builder.add(tile, ir.Constant(I64, 8 * TILE * number)))
         return context.get_dummy_value()
 
     address = types.uint64
