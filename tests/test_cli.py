@@ -539,6 +539,8 @@ def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--gpus-per-member", "1"], "--gpus-per-member are what a member holds of a cluster: give --cluster too"),
+        (["--cluster", "local", "--cpus-per-member", "999"], "a member asks for 999 processors, but no node"),
         (["--cluster", "nowhere"], "a cluster's address is local, auto or HOST:PORT"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--cluster", "local", "--gpus-per-member", "1.5"], "gpus_per_member is a fraction of one GPU"),

@@ -239,6 +239,11 @@ def _check_images(splits: Sequence[Split]) -> None:
                 f"images of split {split.name!r} have {channels} channels but mean and std are of "
                 f"{len(splits[0].mean)} and {len(splits[0].std)}: give one number a channel"
             )
+        if not (np.isfinite(splits[0].mean).all() and np.isfinite(splits[0].std).all()):
+            raise ValueError(
+                f"mean and std of split {splits[0].name!r} must be finite, got {np.asarray(splits[0].mean).tolist()} "
+                f"and {np.asarray(splits[0].std).tolist()}: take those of its images"
+            )
         if not (np.asarray(splits[0].std) > 0).all():
             raise ValueError(
                 f"std of split {splits[0].name!r} is {np.asarray(splits[0].std).tolist()}: a channel that is the same "

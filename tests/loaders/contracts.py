@@ -623,6 +623,10 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
             {"split": dataclasses.replace(split, std=np.array([1, 0], np.float32))},
             r"std of split 'train' is \[1.0, 0.0\]: a channel that is the same everywhere",
         ),
+        (
+            {"split": dataclasses.replace(split, mean=np.array([0, np.nan], np.float32))},
+            r"mean and std of split 'train' must be finite, got \[0.0, nan\]",
+        ),
         ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
         ({"seed": 2**63, "order": sequential_order(10)}, r"seed must be in \[0, 2\*\*63\)"),

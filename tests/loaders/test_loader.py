@@ -64,7 +64,7 @@ def test_auto_is_native() -> None:
 def test_unknown_backend_and_device() -> None:
     with pytest.raises(ValueError, match="unknown backend 'tfds': available are auto, native"):
         Loader(coded_split(10), batch_size=2, backend="tfds")
-    with pytest.raises(ValueError, match=r"backend 'native' makes batches on cpu.*, not on 'mps': no backend has"):
+    with pytest.raises(ValueError, match=r"backend 'native' makes batches on cpu.*, not on 'mps': no backend does"):
         Loader(coded_split(10), batch_size=2, device="mps")
 
 
