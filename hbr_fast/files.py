@@ -113,7 +113,7 @@ def atomic_directory(path: str | os.PathLike[str], *, force: bool = False) -> It
     target = Path(path)
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists already: choose another name or replace it with --force")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield temporary
@@ -133,6 +133,21 @@ def atomic_directory(path: str | os.PathLike[str], *, force: bool = False) -> It
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_directory(target.parent)
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a directory and those above it, where they are not there yet.
+
+    Raises
+    ------
+    FileExistsError
+        If one of them is a file.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(part for part in (Path(path), *Path(path).parents) if part.exists())
+        raise FileExistsError(f"{file} is a file, not a directory: choose another place than {path}") from None
 
 
 def remove_partials(directory: str | os.PathLike[str]) -> None:

@@ -67,8 +67,19 @@ class Plan:
             Sample ids; repeats are allowed.
         provenance : dict, optional
             What made the plan.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not one list of whole numbers.
         """
-        index = np.ascontiguousarray(index_r, dtype=np.int64)
+        rows = np.asarray(index_r)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise ValueError(
+                f"rows of a plan must be whole numbers, the sample ids, got {rows.dtype}"
+                f"{': np.flatnonzero gives those of a mask' if rows.dtype == bool else ''}"
+            )
+        index = np.ascontiguousarray(rows, dtype=np.int64)
         return cls(
             store=np.zeros(index.shape, np.int16),
             index=index,

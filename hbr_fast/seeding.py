@@ -13,6 +13,8 @@ from enum import IntEnum
 import numba as nb
 import numpy as np
 
+from hbr_fast.arguments import whole_number
+
 # Multipliers and key increments of the paper (section 4.3); integers of the kernel's word type, so that the
 # compiled code keeps to unsigned 64-bit arithmetic.
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -134,6 +136,7 @@ def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
 
 
 def _seed_words(seed: int) -> tuple[int, int]:
+    seed = whole_number("seed", seed)
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
-    return int(seed) & 0xFFFFFFFF, int(seed) >> 32
+    return seed & 0xFFFFFFFF, seed >> 32

@@ -524,6 +524,19 @@ def test_sigterm_saves_exits_with_75_and_a_second_process_is_refused_meanwhile(
     assert "another recipe (lr 0.05, not 0.01)" in fails("train", data, run, *ONE, *SMALL, "epochs=100000", "lr=0.01")
 
 
+def test_sigterm_ends_a_conversion_without_leftovers(tmp_path: Path) -> None:
+    words = ["convert", "synthetic", str(tmp_path / "large.hbr"), "--classes", "100", "--train-per-class", "100000"]
+    process = subprocess.Popen([sys.executable, "-m", "hbr_fast.cli", *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".large.hbr.*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said.splitlines()[-1] == "hbr-fast: ended by SIGTERM; run the same command again"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_zero_members_or_zero_at_once_are_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
     assert "an ensemble has at least 1 member, got 0" in fails("train", data, tmp_path / "run", "--members", 0)
     assert not (tmp_path / "run").exists()
@@ -539,6 +552,8 @@ def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--gpus-per-member", "1"], "--gpus-per-member are what a member holds of a cluster: give --cluster too"),
+        (["--cluster", "local", "--cpus-per-member", "999"], "a member asks for 999 processors, but no node"),
         (["--cluster", "nowhere"], "a cluster's address is local, auto or HOST:PORT"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--cluster", "local", "--gpus-per-member", "1.5"], "gpus_per_member is a fraction of one GPU"),

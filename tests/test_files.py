@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hbr_fast.files import (
     atomic_write,
     canonical_json,
     content_hash,
+    make_directory,
     read_json,
     sha256_of_file,
     write_json,
@@ -120,6 +122,19 @@ def test_atomic_directory_appears_only_when_whole(tmp_path: Path) -> None:
         assert not path.exists()
     assert (path / "nested" / "a").read_bytes() == b"a"
     assert names(path.parent) == ["set.hbr"]
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_directory_below_a_file_is_refused_by_the_files_name(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileExistsError, match=re.escape(f"{file} is a file, not a directory: choose another place")):
+        make_directory(file / below)
+    with (
+        pytest.raises(FileExistsError, match=re.escape(f"{file} is a file")),
+        atomic_directory(file / below / "new"),
+    ):
+        pass
 
 
 def test_atomic_directory_refuses_to_replace_without_force(tmp_path: Path) -> None:

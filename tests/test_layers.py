@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hbr_fast"
 # The design's layers; a name is a module or a sub-package of hbr_fast. The package itself is L0: it may be imported
 # by anyone and imports the rest only when a name is used.
 LEVELS = {
-    0: {"", "seeding", "files", "progress", "machine"},
+    0: {"", "arguments", "seeding", "files", "progress", "machine"},
     1: {"kernels"},
     2: {"data", "sampler", "allocation", "plan"},
     3: {"loaders", "evaluation", "hardness", "resampling", "pruning", "noise", "torch_sampler"},

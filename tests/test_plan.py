@@ -116,3 +116,15 @@ def test_load_of_no_file(tmp_path: Path) -> None:
 def test_a_wrong_column_is_named(column: str, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=rf"plan column '{column}' must be .* got {array.dtype}"):
         mixed_plan(**{column: array})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.array([0.5, 1.0]), "must be whole numbers, the sample ids, got float64$"),
+        (np.array([True, False]), "got bool: np.flatnonzero gives those of a mask"),
+    ],
+)
+def test_rows_are_whole_numbers(rows: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan.of_rows(rows)

@@ -25,7 +25,7 @@ from hbr_fast.cli.train import train
 from hbr_fast.cli.verify import verify
 from hbr_fast.training.distributed import OtherRankFailed, own_rank, started_by_torchrun
 from hbr_fast.training.signals import EXIT_CODE as TERMINATED
-from hbr_fast.training.signals import Terminated
+from hbr_fast.training.signals import Terminated, raised_at_once
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if started_by_torchrun() and words[:1] != ["train"]:
             raise ValueError("only train shares its work among the processes of torchrun: start this one without it")
-        with contextlib.suppress(BrokenPipeError):
+        with raised_at_once(), contextlib.suppress(BrokenPipeError):
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="hbr-fast",
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _end("out of memory: ask for less at a time, or use a machine with more", USER_ERROR)
     except Terminated:
-        _end("ended by SIGTERM; what was trained is saved, run the same command again", TERMINATED)
+        saved = "what was trained is saved, " if words[:1] in (["train"], ["study"]) else ""
+        _end(f"ended by SIGTERM; {saved}run the same command again", TERMINATED)
     except KeyboardInterrupt:
         _end("interrupted; run the same command again to go on", INTERRUPTED)
 

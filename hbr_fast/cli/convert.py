@@ -49,6 +49,7 @@ def convert(
         test_per_class: Test samples a class (synthetic).
         seed: Seed of the generator (synthetic).
     """
+    from hbr_fast.data.beton_writer import require_ffcv, write_beton
     from hbr_fast.data.convert import check_output
     from hbr_fast.data.convert import convert as convert_source
     from hbr_fast.data.dataset import open_dataset
@@ -72,6 +73,7 @@ def convert(
     check_output(out, force=force or "hbr" not in formats)
     betons = {split: out.with_suffix(f".{split}.beton") for split in ("train", "test") if "beton" in formats}
     for path in betons.values():  # before a source is read, which can take minutes
+        require_ffcv()
         refuse_to_overwrite(path, force)
     with tempfile.TemporaryDirectory() as scratch:
         if is_dataset:
@@ -83,7 +85,5 @@ def convert(
             train, test = len(dataset.train), len(dataset.test)
             print(f"{dataset.path}: {train:,} train and {test:,} test images of {dataset.name}")
         for split, path in betons.items():
-            from hbr_fast.data.beton_writer import write_beton
-
             write_beton(dataset.splits[split], path, mode=images, force=force)
             print(f"{path}: {len(dataset.splits[split]):,} {split} images of {dataset.name}, for FFCV")

@@ -37,6 +37,11 @@ def cluster_of(address: str | None, cpus: float, gpus: float) -> Cluster | None:
     """The cluster that the options name, none without an address."""
     from hbr_fast.training.cluster import Cluster
 
+    if address is None and (cpus, gpus) != (1, 0):
+        raise ValueError(
+            "--cpus-per-member and --gpus-per-member are what a member holds of a cluster: give --cluster too, or "
+            "leave them out"
+        )
     return None if address is None else Cluster(address, cpus_per_member=cpus, gpus_per_member=gpus)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hbr_fast.data.dataset import Split, channel_mean_std, channel_sums
 from hbr_fast.data.sources.source import checked_labels, rows_per_block
@@ -304,6 +304,8 @@ def _rgb(path: Path, pages: np.ndarray, entry: np.ndarray, size: int) -> np.ndar
     try:
         with Image.open(io.BytesIO(content.tobytes())) as image:
             pixels = np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:  # whose words are an address in memory
+        raise ValueError(f"{path}: the image at byte {at} is not a readable JPEG: write it again") from None
     except Exception as error:  # Pillow's decoders raise all sorts on damaged images
         raise ValueError(f"{path}: the image at byte {at} is not a readable JPEG ({error}): write it again") from None
     if pixels.shape != (height, width, 3):

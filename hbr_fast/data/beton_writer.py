@@ -96,8 +96,7 @@ def write_beton(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already: choose another name or replace it with --force")
-    if importlib.util.find_spec("ffcv") is None:
-        raise ImportError("writing a .beton needs FFCV: pip install 'hbr-fast[ffcv]'")
+    require_ffcv()
     channels = split.images.shape[1]
     if mode == "jpg" and channels != 3:
         raise ValueError(f"JPEG is for 3 channels, and split {split.name!r} has {channels}: mode must be raw")
@@ -106,6 +105,17 @@ def write_beton(
     with atomic_path(path) as temporary:
         _write(split, temporary, path, mode, quality, min(workers, len(split)))
     return dataclasses.replace(split, beton=path)
+
+
+def require_ffcv() -> None:
+    """Raise where FFCV is not installed.
+
+    Raises
+    ------
+    ImportError
+    """
+    if importlib.util.find_spec("ffcv") is None:
+        raise ImportError("writing a .beton needs FFCV: pip install 'hbr-fast[ffcv]'")
 
 
 def _write(split: Split, temporary: Path, path: Path, mode: Mode, quality: int, workers: int) -> None:

@@ -108,7 +108,7 @@ def find(name: str, device: str, features: Collection[str]) -> Backend:
 
 def _those(can: Any) -> str:
     names = [name for name, backend in BACKENDS.items() if can(backend)]
-    return f"use {' or '.join(names)}" if names else "no backend has"
+    return f"use {' or '.join(names)}" if names else "no backend does"
 
 
 def load(name: str, device: str) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from hbr_fast.arguments import whole_number
 from hbr_fast.kernels import reference
 
 if TYPE_CHECKING:
@@ -86,20 +88,20 @@ class Augment:
             raise ValueError(f"flip is a probability in [0, 1], got {self.flip}")
         if self.alternating_flip and self.flip != 0.5:
             raise ValueError(f"alternating_flip takes either side half of the time: set flip=0.5, got {self.flip}")
-        if self.pad < 0:
+        if whole_number("pad", self.pad) < 0:
             raise ValueError(f"pad is a number of pixels >= 0, got {self.pad}")
         if self.padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {self.padding!r}")
         if self.padding != "zero" and self.pad == 0:
             raise ValueError(f"padding={self.padding!r} without pad does nothing: set pad to a number of pixels")
-        if self.cutout < 0:
+        if whole_number("cutout", self.cutout) < 0:
             raise ValueError(f"cutout is the side of a square in pixels, >= 0, got {self.cutout}")
         if self.resized_crop is not None:
             if self.pad:
                 raise ValueError("pad and resized_crop are both crops: give one of them")
-            if not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            if not _is_pair(self.resized_crop) or not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
                 raise ValueError(f"resized_crop is two shares of the area in (0, 1], got {self.resized_crop}")
-            if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
+            if not _is_pair(self.aspect) or not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
                 raise ValueError(f"aspect is two ratios above 0, the smaller first, got {self.aspect}")
 
     @property
@@ -122,6 +124,10 @@ class Augment:
             )
         if self.cutout > min(height, width):
             raise ValueError(f"a square of cutout={self.cutout} pixels does not fit images of {height} x {width}")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2
 
 
 @dataclass(frozen=True)

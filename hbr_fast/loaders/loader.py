@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from hbr_fast.arguments import whole_number
 from hbr_fast.data.dataset import Split
 from hbr_fast.loaders import backends
 from hbr_fast.loaders.batch import DTYPES, Augment, Batch, Job
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
 from hbr_fast.sampler import Sampler, uniform_order
+from hbr_fast.sampler.order import check_epoch
 
 
 class Loader:
@@ -88,23 +90,33 @@ class Loader:
         _check_images((split, *stores))
         if plan is None:
             plan = Plan.of_rows(np.arange(len(split)))
+        elif not isinstance(plan, Plan):
+            raise ValueError(f"plan must be a Plan, e.g. Plan.of_rows(ids), got {type(plan).__name__}")
         _check_plan(plan, (split, *stores))
         if order is None:
             order = uniform_order(len(plan), seed=seed)
+        elif not isinstance(order, Sampler):
+            raise ValueError(
+                f"order must be a Sampler, e.g. uniform_order(len(plan), seed=0), got {type(order).__name__}: for ids "
+                "as they stand give plan=Plan.of_rows(ids) and order=sequential_order(len(ids))"
+            )
         if order.num_rows != len(plan):
             raise ValueError(
                 f"the order draws from {order.num_rows} rows but the plan has {len(plan)}: make it of as many"
             )
+        batch_size = whole_number("batch_size", batch_size)
         if not 1 <= batch_size <= len(order):
             raise ValueError(
                 f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, "
                 f"got {batch_size}"
             )
-        device = torch.device(device)
+        device = _device(device)
         dtypes = (*DTYPES, torch.float16) if device.type == "cuda" else DTYPES
         if dtype not in dtypes:
             raise ValueError(f"dtype must be one of {', '.join(map(str, dtypes))}, got {dtype}")
-        augment = augment or Augment()
+        augment = Augment() if augment is None else augment
+        if not isinstance(augment, Augment):
+            raise ValueError(f"augment must be an Augment, e.g. Augment(flip=0.5), got {type(augment).__name__}")
         augment.check_fits(*split.images.shape[2:])
         backend = "native" if backend == "auto" else backend
         needs = (
@@ -113,11 +125,12 @@ class Loader:
             *(("several stores",) if stores else ()),
         )
         found = backends.find(backend, device.type, needs)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device '{device}' asked for, but torch sees no GPU here: use device='cpu'")
-        threads = torch.get_num_threads() if threads is None else threads
+        if device.type == "cuda":
+            _require_gpu(device)
+        threads = torch.get_num_threads() if threads is None else whole_number("threads", threads)
         if prefetch is None:
             prefetch = found.prefetch_on_gpu if device.type == "cuda" else found.prefetch
+        prefetch = whole_number("prefetch", prefetch)
         if threads < 1 or prefetch < 0:
             raise ValueError(f"threads must be >= 1 and prefetch >= 0, got {threads} and {prefetch}")
         self.job = Job(
@@ -186,10 +199,31 @@ class Loader:
 
         The same epoch is the same batches, whenever and however often it is asked for; iterators do not disturb each
         other. Leaving early frees the iterator's threads.
+
+        Raises
+        ------
+        ValueError
+            If the epoch is not a whole number in [0, 2**32), or the start not one up to the number of batches.
         """
-        if not 0 <= start <= len(self):
+        check_epoch(epoch)
+        if not 0 <= whole_number("start", start) <= len(self):
             raise ValueError(f"start must be in [0, {len(self)}], the batches of an epoch, got {start}")
         return self._backend.epoch(epoch, start)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
+
+
+def _require_gpu(device: torch.device) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus == 0:
+        raise ValueError(f"device '{device}' asked for, but torch sees no GPU here: use device='cpu'")
+    if (device.index or 0) >= gpus:
+        raise ValueError(f"device '{device}' asked for, but there are GPUs 0 to {gpus - 1} only: name one of them")
 
 
 def _check_images(splits: Sequence[Split]) -> None:
@@ -204,6 +238,11 @@ def _check_images(splits: Sequence[Split]) -> None:
             raise ValueError(
                 f"images of split {split.name!r} have {channels} channels but mean and std are of "
                 f"{len(splits[0].mean)} and {len(splits[0].std)}: give one number a channel"
+            )
+        if not (np.isfinite(splits[0].mean).all() and np.isfinite(splits[0].std).all()):
+            raise ValueError(
+                f"mean and std of split {splits[0].name!r} must be finite, got {np.asarray(splits[0].mean).tolist()} "
+                f"and {np.asarray(splits[0].std).tolist()}: take those of its images"
             )
         if not (np.asarray(splits[0].std) > 0).all():
             raise ValueError(

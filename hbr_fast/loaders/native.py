@@ -18,6 +18,7 @@ import torch
 from hbr_fast.kernels import cpu_crops, reference
 from hbr_fast.kernels.cpu_images import ImagePass
 from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.rows import rows_of_order
 from hbr_fast.seeding import Stream, stream_key
 
 BLOCK_BYTES = 8 * 2**20  # starting a pass and wrapping its batches cost little beside it; a few fit the last cache
@@ -126,16 +127,7 @@ class NativeBackend:
         job = self.job
         position = first * job.batch_size
         count = min(stop * job.batch_size, len(job.order)) - position
-        rows = np.ascontiguousarray(job.order.rows(position, count, epoch=epoch), np.int64)
-        if rows.shape != (count,):
-            raise ValueError(f"the order gave {rows.shape} rows at position {position} of epoch {epoch}, not {count}")
-        if rows.min() < 0 or rows.max() >= len(job.plan):
-            bad = int(np.flatnonzero((rows < 0) | (rows >= len(job.plan)))[0])
-            raise ValueError(
-                f"the order gave row {rows[bad]} at position {position + bad} of epoch {epoch}, outside the plan's "
-                f"{len(job.plan)} rows"
-            )
-        return rows
+        return rows_of_order(job, position, count, epoch)
 
     def _as_images(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         channels, height, width = self._image_shape

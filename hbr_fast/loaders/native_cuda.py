@@ -19,6 +19,7 @@ from hbr_fast.data.dataset import Split
 from hbr_fast.kernels import reference, triton_images
 from hbr_fast.loaders import resident
 from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.rows import rows_of_order
 from hbr_fast.loaders.streaming import CopyStream, Slot
 from hbr_fast.sampler import Sampler, Shard, UniformOrder
 from hbr_fast.seeding import Stream, stream_key
@@ -75,7 +76,7 @@ class NativeCudaBackend:
             position, count = _place(job, first, min(first + step, job.batches))
             rows = _device_rows(job.order, position, count, epoch, self._device)
             if rows is None:
-                rows = _upload(_host_rows(job, position, count, epoch), self._device)
+                rows = _upload(rows_of_order(job, position, count, epoch), self._device)
             for rows_b in rows.split(job.batch_size):
                 yield Batch(*self._make(self._table, rows_b, position, epoch), rows_b)
                 position += len(rows_b)
@@ -158,7 +159,7 @@ class NativeCudaBackend:
 
     def _send(self, copies: CopyStream, slot: Slot, epoch: int, number: int) -> None:
         job = self.job
-        rows = _host_rows(job, *_place(job, number, number + 1), epoch)
+        rows = rows_of_order(job, *_place(job, number, number + 1), epoch)
         copies.wait_until_sent(slot)
         slot.fill(self._splits, self._labels, self._first_ids, job.plan, rows)
         copies.send(slot)
@@ -193,20 +194,6 @@ def _device_rows(order: Sampler, start: int, count: int, epoch: int, device: tor
     if not isinstance(whole, UniformOrder) or first + (count - 1) * step >= len(whole):  # a shard's padding
         return None
     return whole.device_rows(first, count, epoch=epoch, stride=step, device=device)
-
-
-def _host_rows(job: Job, position: int, count: int, epoch: int) -> np.ndarray:
-    """Rows of an order that may be another person's code: checked, because the kernel reads where they point."""
-    rows = np.asarray(job.order.rows(position, count, epoch=epoch))
-    if rows.shape != (count,):
-        raise ValueError(f"the order gave {rows.shape} rows at position {position} of epoch {epoch}, not {count}")
-    outside = np.flatnonzero((rows < 0) | (rows >= len(job.plan)))
-    if len(outside):
-        raise ValueError(
-            f"the order gave row {rows[outside[0]]} at position {position + outside[0]} of epoch {epoch}, outside the "
-            f"plan's {len(job.plan)} rows"
-        )
-    return rows
 
 
 def _upload(rows: np.ndarray, device: torch.device) -> torch.Tensor:

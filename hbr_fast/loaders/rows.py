@@ -46,6 +46,33 @@ class Rows:
     cutout: np.ndarray
 
 
+def rows_of_order(job: Job, position: int, count: int, epoch: int) -> np.ndarray:
+    """Rows of the plan at the order's positions from `position` on: int64 [count].
+
+    They are checked: an order may be another person's code, and kernels read where its rows point.
+
+    Raises
+    ------
+    ValueError
+        If the order does not give as many rows as asked for, rows that are no whole numbers, or one that the plan does
+        not have.
+    """
+    given = np.asarray(job.order.rows(position, count, epoch=epoch))
+    where = f"of epoch {epoch}"
+    if given.shape != (count,):
+        raise ValueError(f"the order gave {given.shape} rows at position {position} {where}, not {count}")
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"the order gave rows of {given.dtype} at position {position} {where}, not whole numbers")
+    rows = np.ascontiguousarray(given, np.int64)
+    if rows.min() < 0 or rows.max() >= len(job.plan):
+        bad = int(np.flatnonzero((rows < 0) | (rows >= len(job.plan)))[0])
+        raise ValueError(
+            f"the order gave row {given[bad]} at position {position + bad} {where}, outside the plan's "
+            f"{len(job.plan)} rows"
+        )
+    return rows
+
+
 class RowsOfJob:
     """The rows of a job's batches."""
 
@@ -60,25 +87,11 @@ class RowsOfJob:
         self._sizes = crop_sizes(height, width, augment.resized_crop, augment.aspect) if augment.resized_crop else None
 
     def batch(self, epoch: int, number: int) -> Rows:
-        """Of batch `number` of an epoch.
-
-        Raises
-        ------
-        ValueError
-            If the order does not give as many rows as asked for, or one that the plan does not have.
-        """
+        """Of batch `number` of an epoch."""
         job, plan = self.job, self.job.plan
         position = number * job.batch_size
         count = min(job.batch_size, len(job.order) - position)
-        rows = job.order.rows(position, count, epoch=epoch)
-        if rows.shape != (count,):
-            raise ValueError(f"the order gave {rows.shape} rows at position {position} of epoch {epoch}, not {count}")
-        bad = np.flatnonzero((rows < 0) | (rows >= len(plan)))
-        if len(bad):
-            raise ValueError(
-                f"the order gave row {rows[bad[0]]} at position {position + bad[0]} of epoch {epoch}, outside the "
-                f"plan's {len(plan)} rows"
-            )
+        rows = rows_of_order(job, position, count, epoch)
         first, step = job.order.global_positions(position)
         store, index = plan.store[rows], plan.index[rows]
         ids = self._first_ids[store] + index

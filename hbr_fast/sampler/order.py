@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hbr_fast.arguments import whole_number
 from hbr_fast.kernels import cpu_orders
 from hbr_fast.machine import usable_cpus
 from hbr_fast.seeding import Stream, philox, stream_key
@@ -219,5 +220,5 @@ def check_positions(start: int, count: int, stride: int, length: int, epoch: int
 
 
 def check_epoch(epoch: int) -> None:
-    if not 0 <= epoch < 2**32:
+    if not 0 <= whole_number("epoch", epoch) < 2**32:
         raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")

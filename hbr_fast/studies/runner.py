@@ -12,7 +12,7 @@ import numpy as np
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.pool import Pool
-from hbr_fast.files import locked
+from hbr_fast.files import locked, make_directory
 from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, study_rows
 from hbr_fast.studies.results import ArmResult, Cell, Failure, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
@@ -69,7 +69,7 @@ def run_study(
     directory = Path(out)
     require_pool([*study.arms, *([study.path_from] if study.path_from else [])], pool)
     rows = study_rows(study, dataset)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with locked(directory):
         _run(
             study,

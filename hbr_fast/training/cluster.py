@@ -24,12 +24,14 @@ from hbr_fast.files import DISK_FULL, atomic_directory
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
 from hbr_fast.progress import Advance
+from hbr_fast.training import signals
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.store import member_key, member_path, open_member, train_and_store
 
 PIECE_BYTES = 32 * 2**20  # a dataset travels in pieces of this size
 REPORT_INTERVAL_S = 1.0  # how often a task says what it did, and the driver asks
 CONNECT_TIMEOUT_S = 5.0
+ENDING_S = 10.0  # a task that has not ended by then is killed
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,20 @@ def train_on_cluster(
                             f"are kept; run the same again ({str(error).splitlines()[0]})"
                         ) from None
         finally:
-            for task in pending:
-                ray.cancel(task, force=True)
+            _end(ray, list(pending))
             ray.kill(depot)
     return diverged
+
+
+def _end(ray: Any, tasks: list[Any]) -> None:
+    """End tasks as Ctrl-C does, so that none leaves files on its node; those that take too long are killed."""
+    if not tasks:
+        return
+    for task in tasks:
+        ray.cancel(task)
+    _, running = ray.wait(tasks, num_returns=len(tasks), timeout=ENDING_S)
+    for task in running:
+        ray.cancel(task, force=True)
 
 
 @contextlib.contextmanager
@@ -181,7 +193,8 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         require_answer(cluster.address)
         options["address"] = cluster.address
     try:
-        ray.init(**options)
+        with signals.kept():
+            ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
         raise ConnectionError(
             f"no Ray cluster answers at {cluster.address!r} ({str(error).splitlines()[0]}): start one with ray start"

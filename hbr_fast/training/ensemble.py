@@ -11,7 +11,7 @@ from typing import Any
 
 from hbr_fast.data.dataset import META, Dataset
 from hbr_fast.data.pool import Pool
-from hbr_fast.files import locked, read_json, relative_path, write_json
+from hbr_fast.files import locked, make_directory, read_json, relative_path, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.plan import Plan
 from hbr_fast.seeding import member_seed
@@ -97,7 +97,7 @@ def train_ensemble(
             if (run / META).exists():
                 raise ValueError(f"{run} is a dataset: choose another run directory")
             if own.first:
-                run.mkdir(parents=True, exist_ok=True)
+                make_directory(run)
                 held.enter_context(locked(run))
                 _claim_run(run, recipe, dataset, seed=seed, plan_hash=plan_hash, members=members)
         diverged = None

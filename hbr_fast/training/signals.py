@@ -47,6 +47,23 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         _raise(came[0])
 
 
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """What signals mean here, they mean after this block too: for libraries that take them for themselves.
+
+    Ray's handler of SIGTERM aborts, with its own traceback. It is not Python's, which does not see that it was changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def obey(number: int) -> None:
     """Raise what the signal means."""
     _raise(number)

@@ -232,7 +232,7 @@ def test_a_jpeg_that_does_not_decode_is_named(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.beton").read_bytes())
     content[2**23 : 2**23 + 4] = bytes(4)  # the first page begins with the first image
     (tmp_path / "b.beton").write_bytes(content)
-    with pytest.raises(ValueError, match="the image at byte 8388608 is not a readable JPEG"):
+    with pytest.raises(ValueError, match=r"the image at byte 8388608 is not a readable JPEG: write it again$"):
         open_beton(tmp_path / "b.beton")
 
 
@@ -353,6 +353,16 @@ def test_without_ffcv_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(beton_writer.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=re.escape("pip install 'hbr-fast[ffcv]'")):
         write_beton(make_split(noise(3, 3, 8, 8)), tmp_path / "a.beton")
+
+
+def test_without_ffcv_nothing_is_converted_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beton_writer.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "synthetic", str(tmp_path / "a.hbr"), "--formats", "hbr", "beton"])
+    assert "writing a .beton needs FFCV" in capsys.readouterr().err
+    assert left_over(tmp_path) == []
 
 
 @pytest.mark.timeout(60)  # what it looks for is a wait without an end

@@ -551,6 +551,8 @@ def check_rows_that_cannot_be_are_refused(make_loader: MakeLoader) -> None:
     for rows, message in (
         (np.arange(10) + 3, "the order gave row 10 at position 7 of epoch 0, outside the plan's 10 rows"),
         (np.arange(10) - 1, "the order gave row -1 at position 0 of epoch 0, outside the plan's 10 rows"),
+        (np.arange(10) + 0.5, "the order gave rows of float64 at position 0 of epoch 0, not whole numbers"),
+        (np.arange(10) > 4, "the order gave rows of bool at position 0 of epoch 0, not whole numbers"),
         (np.arange(7), r"the order gave \(\d,\) rows at position \d of epoch 0, not \d+"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -588,6 +590,9 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
         ),
         ({"batch_size": 11}, r"batch_size must be in \[1, 10\], the rows of an epoch of split 'train', got 11"),
         ({"batch_size": 0}, r"batch_size must be in \[1, 10\]"),
+        ({"batch_size": -2}, r"batch_size must be in \[1, 10\]"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
         ({"batch_size": 5, "plan": plan()}, r"batch_size must be in \[1, 4\]"),
         ({"plan": plan(index=np.array([0, 1, 10, 3]))}, "plan row 2 has index 10, " + outside),
         ({"plan": plan(index=np.array([0, -1, 2, 3]))}, "plan row 1 has index -1, " + outside),
@@ -598,9 +603,14 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
         ({"plan": plan(weight=np.array([0, 1, -0.1, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
         ({"plan": plan(weight=np.array([0, 1, np.nan, 0], np.float32))}, r"plan weights must lie in \[0, 1\]"),
         ({"plan": Plan.of_rows(np.array([], np.int64))}, "the plan has no rows"),
+        ({"plan": np.arange(10)}, r"plan must be a Plan, e\.g\. Plan\.of_rows\(ids\), got ndarray"),
+        ({"order": np.arange(10)}, r"order must be a Sampler, e\.g\. uniform_order.*, got ndarray"),
+        ({"augment": {"flip": 0.5}}, r"augment must be an Augment, e\.g\. Augment\(flip=0\.5\), got dict"),
         ({"order": uniform_order(11, seed=0)}, "the order draws from 11 rows but the plan has 10: make it of as many"),
         ({"order": uniform_order(9, seed=0)}, "the order draws from 9 rows but the plan has 10: make it of as many"),
         ({"dtype": torch.float64}, "dtype must be one of torch.float32, torch.bfloat16.*, got torch.float64"),
+        ({"threads": 1.5}, "threads must be a whole number, got 1.5"),
+        ({"prefetch": 0.5}, "prefetch must be a whole number, got 0.5"),
         ({"threads": 0}, "threads must be >= 1 and prefetch >= 0, got 0"),
         ({"prefetch": -1}, "threads must be >= 1 and prefetch >= 0, got .* and -1"),
         ({"augment": Augment(cutout=7)}, "a square of cutout=7 pixels does not fit images of 6 x 9"),
@@ -613,6 +623,11 @@ def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
             {"split": dataclasses.replace(split, std=np.array([1, 0], np.float32))},
             r"std of split 'train' is \[1.0, 0.0\]: a channel that is the same everywhere",
         ),
+        (
+            {"split": dataclasses.replace(split, mean=np.array([0, np.nan], np.float32))},
+            r"mean and std of split 'train' must be finite, got \[0.0, nan\]",
+        ),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
         ({"seed": 2**63, "order": sequential_order(10)}, r"seed must be in \[0, 2\*\*63\)"),
     ):
@@ -624,7 +639,12 @@ def check_epochs_out_of_range_are_refused(make_loader: MakeLoader) -> None:
     loader = make_loader(split=coded_split(10), batch_size=2)
     for epoch in (-1, 2**32):
         with pytest.raises(ValueError, match=r"epoch must be in \[0, 2\*\*32\)"):
-            list(loader.epoch(epoch))
+            loader.epoch(epoch)
+    for wrong in (1.5, True, None):
+        with pytest.raises(ValueError, match=f"epoch must be a whole number, got {wrong}"):
+            loader.epoch(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"start must be a whole number, got {wrong}"):
+            loader.epoch(0, start=wrong)  # type: ignore[arg-type]
     assert len(list(loader.epoch(2**32 - 1))) == 5
 
 

@@ -37,6 +37,10 @@ from loaders.contracts import (
         ({"resized_crop": (0.5, 0.4)}, r"two shares of the area in \(0, 1\], got \(0.5, 0.4\)"),
         ({"resized_crop": (0.5, 1.1)}, r"two shares of the area in \(0, 1\], got \(0.5, 1.1\)"),
         ({"resized_crop": (0.5, 1), "aspect": (2, 1)}, r"aspect is two ratios above 0, the smaller first"),
+        ({"pad": 1.5}, "pad must be a whole number, got 1.5"),
+        ({"cutout": 1.5}, "cutout must be a whole number, got 1.5"),
+        ({"resized_crop": 0.5}, "resized_crop is two shares of the area .*, got 0.5"),
+        ({"resized_crop": (0.5, 1), "aspect": 1.0}, "aspect is two ratios above 0, .*, got 1.0"),
         ({"resized_crop": (0.5, 1), "aspect": (0, 1)}, r"aspect is two ratios above 0, the smaller first"),
     ],
 )
@@ -60,8 +64,23 @@ def test_auto_is_native() -> None:
 def test_unknown_backend_and_device() -> None:
     with pytest.raises(ValueError, match="unknown backend 'tfds': available are auto, native"):
         Loader(coded_split(10), batch_size=2, backend="tfds")
-    with pytest.raises(ValueError, match=r"backend 'native' makes batches on cpu.*, not on 'mps': no backend has"):
+    with pytest.raises(ValueError, match=r"backend 'native' makes batches on cpu.*, not on 'mps': no backend does"):
         Loader(coded_split(10), batch_size=2, device="mps")
+
+
+@pytest.mark.parametrize("name", ["foo", "", "cuda:x", None])
+def test_what_is_no_device(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"device must be cpu, cuda or cuda:N, got {name!r}$"):
+        Loader(coded_split(10), batch_size=2, device=name)
+
+
+def test_a_gpu_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(
+        ValueError, match="device 'cuda:99' asked for, but there are GPUs 0 to 1 only: name one of them"
+    ):
+        Loader(coded_split(10), batch_size=2, device="cuda:99")
 
 
 @pytest.mark.parametrize("backend", ["native", "dali"])

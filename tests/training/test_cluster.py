@@ -237,6 +237,24 @@ def test_a_node_that_cannot_hold_a_member(tiny: Dataset, recipe: Recipe, cluster
         train(tiny, recipe, [(1, None)], tmp_path, dataclasses.replace(cluster, gpus_per_member=1))
 
 
+def test_a_driver_that_sigterm_ends_leaves_nothing_and_says_so(tiny: Dataset, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = ["train", str(tiny.path), str(tmp_path / "run"), "--cluster", "local", "--set", f"epochs={1000 * LONG}"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "hbr_fast.cli", *words, "model=cnn-4-8", "batch_size=50"],
+        env={**os.environ, "TMPDIR": str(scratch), "RAY_TMPDIR": "/tmp"},  # for Ray a path of pytest's is too long
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: list(scratch.glob("hbr-fast-member-*")), seconds=120)
+    driver.terminate()
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert said.splitlines()[-1].startswith("hbr-fast: ended by SIGTERM")
+    assert not list(scratch.glob("hbr-fast-member-*"))
+
+
 # --- without a cluster ---
 
 
