@@ -16,7 +16,8 @@ import numpy as np
 MAX_LENGTH = 2**48
 
 _BLOCK = 512  # positions worked on at once: two arrays of them stay in the first-level cache
-_LOW = np.int64(0xFFFFFFFF)
+_15, _16, _32 = np.uint32(15), np.uint32(16), np.uint64(32)
+_FACTOR, _NEXT_FACTOR = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 
 
 def rounds(length: int) -> int:
@@ -34,19 +35,20 @@ def grid(length: int) -> tuple[int, int]:
 
 
 @nb.njit(inline="always")
-def _hash(digit, key):
-    """A 32-bit mix of a digit (below 2**32) and a 32-bit key, in signed 64-bit arithmetic."""
-    h = (digit ^ key) & _LOW
-    h = ((h ^ (h >> 16)) * 0x7FEB352D) & _LOW
-    h = ((h ^ (h >> 15)) * 0x846CA68B) & _LOW
-    return h ^ (h >> 16)
+def _shift(digit, key, size):
+    """A number below `size` from a 32-bit mix of a digit and a key: uint32, so that eight fit a vector of AVX2."""
+    h = np.uint32(digit ^ key)
+    h = np.uint32((h ^ (h >> _16)) * _FACTOR)
+    h = np.uint32((h ^ (h >> _15)) * _NEXT_FACTOR)
+    h = np.uint32(h ^ (h >> _16))
+    return np.uint32((np.uint64(h) * np.uint64(size)) >> _32)
 
 
 @nb.njit(inline="always")
 def _add(digit, shift, size):
-    """(digit + shift) modulo size, for both below size."""
-    total = digit + shift
-    return total - size if total >= size else total
+    """(digit + shift) modulo size, for both below size: uint32, below 2**31."""
+    total = np.uint32(digit + shift)
+    return min(total, np.uint32(total - size))  # which wraps round to a large number where total is below size
 
 
 @nb.njit(inline="always")
@@ -61,13 +63,14 @@ def _split(x, b, inverse):
 @nb.njit(inline="always")
 def _walk(x, length, a, b, keys, salt):
     """Permute x, which lies outside of `length`, until it is inside."""
+    columns, values, salt = np.uint32(a), np.uint32(b), np.uint32(salt)
     while x >= length:
-        left = x // b
-        right = x - left * b
+        high = x // b
+        left, right = np.uint32(high), np.uint32(x - high * b)
         for j in range(0, keys.shape[0], 2):
-            left = _add(left, (_hash(right, keys[j] ^ salt) * a) >> 32, a)
-            right = _add(right, (_hash(left, keys[j + 1] ^ salt) * b) >> 32, b)
-        x = left * b + right
+            left = _add(left, _shift(right, np.uint32(keys[j]) ^ salt, columns), columns)
+            right = _add(right, _shift(left, np.uint32(keys[j + 1]) ^ salt, values), values)
+        x = np.int64(left) * b + np.int64(right)
     return x
 
 
@@ -88,21 +91,21 @@ def bijection(start, stride, length, a, b, keys, out):
     out : int64 [count]
         Written in full.
     """
-    lefts, rights = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    inverse = 1.0 / b
+    lefts, rights = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
+    inverse, columns, values = 1.0 / b, np.uint32(a), np.uint32(b)
     for first in range(0, out.shape[0], _BLOCK):
         size = min(_BLOCK, out.shape[0] - first)
         for i in range(size):
             lefts[i], rights[i] = _split(start + (first + i) * stride, b, inverse)
         # Round after round over the block, so that each is a plain loop over vector lanes.
         for j in range(0, keys.shape[0], 2):
-            key, next_key = keys[j], keys[j + 1]
+            key, next_key = np.uint32(keys[j]), np.uint32(keys[j + 1])
             for i in range(size):
-                left = _add(lefts[i], (_hash(rights[i], key) * a) >> 32, a)
+                left = _add(lefts[i], _shift(rights[i], key, columns), columns)
                 lefts[i] = left
-                rights[i] = _add(rights[i], (_hash(left, next_key) * b) >> 32, b)
+                rights[i] = _add(rights[i], _shift(left, next_key, values), values)
         for i in range(size):
-            out[first + i] = lefts[i] * b + rights[i]
+            out[first + i] = np.int64(lefts[i]) * b + np.int64(rights[i])
         for i in range(size):
             if out[first + i] >= length:
                 out[first + i] = _walk(out[first + i], length, a, b, keys, 0)
@@ -140,8 +143,8 @@ def quota_rows(start, stride, length, a, b, keys, shift, guide, classes, member_
         Written in full.
     """
     places, sizes, firsts = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    lefts, rights = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    tops, bottoms, salts = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    lefts, rights = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
+    tops, bottoms, salts = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
     bijection(start, stride, length, a, b, keys, out)
     for first in range(0, out.shape[0], _BLOCK):
         size = min(_BLOCK, out.shape[0] - first)
@@ -157,19 +160,19 @@ def quota_rows(start, stride, length, a, b, keys, shift, guide, classes, member_
             # Quotients of numbers below 2**48 are far enough from the next whole number to be right in float64.
             place = places[i] - np.int64(places[i] / sizes[i]) * sizes[i]
             left = np.int64(place / bottoms[i])
-            lefts[i], rights[i] = left, place - left * bottoms[i]
+            lefts[i], rights[i] = left, place - left * np.int64(bottoms[i])
         for j in range(0, member_keys.shape[0], 2):
-            key, next_key = member_keys[j], member_keys[j + 1]
+            key, next_key = np.uint32(member_keys[j]), np.uint32(member_keys[j + 1])
             for i in range(size):
-                left = _add(lefts[i], (_hash(rights[i], key ^ salts[i]) * tops[i]) >> 32, tops[i])
+                left = _add(lefts[i], _shift(rights[i], key ^ salts[i], tops[i]), tops[i])
                 lefts[i] = left
-                rights[i] = _add(rights[i], (_hash(left, next_key ^ salts[i]) * bottoms[i]) >> 32, bottoms[i])
+                rights[i] = _add(rights[i], _shift(left, next_key ^ salts[i], bottoms[i]), bottoms[i])
         outside = 0
         for i in range(size):
-            places[i] = lefts[i] * bottoms[i] + rights[i]
+            places[i] = np.int64(lefts[i]) * np.int64(bottoms[i]) + np.int64(rights[i])
             outside += places[i] >= sizes[i]
         if outside:
             for i in range(size):
-                places[i] = _walk(places[i], sizes[i], tops[i], bottoms[i], member_keys, salts[i])
+                places[i] = _walk(places[i], sizes[i], np.int64(tops[i]), np.int64(bottoms[i]), member_keys, salts[i])
         for i in range(size):  # by itself: the shorter the loop, the more of these reads are under way at once
             out[first + i] = members[firsts[i] + places[i]]
