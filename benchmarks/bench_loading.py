@@ -71,14 +71,14 @@ SIZES = {
         slow_images=dict(zip(SHAPES, (3_840, 1_280, 640, 128), strict=True)),
         rounds=dict(zip(SHAPES, (11, 3, 3, 3), strict=True)),
         seconds=0.2,
-        steps=20,
+        steps=5,
     ),
     "quick": Size(
         images=dict(zip(SHAPES, (12_800, 12_800, 2_560, 256), strict=True)),
         slow_images=dict(zip(SHAPES, (1_280, 1_280, 256, 128), strict=True)),
         rounds=dict(zip(SHAPES, (5, 1, 1, 1), strict=True)),
         seconds=0.1,
-        steps=8,
+        steps=5,
     ),
     "tiny": Size(
         images=dict(zip(SHAPES, (700, 400, 300, 200), strict=True)),
@@ -152,7 +152,8 @@ def measure_training(size: Size) -> harness.Case:
         *(harness.Variant(name, steps(split, each, size.steps), BATCH * size.steps) for name, each in batches.items()),
         harness.Variant(harness.NOOP, lambda: None, BATCH * size.steps),
     ]
-    timings = harness.measure(variants, rounds=size.rounds["3x32x32"], seconds=size.seconds)
+    # Short rounds and many: what a loader takes from a step is far less than the machine's own ups and downs.
+    timings = harness.measure(variants, rounds=4 * size.rounds["3x32x32"], seconds=0.0)
     return harness.Case("training cnn-16-32-64", "images", 5 * split.images[0].size, "constant_batch", timings)
 
 

@@ -53,8 +53,8 @@ class Size:
 EVERY = ("pinned", "kept", "jemalloc", "tcmalloc", "inductor")
 SIZES = {
     "full": Size(MODELS, EVERY, 128, 11, 1.0, 10_000, (125, 250, 500, 1000, 2000, 5000)),
-    "quick": Size(MODELS[:1], EVERY, 128, 3, 0.5, 4_000, (250, 1000, 4000)),
-    "tiny": Size(MODELS[:1], ("pinned",), 8, 2, 0.0, 40, (20, 1000)),
+    "quick": Size(MODELS[:1], EVERY, 128, 3, 0.5, 4_000, (125, 1000, 4000)),
+    "tiny": Size(MODELS[:1], ("pinned",), 8, 2, 0.0, 40, (20, 125)),
 }
 
 

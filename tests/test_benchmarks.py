@@ -49,7 +49,7 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
     },
     "bench_settings": {
         "setting_over_plain": {"cnn-16-32-64"},
-        "evaluation_over_default": {"20", "1000"},
+        "evaluation_over_default": {"20", "125"},
     },
     "bench_training": {
         "efficiency": None,
