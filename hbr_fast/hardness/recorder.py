@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hbr_fast.arguments import whole_number
 from hbr_fast.files import canonical_json
 from hbr_fast.hardness.estimators import RECORDED, estimator
 from hbr_fast.hardness.scores import HardnessScores
@@ -144,7 +144,7 @@ class HardnessRecorder:
         if not self._fits(logits_bc, labels_b, ids_b):
             self._explain(logits_bc, labels_b, ids_b)
             labels_b, ids_b = _as_long(labels_b, ids_b)
-        epoch = epoch if type(epoch) is int else _whole(epoch)
+        epoch = epoch if type(epoch) is int else whole_number("epoch", epoch)
         if not 0 <= epoch < 2**31:
             raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
         return labels_b, ids_b.clamp(max=self.num_samples) if self.strangers else ids_b, epoch
@@ -424,14 +424,6 @@ def _json_values(provenance: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the provenance must be JSON values: {error}") from None
     return dict(provenance)
-
-
-def _whole(epoch: Any) -> int:
-    """An epoch that is another type's whole number, such as numpy's."""
-    try:
-        return operator.index(epoch)
-    except TypeError:
-        raise ValueError(f"an epoch must be a whole number, got {epoch!r}") from None
 
 
 def _as_long(*tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -405,7 +405,7 @@ def test_epochs_are_whole_numbers_of_any_type(tmp_path: Path) -> None:
         recorder.record(torch.tensor([RIGHT]), zero, zero, epoch=epoch)
     recorder.scores().save(tmp_path / "scores")  # numpy's numbers are no JSON
     assert recorder.scores().provenance["epochs"] == 5
-    with pytest.raises(ValueError, match=r"an epoch must be a whole number, got 0\.5"):
+    with pytest.raises(ValueError, match=r"epoch must be a whole number, got 0\.5"):
         recorder.record(torch.tensor([RIGHT]), zero, zero, epoch=0.5)  # type: ignore[arg-type]
 
 
