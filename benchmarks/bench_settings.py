@@ -8,7 +8,7 @@ sizes.
 
     python benchmarks/bench_settings.py [--quick] [--threads 2] [--out FILE.csv]
 
-The last line is JSON: by network and setting `setting_over_plain`, its speed over "plain"'s, and by size
+The last line is JSON: by setting and network `setting_over_plain`, its speed over "plain"'s, and by size
 `evaluation_over_default`, the speed of batches of that size over that of the size that is used.
 """
 
@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluation = measure_evaluation(size)
     ratios = {
         "setting_over_plain": {
-            model: {setting: case.speed_ratio(setting, "plain") for setting in size.settings}
+            f"{setting}, {model}": case.speed_ratio(setting, "plain")
             for model, case in training.items()
+            for setting in size.settings
         },
         "evaluation_over_default": {
             str(batch): evaluation.speed_ratio(f"batch {batch}", evaluation.reference)

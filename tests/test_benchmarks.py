@@ -48,7 +48,7 @@ KEYS: dict[str, dict[str, set[str] | None]] = {
         "first_index_ms": None,
     },
     "bench_settings": {
-        "setting_over_plain": {"cnn-16-32-64"},
+        "setting_over_plain": {"pinned, cnn-16-32-64"},
         "evaluation_over_default": {"20", "125"},
     },
     "bench_training": {

@@ -192,7 +192,7 @@ def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, 
             image = NDArrayField(np.dtype(np.uint8), (height, width, channels))
         page = max(_PAGE_BYTES, 1 << (split.images[0].nbytes - 1).bit_length())
         fields = {"image": image, "label": IntField(), "id": IntField()}
-        signal.signal(signal.SIGCHLD, _stop_if_failed)
+        signal.signal(signal.SIGCHLD, _end_if_failed)
         writer = Writer(str(temporary), fields, page_size=page, num_workers=workers)
         writer.from_indexed_dataset(_Samples(split, done), chunksize=min(500, -(-len(split) // workers)))
     except BaseException:
@@ -201,18 +201,22 @@ def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, 
         os.killpg(0, signal.SIGKILL)
 
 
-def _stop_if_failed(*_: object) -> None:
-    """When children end: raise, wherever this process is, if one did not end well."""
+def _end_if_failed(*_: object) -> None:
+    """When children end: end all of this group, if one did not end well, and say so.
+
+    At once, not by an exception: one that is raised where Python swallows it, in a callback of the garbage collector,
+    would leave the others waiting for ever.
+    """
     with contextlib.suppress(ChildProcessError):  # of waitpid: there are none left
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
-            if code < 0:
-                raise RuntimeError(f"a worker was ended by {signal.Signals(-code).name} (out of memory?)")
-            if code > 0:
-                raise RuntimeError(f"a worker ended with exit code {code}")
+            if code != 0:
+                by_signal = f"was ended by {signal.Signals(-code).name} (out of memory?)" if code < 0 else ""
+                os.write(2, f"\nRuntimeError: a worker {by_signal or f'ended with exit code {code}'}\n".encode())
+                os.killpg(0, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:

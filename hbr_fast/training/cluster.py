@@ -103,7 +103,7 @@ def train_on_cluster(
     ChildProcessError
         If a member's worker died more often than `cluster.retries` allows; finished members are kept.
     """
-    with connected(cluster) as ray:
+    with signals.unwrapped(), connected(cluster) as ray:  # Ray wraps what is raised while it waits
         require_room(ray.nodes(), cluster)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False

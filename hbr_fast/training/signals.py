@@ -64,6 +64,20 @@ def kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """SIGTERM that comes out of this block as the cause of a library's own exception is raised as itself."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, Terminated):
+                raise Terminated from None
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
 def obey(number: int) -> None:
     """Raise what the signal means."""
     _raise(number)

@@ -250,7 +250,7 @@ def test_a_driver_that_sigterm_ends_leaves_nothing_and_says_so(tiny: Dataset, tm
     wait_for(lambda: list(scratch.glob("hbr-fast-member-*")), seconds=120)
     driver.terminate()
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 75
+    assert driver.returncode == 75, said
     assert said.splitlines()[-1].startswith("hbr-fast: ended by SIGTERM")
     assert not list(scratch.glob("hbr-fast-member-*"))
 
