@@ -159,7 +159,7 @@ def _failure(exitcode: int | None, messages: IO[bytes], path: Path) -> OSError:
 
 
 def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, done: Any, messages: IO[bytes]) -> None:
-    """The writer's process: its main thread runs FFCV's loop, and a worker's end interrupts it there."""
+    """The writer's process: its main thread runs FFCV's loop; the end of a worker that failed ends them all."""
     os.setpgid(0, 0)  # one group with the workers: ended together
     os.dup2(messages.fileno(), 2)  # FFCV's bar, and what its workers say before they fail
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

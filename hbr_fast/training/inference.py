@@ -13,7 +13,8 @@ from hbr_fast.loaders.loader import Loader
 from hbr_fast.sampler import Sampler, sequential_order
 
 # On a CPU: what a layer of 64 channels makes of so many images stays below 32 MiB. Larger pieces the C library takes
-# from the system and gives back each time, and every page of them is mapped anew (measured by bench_settings.py).
+# from the system and gives back each time, and every page of them is mapped anew: the likely cause of what
+# bench_settings.py measures.
 EVALUATION_BATCH = 125
 _ON_GPU = 1000
 
