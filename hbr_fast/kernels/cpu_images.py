@@ -17,8 +17,8 @@ import torch
 
 from hbr_fast.kernels import team
 from hbr_fast.kernels.cpu_crops import CONSTANT, cut_out, padded_copy, resized_crop, write_window
+from hbr_fast.kernels.cpu_words import words_of
 from hbr_fast.kernels.pixel_vectors import SLACK, prefetch_image
-from hbr_fast.seeding import philox4x32
 
 # What stays the same from batch to batch: numbers, and addresses of arrays.
 _JOB = np.dtype(
@@ -34,7 +34,7 @@ _JOB = np.dtype(
 )  # fmt: skip
 
 _AHEAD = 1024  # bytes of the next image that are asked for early; the processor sees by itself that more will follow
-_LOW, _32, _0, _1, _2 = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1), np.uint64(2)
+_32 = np.uint64(32)
 
 
 class ImagePass:
@@ -219,27 +219,17 @@ def _look_up(job, rows, labels_out, ids_out, own, mate, weight, alone):
 def _draw_numbers(job, first_position, step, epoch, ids, flip, draws):
     """The random numbers of each row: whether it is flipped, and the words for crop and cutout."""
     key0, key1 = np.uint64(job.key0), np.uint64(job.key1)
-    _draw(key0, key1, first_position, step, epoch, _0, draws[:4])
+    places = first_position + step * np.arange(ids.shape[0])
+    words_of(places, epoch, 0, key0, key1, draws[:4])
     if job.alternating_flip:
+        words_of(ids, 0, 2, key0, key1, draws[4:])
         for b in range(ids.shape[0]):
-            word = philox4x32(np.uint64(ids[b]) & _LOW, np.uint64(ids[b]) >> _32, _0, _2, key0, key1)[0]
-            flip[b] = (word < np.uint64(job.flip_below)) != (epoch % 2 == 1)
+            flip[b] = (draws[4, b] < np.uint64(job.flip_below)) != (epoch % 2 == 1)
     else:
         for b in range(ids.shape[0]):
             flip[b] = draws[0, b] < np.uint64(job.flip_below)
     if job.cutout > 0:
-        _draw(key0, key1, first_position, step, epoch, _1, draws[4:])
-
-
-@nb.njit(inline="always")
-def _draw(key0, key1, first_position, step, epoch, use, words):
-    """Four random words a row, `words[:, b]`; `use` tells apart what they are for. LLVM makes vectors of this loop."""
-    epoch = np.uint64(epoch)
-    for b in range(words.shape[1]):
-        place = np.uint64(first_position + b * step)
-        words[0, b], words[1, b], words[2, b], words[3, b] = philox4x32(
-            place & _LOW, place >> _32, epoch, use, key0, key1
-        )
+        words_of(places, epoch, 1, key0, key1, draws[4:])
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The random words of rows, for backends whose kernels are other people's (numba)."""
+"""The random words of rows: for the native pass, and for backends whose kernels are other people's (numba)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @nb.njit(nogil=True, cache=True)
-def words_of(places_b, epoch, use, key, words_b4):
+def words_of(places_b, epoch, use, key0, key1, words_4b):
     """Philox words of places in an epoch; `hbr_fast.kernels.reference.make_batch` says what they decide.
 
     Parameters
@@ -19,13 +19,15 @@ def words_of(places_b, epoch, use, key, words_b4):
     places_b : int64 [B]
         Positions, or sample ids.
     epoch, use : int
-        The counter's other words.
-    key : uint64 [2]
+        The counter's other words; `use` tells apart what the words are for.
+    key0, key1 : uint64
         Philox key of the stream.
-    words_b4 : uint64 [B, 4]
-        Written in full: numbers below 2**32.
+    words_4b : uint64 [4, B]
+        Written in full: numbers below 2**32. A word of all rows lies together, so that LLVM makes vectors of the loop.
     """
+    epoch, use = np.uint64(epoch), np.uint64(use)
     for b in range(places_b.shape[0]):
         place = np.uint64(places_b[b])
-        words = philox4x32(place & _LOW, place >> _32, np.uint64(epoch), np.uint64(use), key[0], key[1])
-        words_b4[b, 0], words_b4[b, 1], words_b4[b, 2], words_b4[b, 3] = words
+        words_4b[0, b], words_4b[1, b], words_4b[2, b], words_4b[3, b] = philox4x32(
+            place & _LOW, place >> _32, epoch, use, key0, key1
+        )

@@ -82,7 +82,7 @@ class RowsOfJob:
         self.interpolates = bool((job.plan.partner >= 0).any())
         self._first_ids = np.cumsum([0, *(len(split) for split in self.splits[:-1])])
         self._labels = np.concatenate([split.labels for split in self.splits])
-        self._key = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
+        self._key0, self._key1 = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
         augment, (height, width) = job.augment, job.split.images.shape[2:]
         self._sizes = crop_sizes(height, width, augment.resized_crop, augment.aspect) if augment.resized_crop else None
 
@@ -106,7 +106,7 @@ class RowsOfJob:
             partner=plan.partner[rows],
             weight=plan.weight[rows],
             crop=self._crops(words),
-            flipped=self._flips(words, index, epoch),
+            flipped=self._flips(words, ids, epoch),
             cutout=self._cutouts(positions, epoch),
         )
 
@@ -131,29 +131,29 @@ class RowsOfJob:
         return images
 
     def _words(self, places: np.ndarray, epoch: int, use: int) -> np.ndarray:
-        words = np.empty((len(places), 4), np.uint64)
-        words_of(places, epoch, use, self._key, words)
+        words = np.empty((4, len(places)), np.uint64)
+        words_of(places, epoch, use, self._key0, self._key1, words)
         return words
 
     def _crops(self, words: np.ndarray) -> np.ndarray:
         pad, (height, width) = self.job.augment.pad, self.job.split.images.shape[2:]
-        crops = np.empty((len(words), 4), np.int64)
+        crops = np.empty((words.shape[1], 4), np.int64)
         crops[:, 2:] = height, width
         if self._sizes is not None:
-            crops[:, 2:] = self._sizes[(words[:, 3] * np.uint64(len(self._sizes))) >> _32]
+            crops[:, 2:] = self._sizes[(words[3] * np.uint64(len(self._sizes))) >> _32]
         room = np.array([height, width]) + 2 * pad - crops[:, 2:] + 1
-        crops[:, :2] = ((words[:, 1:3] * room.astype(np.uint64)) >> _32).astype(np.int64) - pad
+        crops[:, :2] = ((words[1:3].T * room.astype(np.uint64)) >> _32).astype(np.int64) - pad
         return crops
 
-    def _flips(self, words: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
+    def _flips(self, words: np.ndarray, ids: np.ndarray, epoch: int) -> np.ndarray:
         below = np.uint64(self.job.flip_below)
         if not self.job.augment.alternating_flip:
-            return words[:, 0] < below
-        return (self._words(index, 0, 2)[:, 0] < below) != bool(epoch % 2)
+            return words[0] < below
+        return (self._words(ids, 0, 2)[0] < below) != bool(epoch % 2)
 
     def _cutouts(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         side, (height, width) = self.job.augment.cutout, self.job.split.images.shape[2:]
         if not side:
             return np.zeros((len(positions), 2), np.int64)
         room = np.array([height - side + 1, width - side + 1], np.uint64)
-        return ((self._words(positions, epoch, 1)[:, :2] * room) >> _32).astype(np.int64)
+        return ((self._words(positions, epoch, 1)[:2].T * room) >> _32).astype(np.int64)

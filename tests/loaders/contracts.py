@@ -281,14 +281,7 @@ def check_interpolated_rows(make_loader: MakeLoader) -> None:
 def check_rows_of_other_stores(make_loader: MakeLoader) -> None:
     """A plan over two pools: pixels and labels of the right store, ids that go on where the split's end."""
     everything = coded_split(60)  # split and pools cut from one, so that the pixels say which image it is
-    images, labels = everything.images, everything.labels
-
-    def cut(first: int, stop: int) -> Split:
-        part = dataclasses.replace(everything, images=images[first:stop].copy(), labels=labels[first:stop].copy())
-        part.images.flags.writeable = part.labels.flags.writeable = False
-        return part
-
-    split, pools = cut(0, 30), [cut(30, 37), cut(37, 60)]
+    split, pools = _cut(everything, 0, 30), [_cut(everything, 30, 37), _cut(everything, 37, 60)]
     plan = Plan(
         store=np.array([0, 1, 2, 2, 1, 0], np.int16),
         index=np.array([29, 0, 0, 22, 6, 3]),
@@ -299,7 +292,46 @@ def check_rows_of_other_stores(make_loader: MakeLoader) -> None:
     batch = joined(loader.epoch(0))
     assert batch.ids.tolist() == [29, 30, 37, 59, 36, 3]
     assert decoded(batch).tolist() == [29, 30, 38, 59, 36, 3]  # row 2 is its partner whole: the next of its own store
-    assert batch.labels.tolist() == labels[batch.ids].tolist()
+    assert batch.labels.tolist() == everything.labels[batch.ids].tolist()
+
+
+@needs("several stores", "keyed", "alternating flip")
+def check_rows_of_other_stores_are_augmented_by_their_ids(make_loader: MakeLoader) -> None:
+    """As the same rows of one split that holds all images are; pools count on from the split in every random number."""
+    everything = textured_split(40)
+    split, pool = _cut(everything, 0, 15), _cut(everything, 15, 40)
+    ids = np.random.default_rng(0).integers(0, 40, 50)
+    in_pool = ids >= 15
+    common = {
+        "order": sequential_order(50),
+        "augment": Augment(flip=0.5, alternating_flip=True, pad=2, cutout=3),
+        "batch_size": 16,
+        "seed": 4,
+    }
+    of_one = make_loader(split=everything, plan=_plain_plan(np.zeros(50), ids), **common)
+    of_two = make_loader(split=split, stores=[pool], plan=_plain_plan(in_pool, ids - 15 * in_pool), **common)
+    for epoch in range(2):
+        one, two = joined(of_one.epoch(epoch)), joined(of_two.epoch(epoch))
+        assert two.ids.tolist() == one.ids.tolist() == ids.tolist()
+        assert torch.equal(two.images, one.images)
+
+
+def _cut(everything: Split, first: int, stop: int) -> Split:
+    """A split in memory of some of the images of another."""
+    images, labels = everything.images[first:stop].copy(), everything.labels[first:stop].copy()
+    images.flags.writeable = labels.flags.writeable = False
+    return dataclasses.replace(everything, images=images, labels=labels)
+
+
+def _plain_plan(store: np.ndarray, index: np.ndarray) -> Plan:
+    """A plan of rows without partners."""
+    length = len(index)
+    return Plan(
+        store=store.astype(np.int16),
+        index=index.astype(np.int64),
+        partner=np.full(length, -1, np.int64),
+        weight=np.ones(length, np.float32),
+    )
 
 
 @needs("interpolated rows", "crop with zero padding")
