@@ -75,5 +75,5 @@ def hardness_cross_entropy(
     loss = ops_cross_entropy.cross_entropy(
         logits_bc, labels, ids, *options, columns, epoch, recorder.el2n_epochs, state
     )
-    recorder._note(logits_bc.detach(), labels, ids, epoch)
+    recorder._note(logits_bc, labels, ids, epoch)
     return loss

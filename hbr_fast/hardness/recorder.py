@@ -81,7 +81,7 @@ class HardnessRecorder:
         import torch
 
         from hbr_fast.hardness.ranks import VisitLog
-        from hbr_fast.kernels import ops
+        from hbr_fast.kernels import hardness_pass, ops
 
         if num_samples < 1 or num_classes < 2 or el2n_epochs < 1:
             raise ValueError(
@@ -110,7 +110,7 @@ class HardnessRecorder:
         # rank visited since.
         self._merged = empty_state(self._rows, device) if distributed else None
         self._record = ops.record_eagerly
-        self._floats, self._integers = ops.FLOATS, ops.INTEGERS
+        self._floats, self._integers = hardness_pass.FLOATS, hardness_pass.INTEGERS
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
         """Add one observation a row.
@@ -132,10 +132,9 @@ class HardnessRecorder:
             is NaN or infinite are left out, counted, and reported by `scores`.
         """
         labels, ids, epoch = self._checked(logits_bc, labels_b, ids_b, epoch)
-        logits = logits_bc.detach()
-        state = (self.sums, self.counters, self.nonfinite)
-        self._record(logits, labels, ids, epoch, self.el2n_epochs, self._columns, *state)
-        self._note(logits, labels, ids, epoch)
+        into = (self.sums, self.counters, self.nonfinite)
+        self._record(logits_bc, labels, ids, epoch, self.el2n_epochs, self._columns, *into)
+        self._note(logits_bc, labels, ids, epoch)
 
     def _checked(
         self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, epoch: int
@@ -198,7 +197,7 @@ class HardnessRecorder:
         if self._log is not None:
             if compiling:
                 raise ValueError("a recorder with distributed=True logs visits: record outside what is compiled")
-            self._log.add(logits, labels, ids.long(), epoch=epoch)
+            self._log.add(logits.detach(), labels, ids.long(), epoch=epoch)
         if compiling:
             self._compiled_epochs.clamp_(min=epoch + 1)
         else:

@@ -58,12 +58,12 @@ INT64, INT32 = range(2)
 # What the kernels find in their words, each what it needs. Strides count elements; members have stride 0 where all
 # share a tensor.
 (
-    _LOGITS, _LOGITS_TYPE, _LOGITS_M, _LOGITS_B, _LOGITS_C,
-    _LABELS, _LABELS_TYPE, _LABELS_M, _LABELS_B,
-    _IDS, _IDS_TYPE, _IDS_M, _IDS_B,
-    _ROWS, _BATCH, _CLASSES, _SAMPLES, _MASK, _OBSERVED, _OUTCOMES, _BAD,
-    _OWNERS, _EPOCH, _EL2N_EPOCHS, _SUMS, _COUNTERS, _STATUS,
-    _GRADIENT, _LOSSES, _WEIGHTS, _OPTIONS,
+    LOGITS, _LOGITS_TYPE, _LOGITS_M, _LOGITS_B, _LOGITS_C,
+    LABELS, _LABELS_TYPE, _LABELS_M, _LABELS_B,
+    IDS, _IDS_TYPE, _IDS_M, _IDS_B,
+    _ROWS, _BATCH, _CLASSES, SAMPLES, _MASK, _OBSERVED, _OUTCOMES, _BAD,
+    _OWNERS, EPOCH, EL2N_EPOCHS, SUMS, COUNTERS, STATUS,
+    GRADIENT, _LOSSES, WEIGHTS, _OPTIONS,
 ) = range(31)  # fmt: skip
 
 # What the loss is told (label smoothing, the sum of the class weights, by what the gradient is divided) and tells.
@@ -119,7 +119,7 @@ def row_at(words, m, b, row):
     """Address of the logits of one row as contiguous float32: where they are, if that is what they are, or in `row`."""
     code, stride = words[_LOGITS_TYPE], words[_LOGITS_C]
     offset = m * words[_LOGITS_M] + b * words[_LOGITS_B]
-    address = words[_LOGITS] + offset * (8 if code == FLOAT64 else 4 if code == FLOAT32 else 2)
+    address = words[LOGITS] + offset * (8 if code == FLOAT64 else 4 if code == FLOAT32 else 2)
     if code == FLOAT32 and stride == 1:
         return address
     copy_row(address, code, stride, words[_CLASSES], row)
@@ -139,11 +139,14 @@ def is_right(own, rival, label, logits_c):
 @nb.njit(inline="always")
 def label_of_row(words, m, b, r, outcomes):
     """The label of a row that counts, -1 of one that is left out; its outcome says so, and else is yet WRONG."""
-    label = integer_at(words[_LABELS], words[_LABELS_TYPE], m * words[_LABELS_M] + b * words[_LABELS_B])
-    sample = integer_at(words[_IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
+    label = integer_at(words[LABELS], words[_LABELS_TYPE], m * words[_LABELS_M] + b * words[_LABELS_B])
+    sample = integer_at(words[IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
     known = 0 <= label < words[_CLASSES]
-    if known and 0 <= sample < words[_SAMPLES]:
+    if known and 0 <= sample < words[SAMPLES]:
         outcomes[r] = WRONG
+        state = m * words[SAMPLES] + sample
+        prefetch(np.uint64(words[SUMS] + state * (8 * SUM_COLUMNS)))
+        prefetch(np.uint64(words[COUNTERS] + state * (4 * COUNTER_COLUMNS)))
         return label
     outcomes[r] = IGNORED if label == IGNORED_LABEL else BAD_ID if known else BAD_LABEL
     if label != IGNORED_LABEL:
@@ -172,7 +175,7 @@ def read_rows(words, start, size, m, b, outcomes, tile, row, exponentials, with_
                 tile[OWN, i], tile[RIVAL, i] = own, rival
                 if exponentials:
                     scaled, squares = 0.0, 0.0
-                    gradient = words[_GRADIENT] + 4 * r * classes if with_loss else 0
+                    gradient = words[GRADIENT] + 4 * r * classes if with_loss else 0
                     for c in range(0, classes, _BLOCK):  # float32 within a block, float64 over them: digits are kept
                         count, at = min(_BLOCK, classes - c), np.uint64(address + 4 * c)
                         to = np.uint64(gradient + 4 * c)
@@ -190,7 +193,7 @@ def read_narrow_rows(words, start, size, m, b, outcomes, tile, row, logits, labe
     """Read a tile's rows of few classes together."""
     classes = words[_CLASSES]
     plain = words[_LOGITS_TYPE] == FLOAT32 and words[_LOGITS_C] == 1
-    at_logits, step_m, step_b = words[_LOGITS], 4 * words[_LOGITS_M], 4 * words[_LOGITS_B]
+    at_logits, step_m, step_b = words[LOGITS], 4 * words[_LOGITS_M], 4 * words[_LOGITS_B]
     for i in range(size):
         label = label_of_row(words, m, b, start + i, outcomes)
         labels[i] = max(label, 0)
@@ -211,7 +214,7 @@ def read_narrow_rows(words, start, size, m, b, outcomes, tile, row, logits, labe
         if outcomes[r] == WRONG:
             outcomes[r] = NOT_FINITE if math.isnan(found[1, i]) else RIGHT if found[0, i] != 0 else WRONG
         if with_loss:
-            gradient = team.array_at(words[_GRADIENT] + 4 * r * classes, (classes,), np.float32)
+            gradient = team.array_at(words[GRADIENT] + 4 * r * classes, (classes,), np.float32)
             for c in range(classes):
                 gradient[c] = logits[c, i]
 
@@ -276,19 +279,19 @@ def finish_losses(words, start, size, tile, row):
     classes = words[_CLASSES]
     losses = team.array_at(words[_LOSSES] + 8 * start, (size,), np.float64)
     outcomes = team.array_at(words[_OUTCOMES] + 8 * start, (size,), np.int64)
-    weights = team.array_at(words[_WEIGHTS], (classes,), np.float32)
+    weights = team.array_at(words[WEIGHTS], (classes,), np.float32)
     options = team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)
     smoothing, inverse = options[SMOOTHING], 1.0 / options[DIVISOR]
     share = smoothing / classes
     total_share = share * options[TOTAL_WEIGHT]
     for i in range(size):
-        address = words[_GRADIENT] + 4 * (start + i) * classes
+        address = words[GRADIENT] + 4 * (start + i) * classes
         gradient = team.array_at(address, (classes,), np.float32)
         if outcomes[i] > RIGHT:
             gradient[:] = np.nan if outcomes[i] == NOT_FINITE else 0.0
             losses[i] = np.nan if outcomes[i] == NOT_FINITE else 0.0
             continue
-        label = integer_at(words[_LABELS], words[_LABELS_TYPE], (start + i) * words[_LABELS_B])
+        label = integer_at(words[LABELS], words[_LABELS_TYPE], (start + i) * words[_LABELS_B])
         weight = np.float64(weights[label])
         own_scale = (1.0 - smoothing) * weight
         scale = own_scale + total_share
@@ -336,18 +339,18 @@ def accumulate(first, last, words):
     """
     if team.array_at(words[_BAD], (1,), np.int64)[0] != 0:
         return
-    rows, batch, samples = words[_ROWS], words[_BATCH], words[_SAMPLES]
+    rows, batch, samples = words[_ROWS], words[_BATCH], words[SAMPLES]
     members = rows // batch
     outcomes = team.array_at(words[_OUTCOMES], (rows,), np.int64)
-    counters = team.array_at(words[_COUNTERS], (members * samples, COUNTER_COLUMNS), np.int32)
-    status = team.array_at(words[_STATUS], (STATUS_ENTRIES,), np.int64)
-    epoch, in_window = words[_EPOCH], words[_EPOCH] < words[_EL2N_EPOCHS]
+    counters = team.array_at(words[COUNTERS], (members * samples, COUNTER_COLUMNS), np.int32)
+    status = team.array_at(words[STATUS], (STATUS_ENTRIES,), np.int64)
+    epoch, in_window = words[EPOCH], words[EPOCH] < words[EL2N_EPOCHS]
     mine, states = np.empty(rows + _AHEAD, np.int64), np.empty(rows + _AHEAD, np.int64)
     for owner in range(first, last):
         count, r = 0, 0
         for m in range(members):
             for b in range(batch):
-                sample = integer_at(words[_IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
+                sample = integer_at(words[IDS], words[_IDS_TYPE], m * words[_IDS_M] + b * words[_IDS_B])
                 # Kept by moving on, not by a branch that would be guessed wrong half of the time.
                 mine[count], states[count] = r, m * samples + sample
                 count += (sample & (words[_OWNERS] - 1) == owner) & (outcomes[r] <= RIGHT)
@@ -358,10 +361,10 @@ def accumulate(first, last, words):
                 r += 1
         states[count : count + _AHEAD] = states[count - 1]
         for i in range(count):
-            prefetch(np.uint64(words[_SUMS] + states[i + _AHEAD] * (8 * SUM_COLUMNS)))
-            prefetch(np.uint64(words[_COUNTERS] + states[i + _AHEAD] * (4 * COUNTER_COLUMNS)))
+            prefetch(np.uint64(words[SUMS] + states[i + _AHEAD] * (8 * SUM_COLUMNS)))
+            prefetch(np.uint64(words[COUNTERS] + states[i + _AHEAD] * (4 * COUNTER_COLUMNS)))
             state, r = states[i], mine[i]
-            sums = np.uint64(words[_SUMS] + state * (8 * SUM_COLUMNS))
+            sums = np.uint64(words[SUMS] + state * (8 * SUM_COLUMNS))
             add_doubles(sums, np.uint64(words[_OBSERVED] + r * (8 * SUM_COLUMNS)), SUM_COLUMNS)
             right = outcomes[r]
             learned, last_correct = counters[state, FIRST_LEARNED], counters[state, LAST_CORRECT]
@@ -380,10 +383,10 @@ def weigh_labels(first, last, words):
     One item, so that the rows are added in the same order whatever the number of threads.
     """
     classes = words[_CLASSES]
-    weights = team.array_at(words[_WEIGHTS], (classes,), np.float32)
+    weights = team.array_at(words[WEIGHTS], (classes,), np.float32)
     total = 0.0
     for b in range(words[_ROWS]):
-        label = integer_at(words[_LABELS], words[_LABELS_TYPE], b * words[_LABELS_B])
+        label = integer_at(words[LABELS], words[_LABELS_TYPE], b * words[_LABELS_B])
         if 0 <= label < classes:
             total += np.float64(weights[label])
     team.array_at(words[_OPTIONS], (OPTIONS,), np.float64)[DIVISOR] = total

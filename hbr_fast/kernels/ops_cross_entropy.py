@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import functools
-from array import array
 from typing import Any
 
 import torch
 
 from hbr_fast.kernels import cpu_hardness as k
-from hbr_fast.kernels import team
-from hbr_fast.kernels.ops import (
-    NO_STATE,
-    bad_row,
-    library,
-    observe_words,
-    observed_words,
-    owners_for,
-    state_words,
-    threads_for,
-)
+from hbr_fast.kernels import hardness_pass, team
+from hbr_fast.kernels.ops import library
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
 
@@ -70,51 +60,40 @@ def _in_one_pass(
     samples: int,
     estimators: int,
     *,
-    recording: tuple[Any, ...] = (),
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, gradient, and `scratch`, what the rows say, which is also added to the state of `recording` if given.
+    recording: tuple[Any, ...] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, gradient, observed and outcomes of the operator; with `recording` all are added to the state at once.
 
-    `scratch` is float64 [10, B]: `SUM_COLUMNS` numbers a row of logits, one after the other, then the outcomes (int64)
-    and the losses of the rows.
+    The last two are then empty. `recording` is as of `HardnessPass.run`.
     """
     rows, classes = logits.shape
+    double, mean = logits.dtype == torch.float64, reduction == "mean"
     gradient = torch.empty(rows, classes)
-    scratch = torch.empty(k.SUM_COLUMNS + 2, rows, dtype=torch.float64)
-    weights = _ones(classes) if weight is None else weight.float().contiguous()
-    options = array("d", bytes(8 * k.OPTIONS))
-    options[k.SMOOTHING], options[k.DIVISOR] = label_smoothing, 1.0
-    options[k.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
-    bad = array("q", (0,))
-    observed = scratch.data_ptr()
-    outcomes = observed + 8 * rows * k.SUM_COLUMNS
-    losses = outcomes + 8 * rows
-    threads = threads_for(logits)
-    owners = owners_for(threads)
-    words = array(
-        "q",
-        (
-            *observe_words(logits, labels, ids, samples, estimators, (observed, outcomes, bad.buffer_info()[0])),
-            *(state_words(owners, *recording) if recording else NO_STATE),
-            *(gradient.data_ptr(), losses, weights.data_ptr(), options.buffer_info()[0]),
-        ),
-    )
+    observed, outcomes = _NONE_OBSERVED
+    losses, total, divisor = gradient.new_empty(0), 0.0, 0.0 if mean else 1.0
     if rows:
-        stages = [team.Stage(k.observe_with_loss, rows, words), team.Stage(k.add_losses, 1, words)]
-        if reduction == "mean":
-            stages.insert(0, team.Stage(k.weigh_labels, 1, words))
-        if recording:
-            stages.append(team.Stage(k.accumulate, owners, words, piece=1))
-        team.run_stages(*stages, threads=threads)
-    if bad[0]:
-        raise bad_row(scratch[k.SUM_COLUMNS].view(torch.int64), logits, labels, ids, samples)
-    if logits.dtype == torch.float64:
-        return *_cross_entropy_double(logits, labels, weight, label_smoothing, reduction), scratch
-    if reduction == "none":
-        return scratch[-1].to(gradient.dtype), gradient, scratch
-    loss = options[k.LOSS_SUM]
-    if reduction == "mean":
-        loss = loss / options[k.DIVISOR] if options[k.DIVISOR] else float("nan")
-    return torch.scalar_tensor(loss, dtype=gradient.dtype), gradient, scratch
+        kernels = hardness_pass.loss_kernels(mean=mean, record=recording is not None)
+        form, one = hardness_pass.take(kernels, logits, labels, ids, samples, estimators)
+        weights = _ones(classes) if weight is None else weight.float().contiguous()
+        options = one.options
+        options[k.SMOOTHING], options[k.DIVISOR] = label_smoothing, 1.0
+        options[k.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
+        one.point_to(gradient, weights)
+        one.run(logits, labels, ids, recording)
+        total, divisor = options[k.LOSS_SUM], options[k.DIVISOR]
+        if reduction == "none":
+            losses = one.losses.float()
+        if recording is None:
+            observed, outcomes = one.observed.clone(), one.outcomes.clone()
+        hardness_pass.keep(form, one)
+    if double:
+        return *_cross_entropy_double(logits, labels, weight, label_smoothing, reduction), observed, outcomes
+    if reduction != "none":
+        losses = torch.scalar_tensor(total / divisor if divisor else float("nan"), dtype=gradient.dtype)
+    return losses, gradient, observed, outcomes
+
+
+_NONE_OBSERVED = torch.empty(0, k.SUM_COLUMNS, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -146,7 +125,7 @@ class _Loss(torch.autograd.Function):
     # takes longer than a small batch.
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, loss_of: tuple[Any, ...], recording: tuple[Any, ...]) -> torch.Tensor:
-        loss, gradient, _ = _in_one_pass(logits, *loss_of, recording=recording)
+        loss, gradient, *_ = _in_one_pass(logits, *loss_of, recording=recording)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return loss
@@ -209,11 +188,7 @@ def _cross_entropy_cpu(
     ValueError
         If a label or an id is out of range.
     """
-    loss_of = (logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
-    loss, gradient, scratch = _in_one_pass(*loss_of)
-    # Copies: an operator's results may not share memory.
-    observed = scratch[: k.SUM_COLUMNS].reshape(len(logits), k.SUM_COLUMNS).clone()
-    return loss, gradient, observed, scratch[k.SUM_COLUMNS].view(torch.int64).clone()
+    return _in_one_pass(logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
 
 
 @torch.library.impl(library, "cross_entropy", "CUDA")
@@ -280,15 +255,7 @@ def _accumulate_cpu(
 ) -> None:
     """Add what was observed of the rows, none of them bad, to the state, rows of one sample in their order."""
     if len(observed):
-        good = array("q", (0,))
-        found = (observed.data_ptr(), outcomes.data_ptr(), good.buffer_info()[0])
-        sums, counters, status = state
-        owners = owners_for(torch.get_num_threads())
-        words = (
-            *observed_words(len(observed), ids, sums.shape[-2], found),
-            *state_words(owners, epoch, el2n_epochs, sums, counters, status),
-        )
-        team.run(k.accumulate, owners, words, piece=1)
+        hardness_pass.add_observed(observed, outcomes, ids, epoch, el2n_epochs, *state)
 
 
 @torch.library.impl(library, "accumulate", "CUDA")

@@ -96,22 +96,41 @@ def run(kernel: Any, count: int, words: Sequence[int], *, threads: int | None = 
 
 def run_stages(*stages: Stage, threads: int | None = None) -> None:
     """Do one stage after the other, each by all threads; cheaper than a call of `run` for each. No count may be 0."""
-    threads = torch.get_num_threads() if threads is None else threads
-    held, most = [], 1
-    described: list[int] = []
-    for kernel, count, words, piece in stages:
-        if piece is None:
-            piece = -(-count // (threads * _PIECES)) if threads > 1 else count
-        most = max(most, -(-count // piece))
-        held.append(words if type(words) is array else array("q", words))
-        described += (count, piece, kernel.address, held[-1].buffer_info()[0])
-    threads = min(threads, most)
-    parallel = team() if threads > 1 and not _forked else None
-    call, number, barrier = parallel or (_call_alone, 0, 0)
-    threads = threads if parallel else 1
-    claimed = array("q", bytes(8 * _LINE * threads * len(stages)))
-    task = array("q", (len(stages), threads, number, barrier, claimed.buffer_info()[0], *described))
-    call(_work_address, task.buffer_info()[0], threads, 0)
+    Task(*stages, threads=threads).run()
+
+
+class Task:
+    """What `run_stages` does, to be done again and again while the words change: by one caller at a time."""
+
+    def __init__(self, *stages: Stage, threads: int | None = None) -> None:
+        threads = torch.get_num_threads() if threads is None else threads
+        most = 1
+        self._words = []
+        described: list[int] = []
+        for kernel, count, words, piece in stages:
+            if piece is None:
+                piece = -(-count // (threads * _PIECES)) if threads > 1 else count
+            most = max(most, -(-count // piece))
+            self._words.append(words if type(words) is array else array("q", words))
+            described += (count, piece, kernel.address, self._words[-1].buffer_info()[0])
+        threads = min(threads, most)
+        parallel = team() if threads > 1 and not _forked else None
+        self._call, number, barrier = parallel or (_call_alone, 0, 0)
+        self._threads = threads if parallel else 1
+        self._none_claimed = array("q", bytes(8 * _LINE * self._threads * len(stages)))
+        self._claimed = self._none_claimed[:]
+        self._task = array(
+            "q", (len(stages), self._threads, number, barrier, self._claimed.buffer_info()[0], *described)
+        )
+        self._address = self._task.buffer_info()[0]
+
+    def run(self) -> None:
+        """Do it."""
+        if _forked and self._threads > 1:  # made before the fork
+            self._call, self._threads = _call_alone, 1
+            self._task[_THREADS] = 1
+        self._claimed[:] = self._none_claimed
+        self._call(_work_address, self._address, self._threads, 0)
 
 
 def _call_alone(work: int, task: int, threads: int, flags: int) -> None:

@@ -266,3 +266,13 @@ def test_a_batch_of_ignored_rows_is_what_it_is_in_torch(reduction: Any) -> None:
     expected = loss_and_gradient(functional.cross_entropy, logits, labels, reduction=reduction)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_loss_of_no_rows_is_torchs(reduction: Any) -> None:
+    logits, none = torch.empty(0, 3, requires_grad=True), torch.empty(0, dtype=torch.int64)
+    loss = hardness_cross_entropy(logits, none, none, HardnessRecorder(5, 3), epoch=0, reduction=reduction)
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, none, reduction=reduction), equal_nan=True)
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 3)

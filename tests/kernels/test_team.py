@@ -2,6 +2,7 @@ import ctypes
 import os
 import sys
 import threading
+from array import array
 
 import numba as nb
 import numpy as np
@@ -51,6 +52,18 @@ def test_each_item_is_done_once(size: int, threads: int) -> None:
     assert_each_item_once(size, threads=threads)
     assert_each_item_once(size, threads=threads, piece=3)
     assert_each_item_once(size)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_task_does_its_stages_again_at_every_run(threads: int) -> None:
+    values = np.zeros(100, np.int64)
+    words = array("q", (values.ctypes.data, 100, 5))
+    task = team.Task(team.Stage(count_up, 100, words), team.Stage(count_up, 50, words), threads=threads)
+    task.run()
+    words[2] = 1000
+    task.run()
+    once = np.arange(100) + np.arange(100) + 1005
+    np.testing.assert_array_equal(values, once * np.where(np.arange(100) < 50, 2, 1))
 
 
 def test_pieces_are_no_larger_than_asked() -> None:
@@ -105,11 +118,15 @@ def test_a_library_without_the_entry_has_no_team(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_process_does_not_wait_for_threads_it_does_not_have() -> None:
-    assert_each_item_once(1000, threads=2)  # the team exists before the fork
+    values = np.zeros(1000, np.int64)
+    task = team.Task(team.Stage(count_up, 1000, (values.ctypes.data, 1000, 5)), threads=2)
+    task.run()  # the team exists before the fork
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            task.run()
+            np.testing.assert_array_equal(values, 2 * (np.arange(1000) + 5))
             assert_each_item_once(1000, threads=2)
             code = 0
         finally:

@@ -1,0 +1,190 @@
+"""Calls the kernels of `cpu_hardness` on torch tensors: their words, room for what they find, their threads.
+
+A batch is small: making all that takes as long as recording it. So it is made once for all batches of one form.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from array import array
+from typing import Any
+
+import torch
+
+from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels import team
+
+FLOATS = {
+    torch.float32: k.FLOAT32,
+    torch.float64: k.FLOAT64,
+    torch.float16: k.FLOAT16,
+    torch.bfloat16: k.BFLOAT16,
+}
+INTEGERS = {torch.int64: k.INT64, torch.int32: k.INT32}
+
+Kernels = tuple[Any, ...]  # what a pass does, one after the other
+RECORD: Kernels = (k.observe, k.accumulate)
+
+_KEPT = 8  # forms of batches whose passes are kept: 80 bytes a row each
+# A row costs as much as this many classes more; two threads are faster from this many on.
+_ROW_COST, _SMALL = 100, 40_000
+
+
+class HardnessPass:
+    """A pass over batches of one form: shapes, strides and types are those that it was made for.
+
+    Attributes
+    ----------
+    outcomes : int64 [all rows]
+        What the rows were found to be.
+    losses : float64 [all rows]
+    observed : float64 [all rows, 8]
+    options : array of 4 float64
+        Of the loss; see `cpu_hardness`.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        ids: torch.Tensor,
+        samples: int,
+        estimators: int,
+    ) -> None:
+        rows = math.prod(logits.shape[:-1])
+        scratch = torch.empty(k.SUM_COLUMNS + 2, rows, dtype=torch.float64)
+        self.observed = scratch[: k.SUM_COLUMNS].reshape(rows, k.SUM_COLUMNS)
+        self.outcomes, self.losses = scratch[k.SUM_COLUMNS].view(torch.int64), scratch[k.SUM_COLUMNS + 1]
+        self.options = array("d", bytes(8 * k.OPTIONS))
+        self._bad = array("q", (0,))
+        *strides_m, stride_b, stride_c = logits.stride()
+        *_, batch, classes = logits.shape
+        threads = threads_for(logits)
+        owners = owners_for(threads)
+        found = (self.observed.data_ptr(), self.outcomes.data_ptr(), self._bad.buffer_info()[0])
+        self._words = array(
+            "q",
+            (
+                *(0, FLOATS[logits.dtype], strides_m[0] if strides_m else 0, stride_b, stride_c),
+                *_integers(labels),
+                *_integers(ids),
+                *(rows, batch, classes, samples, estimators, *found, owners, 0, 0, 0, 0, 0),
+                *(0, self.losses.data_ptr(), 0, self.options.buffer_info()[0]),
+            ),
+        )
+        items = {k.observe: rows, k.observe_with_loss: rows, k.accumulate: owners}
+        stages = (
+            team.Stage(kernel, items.get(kernel, 1), self._words, 1 if kernel is k.accumulate else None)
+            for kernel in kernels
+        )
+        self._task = team.Task(*stages, threads=threads)
+
+    def point_to(self, gradient: torch.Tensor, weights: torch.Tensor) -> None:
+        """Where the next `run` writes the gradient of the loss, and finds the weights of the classes."""
+        self._words[k.GRADIENT], self._words[k.WEIGHTS] = gradient.data_ptr(), weights.data_ptr()
+
+    def run(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        ids: torch.Tensor,
+        recording: tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor] | None,
+    ) -> None:
+        """Do it, for a batch that has rows; `recording` is the epoch, EL2N's epochs and the state, where it records.
+
+        Raises
+        ------
+        ValueError
+            If a label or an id is out of range. Then the state is as it was, and the pass must not be run again.
+        """
+        words = self._words
+        words[k.LOGITS], words[k.LABELS], words[k.IDS] = logits.data_ptr(), labels.data_ptr(), ids.data_ptr()
+        if recording is not None:
+            words[k.EPOCH], words[k.EL2N_EPOCHS], sums, counters, status = recording
+            words[k.SUMS], words[k.COUNTERS], words[k.STATUS] = sums.data_ptr(), counters.data_ptr(), status.data_ptr()
+        self._task.run()
+        if self._bad[0]:
+            raise _bad_row(self.outcomes, logits, labels, ids, words[k.SAMPLES])
+
+
+# By form. A pass is taken out while it runs, so that two Python threads never share one.
+_passes: dict[tuple[Any, ...], HardnessPass] = {}
+
+
+def take(
+    kernels: Kernels, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, samples: int, estimators: int
+) -> tuple[tuple[Any, ...], HardnessPass]:
+    """A pass for the caller alone, with its form: give it back with `keep`, unless it raised."""
+    form = (
+        *(kernels, logits.shape, logits.stride(), logits.dtype, labels.stride(), labels.dtype, ids.stride(), ids.dtype),
+        *(samples, estimators, torch.get_num_threads()),
+    )
+    one = _passes.pop(form, None)
+    return form, one or HardnessPass(kernels, logits, labels, ids, samples, estimators)
+
+
+def keep(form: tuple[Any, ...], one: HardnessPass) -> None:
+    """Have a pass taken again."""
+    if len(_passes) >= _KEPT:
+        _passes.clear()
+    _passes[form] = one
+
+
+@functools.cache
+def loss_kernels(*, mean: bool, record: bool) -> Kernels:
+    """What makes the loss, and records."""
+    before, after = (k.weigh_labels,) if mean else (), (k.accumulate,) if record else ()
+    return *before, k.observe_with_loss, k.add_losses, *after
+
+
+def add_observed(
+    observed: torch.Tensor,
+    outcomes: torch.Tensor,
+    ids: torch.Tensor,
+    epoch: int,
+    el2n_epochs: int,
+    sums: torch.Tensor,
+    counters: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """Add to a state what was observed of rows, at least one and none bad, elsewhere."""
+    rows, good, owners = len(outcomes), array("q", (0,)), owners_for(torch.get_num_threads())
+    logits, labels, classes, estimators = (0,) * 5, (0,) * 4, 0, 0  # not read
+    words = (
+        *(*logits, *labels, *_integers(ids), rows, ids.shape[-1], classes, sums.shape[-2], estimators),
+        *(observed.data_ptr(), outcomes.data_ptr(), good.buffer_info()[0]),
+        *(owners, epoch, el2n_epochs, sums.data_ptr(), counters.data_ptr(), status.data_ptr()),
+    )
+    team.run(k.accumulate, owners, words, piece=1)
+
+
+def threads_for(logits: torch.Tensor) -> int:
+    """One where the threads would take longer to meet than the batch takes (measured: 128 rows of 10 classes do)."""
+    *_, batch, classes = logits.shape
+    return 1 if batch * (classes + _ROW_COST) < _SMALL else torch.get_num_threads()
+
+
+def owners_for(threads: int) -> int:
+    """How many owners share the samples out among themselves: a power of two, at least one a thread."""
+    return 1 << (threads - 1).bit_length()
+
+
+def _integers(tensor: torch.Tensor) -> tuple[int, int, int, int]:
+    """Address, type and strides of labels or ids [B] or [M, B]."""
+    strides = tensor.stride()
+    return tensor.data_ptr(), INTEGERS[tensor.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
+
+
+def _bad_row(
+    outcomes: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, samples: int
+) -> ValueError:
+    row = int((outcomes >= k.BAD_LABEL).nonzero()[0])
+    b = row % logits.shape[-2]
+    where = (row // logits.shape[-2], b)
+    if outcomes[row] == k.BAD_LABEL:
+        label = int(labels[where] if labels.ndim == 2 else labels[b])
+        return ValueError(f"row {b} has label {label}, outside [0, {logits.shape[-1]})")
+    sample = int(ids[where] if ids.ndim == 2 else ids[b])
+    return ValueError(f"row {b} has id {sample}, outside [0, {samples}): was the recorder made for this dataset?")
