@@ -144,6 +144,7 @@ def label_of_row(words, m, b, r, outcomes):
     known = 0 <= label < words[_CLASSES]
     if known and 0 <= sample < words[SAMPLES]:
         outcomes[r] = WRONG
+        # What `accumulate` adds to is on its way while logits are read. Any address will do, where there is no state.
         state = m * words[SAMPLES] + sample
         prefetch(np.uint64(words[SUMS] + state * (8 * SUM_COLUMNS)))
         prefetch(np.uint64(words[COUNTERS] + state * (4 * COUNTER_COLUMNS)))

@@ -83,7 +83,7 @@ def _in_one_pass(
         total, divisor = options[k.LOSS_SUM], options[k.DIVISOR]
         if reduction == "none":
             losses = one.losses.float()
-        if recording is None:
+        if recording is None:  # copies: the pass writes there again
             observed, outcomes = one.observed.clone(), one.outcomes.clone()
         hardness_pass.keep(form, one)
     if double:
