@@ -1,6 +1,7 @@
-"""Calls the kernels of `cpu_hardness` on torch tensors: their words, room for what they find, their threads.
+"""Calls the kernels of `cpu_hardness` and `cpu_cross_entropy` on torch tensors.
 
-A batch is small: making all that takes as long as recording it. So it is made once for all batches of one form.
+They need words, room for what they find, and threads. A batch is small: making all that takes as long as recording it.
+So it is made once for all batches of one form.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 import torch
 
+from hbr_fast.kernels import cpu_cross_entropy, team
 from hbr_fast.kernels import cpu_hardness as k
-from hbr_fast.kernels import team
 
 FLOATS = {
     torch.float32: k.FLOAT32,
@@ -24,7 +25,7 @@ FLOATS = {
 INTEGERS = {torch.int64: k.INT64, torch.int32: k.INT32}
 
 Kernels = tuple[Any, ...]  # what a pass does, one after the other
-RECORD: Kernels = (k.observe, k.accumulate)
+RECORD: Kernels = (k.record,)
 
 _KEPT = 8  # forms of batches whose passes are kept: 80 bytes a row each
 # A row costs as much as this many classes more; two threads are faster from this many on.
@@ -37,7 +38,7 @@ class HardnessPass:
     Attributes
     ----------
     outcomes : int64 [all rows]
-        What the rows were found to be.
+        What the rows were found to be; after recording alone, only of rows that are not finite.
     losses : float64 [all rows]
     observed : float64 [all rows, 8]
     options : array of 4 float64
@@ -53,17 +54,18 @@ class HardnessPass:
         samples: int,
         estimators: int,
     ) -> None:
-        rows = math.prod(logits.shape[:-1])
+        self._shape = logits.shape[:-1]
+        rows = math.prod(self._shape)
         scratch = torch.empty(k.SUM_COLUMNS + 2, rows, dtype=torch.float64)
         self.observed = scratch[: k.SUM_COLUMNS].reshape(rows, k.SUM_COLUMNS)
-        self.outcomes, self.losses = scratch[k.SUM_COLUMNS].view(torch.int64), scratch[k.SUM_COLUMNS + 1]
-        self.options = array("d", bytes(8 * k.OPTIONS))
-        self._bad = array("q", (0,))
+        self.outcomes, self.losses = scratch[k.SUM_COLUMNS].view(torch.int64).zero_(), scratch[k.SUM_COLUMNS + 1]
+        self.options = array("d", bytes(8 * cpu_cross_entropy.OPTION_ENTRIES))
+        self._noted = array("q", (0,))
         *strides_m, stride_b, stride_c = logits.stride()
         *_, batch, classes = logits.shape
         threads = threads_for(logits)
         owners = owners_for(threads)
-        found = (self.observed.data_ptr(), self.outcomes.data_ptr(), self._bad.buffer_info()[0])
+        found = (self.observed.data_ptr(), self.outcomes.data_ptr(), self._noted.buffer_info()[0])
         self._words = array(
             "q",
             (
@@ -74,10 +76,11 @@ class HardnessPass:
                 *(0, self.losses.data_ptr(), 0, self.options.buffer_info()[0]),
             ),
         )
-        items = {k.observe: rows, k.observe_with_loss: rows, k.accumulate: owners}
+        items = {cpu_cross_entropy.observe_with_loss: (rows, None), k.record: (owners, 1), k.accumulate: (owners, 1)}
         stages = (
-            team.Stage(kernel, items.get(kernel, 1), self._words, 1 if kernel is k.accumulate else None)
+            team.Stage(kernel, count, self._words, piece)
             for kernel in kernels
+            for count, piece in (items.get(kernel, (1, None)),)
         )
         self._task = team.Task(*stages, threads=threads)
 
@@ -105,8 +108,19 @@ class HardnessPass:
             words[k.EPOCH], words[k.EL2N_EPOCHS], sums, counters, status = recording
             words[k.SUMS], words[k.COUNTERS], words[k.STATUS] = sums.data_ptr(), counters.data_ptr(), status.data_ptr()
         self._task.run()
-        if self._bad[0]:
-            raise _bad_row(self.outcomes, logits, labels, ids, words[k.SAMPLES])
+        if self._noted[0]:
+            self._noted[0] = 0
+            _require_in_range(logits, labels, ids, words[k.SAMPLES])
+            if recording is not None:
+                self._count_not_finite(ids, recording[-1])
+
+    def _count_not_finite(self, ids: torch.Tensor, status: torch.Tensor) -> None:
+        """What `accumulate` does: here because owners know nothing of each other's rows, and such rows are rare."""
+        rows = (self.outcomes == k.NOT_FINITE).nonzero()
+        if status[k.ROWS_NOT_FINITE] == 0:
+            status[k.FIRST_NOT_FINITE] = ids.expand(self._shape).flatten()[rows[0]].item()
+        status[k.ROWS_NOT_FINITE] += len(rows)
+        self.outcomes.zero_()
 
 
 # By form. A pass is taken out while it runs, so that two Python threads never share one.
@@ -135,8 +149,8 @@ def keep(form: tuple[Any, ...], one: HardnessPass) -> None:
 @functools.cache
 def loss_kernels(*, mean: bool, record: bool) -> Kernels:
     """What makes the loss, and records."""
-    before, after = (k.weigh_labels,) if mean else (), (k.accumulate,) if record else ()
-    return *before, k.observe_with_loss, k.add_losses, *after
+    before, after = (cpu_cross_entropy.weigh_labels,) if mean else (), (k.accumulate,) if record else ()
+    return *before, cpu_cross_entropy.observe_with_loss, cpu_cross_entropy.add_losses, *after
 
 
 def add_observed(
@@ -177,14 +191,11 @@ def _integers(tensor: torch.Tensor) -> tuple[int, int, int, int]:
     return tensor.data_ptr(), INTEGERS[tensor.dtype], strides[0] if len(strides) == 2 else 0, strides[-1]
 
 
-def _bad_row(
-    outcomes: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, samples: int
-) -> ValueError:
-    row = int((outcomes >= k.BAD_LABEL).nonzero()[0])
-    b = row % logits.shape[-2]
-    where = (row // logits.shape[-2], b)
-    if outcomes[row] == k.BAD_LABEL:
-        label = int(labels[where] if labels.ndim == 2 else labels[b])
-        return ValueError(f"row {b} has label {label}, outside [0, {logits.shape[-1]})")
-    sample = int(ids[where] if ids.ndim == 2 else ids[b])
-    return ValueError(f"row {b} has id {sample}, outside [0, {samples}): was the recorder made for this dataset?")
+def _require_in_range(logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, samples: int) -> None:
+    shape, counted = logits.shape[:-1], labels != k.IGNORED_LABEL
+    which_dataset = ": was the recorder made for this dataset?"
+    for what, given, end, hint in (("label", labels, logits.shape[-1], ""), ("id", ids, samples, which_dataset)):
+        bad = (((given < 0) | (given >= end)) & counted).expand(shape).nonzero()
+        if len(bad):
+            row = tuple(bad[0].tolist())
+            raise ValueError(f"row {row[-1]} has {what} {int(given.expand(shape)[row])}, outside [0, {end}){hint}")

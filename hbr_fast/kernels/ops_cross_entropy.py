@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from hbr_fast.kernels import cpu_cross_entropy, hardness_pass, team
 from hbr_fast.kernels import cpu_hardness as k
-from hbr_fast.kernels import hardness_pass, team
 from hbr_fast.kernels.ops import library
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
@@ -76,11 +76,11 @@ def _in_one_pass(
         form, one = hardness_pass.take(kernels, logits, labels, ids, samples, estimators)
         weights = _ones(classes) if weight is None else weight.float().contiguous()
         options = one.options
-        options[k.SMOOTHING], options[k.DIVISOR] = label_smoothing, 1.0
-        options[k.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
+        options[cpu_cross_entropy.SMOOTHING], options[cpu_cross_entropy.DIVISOR] = label_smoothing, 1.0
+        options[cpu_cross_entropy.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
         one.point_to(gradient, weights)
         one.run(logits, labels, ids, recording)
-        total, divisor = options[k.LOSS_SUM], options[k.DIVISOR]
+        total, divisor = options[cpu_cross_entropy.LOSS_SUM], options[cpu_cross_entropy.DIVISOR]
         if reduction == "none":
             losses = one.losses.float()
         if recording is None:  # copies: the pass writes there again

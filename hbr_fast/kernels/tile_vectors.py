@@ -25,6 +25,10 @@ TILE = 16
 # probability and that of all others together.
 OWN, RIVAL, SCALED, SQUARES, LOG_LOSS, RIVAL_SHARE, OTHERS_SHARE = range(7)
 TILE_ROWS = 7
+# What is found of a tile's rows, float32 [FOUND_ROWS, TILE]: 1 or 0, whether the own class is the first of the largest,
+# and 0, or NaN if a logit is not finite.
+FOUND_RIGHT, FOUND_FINITE = range(2)
+FOUND_ROWS = 2
 
 _DOUBLES, _LONGS = ir.VectorType(F64, TILE), ir.VectorType(I64, TILE)
 _FLOATS, _INTEGERS = ir.VectorType(F32, TILE), ir.VectorType(I32, TILE)
@@ -109,8 +113,7 @@ def read_narrow_tile(
     tile : address
         Written, with numbers that mean nothing where a logit is not finite.
     found : address
-        Of float32 [2, TILE], written: 1 or 0, whether the own class is the first of the largest, and 0, or NaN if a
-        logit is not finite.
+        Of float32 [FOUND_ROWS, TILE], written.
     exponentials : literal bool
         Without, no sums are made.
     """
@@ -143,8 +146,8 @@ def read_narrow_tile(
             builder.store(builder.select(mine, before, larger), rival)
         own, rival, right, finite = (builder.load(each) for each in (own, rival, right, finite))
         right = builder.select(builder.fcmp_ordered(">", rival, own), zeros, right)
-        store(builder, right, found)
-        store(builder, finite, builder.add(found, ir.Constant(I64, 4 * TILE)))
+        for number, value in ((FOUND_RIGHT, right), (FOUND_FINITE, finite)):
+            store(builder, value, builder.add(found, ir.Constant(I64, 4 * TILE * number)))
         known = [own, rival]
         if full:
             scaled, squares = variable(0.0), variable(0.0)

@@ -189,6 +189,28 @@ def test_nothing_is_recorded_of_a_batch_with_a_bad_label_or_id(labels: list[int]
         assert torch.equal(old, now)
 
 
+def test_rows_not_finite_of_members_and_threads_are_all_found() -> None:
+    logits = torch.randn(3, 1024, 12, generator=torch.Generator().manual_seed(2))
+    ids = torch.stack([torch.randperm(2000, generator=torch.Generator().manual_seed(seed))[:1024] for seed in range(3)])
+    bad = [(0, 700), (0, 701), (1, 3), (2, 0), (2, 1023)]
+    recorder = HardnessRecorder(2000, 12, members=3)
+    for m, b in bad:
+        logits[m, b, b % 12] = math.inf
+    for _ in range(2):  # the same pass again
+        recorder.record(logits, torch.zeros(3, 1024, dtype=torch.int64), ids, epoch=0)
+    assert recorder.nonfinite.tolist() == [10, int(ids[0, 700]), 0, 0]
+    assert int(recorder.counters[..., k.OBSERVATIONS].sum()) == 2 * (3 * 1024 - len(bad))
+    assert all(int(recorder.counters[m, ids[m, b], k.OBSERVATIONS]) == 0 for m, b in bad)
+
+
+@pytest.mark.parametrize("owners", [2, 8, 64])
+@pytest.mark.parametrize("stride", [1, 2, 3, 64])
+def test_owners_have_about_equal_shares_of_any_ids(owners: int, stride: int) -> None:
+    shares = np.bincount([k.owner_of(i * stride, owners) for i in range(100 * owners)], minlength=owners)
+    assert shares.min() > 50
+    assert shares.max() < 150
+
+
 def test_ignored_labels_leave_their_rows_out() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     logits[3] = math.nan
