@@ -175,6 +175,27 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def scratch_directory(parent: str | os.PathLike[str], prefix: str) -> Iterator[Path]:
+    """A directory for this process while the block runs, in one that processes share; it is made if it is not there.
+
+    What processes left there that were killed, under the same prefix, is removed first.
+    """
+    make_directory(parent)
+    with contextlib.ExitStack() as held:
+        with open(Path(parent) / LOCK_NAME, "w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # nobody else looks between making one and holding it
+            for other in Path(parent).glob(f"{prefix}*"):
+                with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(other):
+                    shutil.rmtree(other, ignore_errors=True)
+            own = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            held.enter_context(locked(own))
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+
 def relative_path(target: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:
     """The way from directory `start` to `target`, for files that name each other and may be moved together.
 

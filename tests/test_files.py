@@ -220,3 +220,29 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
     files.remove_partials(tmp_path)
     files.remove_partials(tmp_path / "nowhere")
     assert [path.name for path in tmp_path.iterdir()] == ["c.partial"]
+
+
+def test_scratch_of_killed_processes_is_removed_and_that_of_living_ones_kept(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    program = f"""
+import time
+from hbr_fast.files import scratch_directory
+with scratch_directory({str(shared)!r}, "member-") as own:
+    (own / "file").write_text("half")
+    print(own, flush=True)
+    time.sleep(60)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None
+        theirs = Path(holder.stdout.readline().decode().strip())
+        with files.scratch_directory(shared, "member-") as own:
+            assert own != theirs
+            assert (theirs / "file").exists()
+        assert not own.exists()
+        holder.kill()
+    assert (theirs / "file").exists()
+    (shared / "dataset.hbr").mkdir()  # of another prefix
+    with files.scratch_directory(shared, "member-"):
+        assert not theirs.exists()
+        assert (shared / "dataset.hbr").exists()

@@ -31,6 +31,7 @@ from hbr_fast.kernels.cpu_hardness import (
     OBSERVED,
     OPTIONS,
     OUTCOMES,
+    RESULT,
     RIGHT,
     ROWS,
     SUM_COLUMNS,
@@ -48,9 +49,10 @@ from hbr_fast.kernels.cpu_hardness import (
 from hbr_fast.kernels.hardness_vectors import scale_row
 from hbr_fast.kernels.tile_vectors import FOUND_FINITE, FOUND_RIGHT, LOG_LOSS, OTHERS_SHARE, RIVAL_SHARE, TILE
 
-# What the loss is told (label smoothing, the sum of the class weights, by what the gradient is divided) and tells.
-SMOOTHING, TOTAL_WEIGHT, DIVISOR, LOSS_SUM = range(4)
-OPTION_ENTRIES = 4
+# What the loss is told: label smoothing, the sum of the class weights, and by what the gradient is divided, which
+# `weigh_labels` writes for a mean.
+SMOOTHING, TOTAL_WEIGHT, DIVISOR = range(3)
+OPTION_ENTRIES = 3
 
 
 @nb.njit(fastmath=VECTOR_MATH)
@@ -114,7 +116,7 @@ def observe_with_loss(first, last, words):
     """Read rows [first, last) of logits [B, C]: write what they say, their cross-entropy and its gradient.
 
     Written are `observed` float64 [rows, 8], `outcomes` int64 [rows], `losses` float64 [B] and `gradient` float32
-    [B, C], over the divisor. Read are `weights` float32 [C] and `options` float64 [4]. A row out of range sets `noted`.
+    [B, C], over the divisor. Read are `weights` float32 [C] and `options` float64 [3]. A row out of range sets `noted`.
     """
     all_rows = words[ROWS]
     observed = team.array_at(words[OBSERVED], (all_rows, SUM_COLUMNS), np.float64)
@@ -164,6 +166,7 @@ def weigh_labels(first, last, words):
 
 @nb.cfunc(team.KERNEL, cache=True)
 def add_losses(first, last, words):
-    """The sum of the losses, from the words of `observe_with_loss`. One item, as for `weigh_labels`."""
-    losses = team.array_at(words[LOSSES], (words[ROWS],), np.float64)
-    team.array_at(words[OPTIONS], (OPTION_ENTRIES,), np.float64)[LOSS_SUM] = losses.sum()
+    """Write the sum of the losses over the divisor to `result` float32 [1]. One item, as for `weigh_labels`."""
+    total = team.array_at(words[LOSSES], (words[ROWS],), np.float64).sum()
+    divisor = team.array_at(words[OPTIONS], (OPTION_ENTRIES,), np.float64)[DIVISOR]
+    team.array_at(words[RESULT], (1,), np.float32)[0] = total / divisor if divisor != 0.0 else np.nan

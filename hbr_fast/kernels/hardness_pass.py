@@ -41,8 +41,8 @@ class HardnessPass:
         What the rows were found to be; after recording alone, only of rows that are not finite.
     losses : float64 [all rows]
     observed : float64 [all rows, 8]
-    options : array of 4 float64
-        Of the loss; see `cpu_hardness`.
+    options : array of 3 float64
+        Of the loss; see `cpu_cross_entropy`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class HardnessPass:
     ) -> None:
         self._shape = logits.shape[:-1]
         rows = math.prod(self._shape)
-        scratch = torch.empty(k.SUM_COLUMNS + 2, rows, dtype=torch.float64)
+        scratch = torch.empty(k.SUM_COLUMNS + 2, rows, dtype=torch.float64, device="cpu")
         self.observed = scratch[: k.SUM_COLUMNS].reshape(rows, k.SUM_COLUMNS)
         self.outcomes, self.losses = scratch[k.SUM_COLUMNS].view(torch.int64).zero_(), scratch[k.SUM_COLUMNS + 1]
         self.options = array("d", bytes(8 * cpu_cross_entropy.OPTION_ENTRIES))
@@ -73,7 +73,7 @@ class HardnessPass:
                 *_integers(labels),
                 *_integers(ids),
                 *(rows, batch, classes, samples, estimators, *found, owners, 0, 0, 0, 0, 0),
-                *(0, self.losses.data_ptr(), 0, self.options.buffer_info()[0]),
+                *(0, self.losses.data_ptr(), 0, self.options.buffer_info()[0], 0),
             ),
         )
         items = {cpu_cross_entropy.observe_with_loss: (rows, None), k.record: (owners, 1), k.accumulate: (owners, 1)}
@@ -84,9 +84,10 @@ class HardnessPass:
         )
         self._task = team.Task(*stages, threads=threads)
 
-    def point_to(self, gradient: torch.Tensor, weights: torch.Tensor) -> None:
-        """Where the next `run` writes the gradient of the loss, and finds the weights of the classes."""
-        self._words[k.GRADIENT], self._words[k.WEIGHTS] = gradient.data_ptr(), weights.data_ptr()
+    def point_to(self, loss: torch.Tensor, gradient: torch.Tensor, weights: torch.Tensor) -> None:
+        """Where the next `run` writes the loss and its gradient, and finds the weights of the classes."""
+        words = self._words
+        words[k.RESULT], words[k.GRADIENT], words[k.WEIGHTS] = loss.data_ptr(), gradient.data_ptr(), weights.data_ptr()
 
     def run(
         self,

@@ -67,38 +67,40 @@ def _in_one_pass(
     The last two are then empty. `recording` is as of `HardnessPass.run`.
     """
     rows, classes = logits.shape
-    double, mean = logits.dtype == torch.float64, reduction == "mean"
-    gradient = torch.empty(rows, classes)
+    # What a kernel writes to: never of another default type or device.
+    loss = torch.empty((), dtype=torch.float32, device="cpu")
+    gradient = torch.empty((rows, classes), dtype=torch.float32, device="cpu")
     observed, outcomes = _NONE_OBSERVED
-    losses, total, divisor = gradient.new_empty(0), 0.0, 0.0 if mean else 1.0
     if rows:
-        kernels = hardness_pass.loss_kernels(mean=mean, record=recording is not None)
+        kernels = hardness_pass.loss_kernels(mean=reduction == "mean", record=recording is not None)
         form, one = hardness_pass.take(kernels, logits, labels, ids, samples, estimators)
         weights = _ones(classes) if weight is None else weight.float().contiguous()
         options = one.options
         options[cpu_cross_entropy.SMOOTHING], options[cpu_cross_entropy.DIVISOR] = label_smoothing, 1.0
         options[cpu_cross_entropy.TOTAL_WEIGHT] = classes if weight is None else float(weights.sum(dtype=torch.float64))
-        one.point_to(gradient, weights)
+        one.point_to(loss, gradient, weights)
         one.run(logits, labels, ids, recording)
-        total, divisor = options[cpu_cross_entropy.LOSS_SUM], options[cpu_cross_entropy.DIVISOR]
         if reduction == "none":
-            losses = one.losses.float()
+            loss = one.losses.float()
         if recording is None:  # copies: the pass writes there again
             observed, outcomes = one.observed.clone(), one.outcomes.clone()
         hardness_pass.keep(form, one)
-    if double:
+    else:
+        loss = loss.new_zeros(0) if reduction == "none" else loss.fill_(float("nan") if reduction == "mean" else 0.0)
+    if logits.dtype == torch.float64:
         return *_cross_entropy_double(logits, labels, weight, label_smoothing, reduction), observed, outcomes
-    if reduction != "none":
-        losses = torch.scalar_tensor(total / divisor if divisor else float("nan"), dtype=gradient.dtype)
-    return losses, gradient, observed, outcomes
+    return loss, gradient, observed, outcomes
 
 
-_NONE_OBSERVED = torch.empty(0, k.SUM_COLUMNS, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
+_NONE_OBSERVED = (
+    torch.empty(0, k.SUM_COLUMNS, dtype=torch.float64, device="cpu"),
+    torch.empty(0, dtype=torch.int64, device="cpu"),
+)
 
 
 @functools.lru_cache(maxsize=8)
 def _ones(classes: int) -> torch.Tensor:
-    return torch.ones(classes)
+    return torch.ones(classes, dtype=torch.float32, device="cpu")
 
 
 def _cross_entropy_double(
@@ -106,7 +108,7 @@ def _cross_entropy_double(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of float64 logits by torch's operators: the kernels work in float32."""
     classes = logits.shape[1]
-    weights = torch.ones(classes, device=logits.device) if weight is None else weight
+    weights = logits.new_ones(classes) if weight is None else weight
     kept = ((labels >= 0) & (labels < classes))[:, None]
     own = kept * torch.nn.functional.one_hot(labels.long().clamp(0, classes - 1), classes).double()
     # What each class is to have: the loss is - sum_c target_c log p_c.

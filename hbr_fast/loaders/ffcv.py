@@ -158,7 +158,7 @@ class FfcvBackend:
         step = self._images_a_row
         height, width, channels = images.shape[1:]
         layout = torch.channels_last if job.channels_last else torch.contiguous_format
-        out = torch.empty((len(rows.rows), channels, height, width), memory_format=layout)
+        out = torch.empty((len(rows.rows), channels, height, width), dtype=torch.float32, memory_format=layout)
         finish_batch(
             images[::step],
             images[step - 1 :: step],

@@ -20,7 +20,7 @@ from typing import Any
 
 from hbr_fast.data.dataset import META, Dataset, open_dataset, verify_dataset
 from hbr_fast.data.pool import open_pool
-from hbr_fast.files import DISK_FULL, atomic_directory
+from hbr_fast.files import DISK_FULL, atomic_directory, scratch_directory
 from hbr_fast.machine import usable_cpus
 from hbr_fast.plan import Plan
 from hbr_fast.progress import Advance
@@ -299,10 +299,11 @@ def _train_on_node(
     import torch
 
     torch.set_num_threads(threads)
+    on_node = Path(tempfile.gettempdir()) / f"hbr-fast-{os.getuid()}"
     dataset = dataset_on_node(
         Path(dataset_path),
         fingerprint,
-        cache=Path(tempfile.gettempdir()) / f"hbr-fast-{os.getuid()}",
+        cache=on_node,
         files=lambda: ray.get(depot.files.remote()),
         piece=lambda name, offset: ray.get(depot.piece.remote(name, offset)),
     )
@@ -322,10 +323,8 @@ def _train_on_node(
             depot.report.remote(key, done)
             last = time.monotonic()
 
-    with tempfile.TemporaryDirectory(prefix="hbr-fast-member-") as scratch:
-        member = train_and_store(
-            dataset, recipe, seed=seed, plan=plan, pools=pools, store=Path(scratch), advance=advance
-        )
+    with scratch_directory(on_node, "member-") as scratch:
+        member = train_and_store(dataset, recipe, seed=seed, plan=plan, pools=pools, store=scratch, advance=advance)
         depot.report.remote(key, done)
         return {file.name: file.read_bytes() for file in member.path.iterdir()}
 

@@ -93,7 +93,7 @@ class _Norm(torch.autograd.Function):
         mode: int,
     ) -> torch.Tensor:
         n, c, h, w = x.shape
-        constants = torch.empty(k.CONSTANTS, c)
+        constants = torch.empty(k.CONSTANTS, c, dtype=torch.float32)
         constants[k.CENTRE] = x[0, :, 0, 0]  # near the mean: the variance is no difference of large numbers
         totals = torch.empty(k.groups(n), 2, c, dtype=torch.float64)
         options = torch.tensor((momentum, eps), dtype=torch.float64)
@@ -114,7 +114,7 @@ class _Norm(torch.autograd.Function):
         dx = torch.empty_like(x)
         dother = torch.empty_like(x) if ctx.mode == k.RESIDUAL else None
         totals = torch.empty(k.groups(n), 2, c, dtype=torch.float64)
-        dweight, dbias = torch.empty(c), torch.empty(c)
+        dweight, dbias = (torch.empty(c, dtype=torch.float32) for _ in range(2))
         tensors = (x, None, y, g, dx, dother, constants, totals, None, None, None, None, None, dweight, dbias)
         k.run(k.sum_gradients, k.finish_gradients, k.differentiate, _words(x, ctx.mode, *tensors))
         return dx, dother, dweight, dbias, None, None, None, None, None

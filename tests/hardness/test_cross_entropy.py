@@ -3,6 +3,8 @@
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -152,6 +154,24 @@ def test_all_rows_ignored() -> None:
     assert hardness_cross_entropy(logits, labels, ids, recorder, epoch=0).isnan()  # 0 / 0, as torch's
     assert hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, reduction="sum") == 0
     assert not recorder.sums.any()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("rows", [0, 9])
+def test_torchs_default_type_takes_no_part(
+    rows: int, reduction: Any, double_by_default: Callable[[], AbstractContextManager[None]]
+) -> None:
+    logits, labels, ids = (tensor[:rows] for tensor in batch(9, 5))
+    found = []
+    for context in (nullcontext, double_by_default):
+        ops_cross_entropy._ones.cache_clear()
+        with context():
+            recorder, leaf = HardnessRecorder(20, 5), logits.clone().requires_grad_()
+            loss = hardness_cross_entropy(leaf, labels, ids, recorder, epoch=0, reduction=reduction)
+            loss.sum().backward()
+        found.append((loss, leaf.grad, recorder.sums))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def test_bad_arguments() -> None:

@@ -247,12 +247,12 @@ def test_a_driver_that_sigterm_ends_leaves_nothing_and_says_so(tiny: Dataset, tm
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: list(scratch.glob("hbr-fast-member-*")), seconds=120)
+    wait_for(lambda: list(scratch.glob("hbr-fast-*/member-*")), seconds=120)
     driver.terminate()
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 75, said
     assert said.splitlines()[-1].startswith("hbr-fast: ended by SIGTERM")
-    assert not list(scratch.glob("hbr-fast-member-*"))
+    assert not list(scratch.glob("hbr-fast-*/member-*"))
 
 
 # --- without a cluster ---

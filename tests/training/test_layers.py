@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -207,3 +208,14 @@ def test_every_batch_norm_of_the_networks_is_fused(name: str, modes: list[int], 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         net(images((4, 3, 16, 16), torch.bfloat16)).sum().backward()
     assert fused_calls == modes
+
+
+def test_torchs_default_type_takes_no_part(double_by_default: Callable[[], AbstractContextManager[None]]) -> None:
+    x, found = images((5, 32, 8, 8)), []
+    for context in (nullcontext, double_by_default):
+        modules, leaf = FusedSequential(*plain(32)), x.clone().requires_grad_()
+        with context():
+            y = modules(leaf)
+            y.backward(x)
+        found.append([y.detach(), leaf.grad, *(p.grad for p in modules.parameters()), *modules.buffers()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
