@@ -55,8 +55,6 @@ def hardness_cross_entropy(
         If an argument does not fit; then nothing of the batch is recorded. On a GPU, where that would be a wait, rows
         whose label or id is out of range are left out and counted instead: `recorder.scores()` refuses them.
     """
-    from hbr_fast.kernels import ops, ops_cross_entropy
-
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if recorder.members is not None:
@@ -68,12 +66,8 @@ def hardness_cross_entropy(
             f"weight must be [{recorder.num_classes}] on {logits_bc.device}, "
             f"got {list(weight.shape)} on {weight.device}"
         )
-    labels, ids, epoch = recorder._checked(logits_bc, labels_b, ids_b, epoch)
-    columns = recorder._columns & ~ops.outside_window(epoch, recorder.el2n_epochs)
-    state = (recorder.sums, recorder.counters, recorder.nonfinite)
+    form, labels, ids, epoch = recorder._checked(logits_bc, labels_b, ids_b, epoch)
     options = (weight, label_smoothing, reduction)
-    loss = ops_cross_entropy.cross_entropy(
-        logits_bc, labels, ids, *options, columns, epoch, recorder.el2n_epochs, state
-    )
-    recorder._note(logits_bc, labels, ids, epoch)
+    loss = recorder._loss(form, logits_bc, labels, ids, *options, *recorder._into(epoch))
+    recorder._note(form, logits_bc, labels, ids, epoch)
     return loss

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from hbr_fast.hardness.state import State
+    from hbr_fast.kernels.hardness_pass import Form
 
 _LEFT_OUT = [0, 2, 3]  # entries of the status that count rows
 
@@ -81,7 +82,7 @@ class HardnessRecorder:
         import torch
 
         from hbr_fast.hardness.ranks import VisitLog
-        from hbr_fast.kernels import hardness_pass, ops
+        from hbr_fast.kernels import hardness_pass, ops_cross_entropy
 
         if num_samples < 1 or num_classes < 2 or el2n_epochs < 1:
             raise ValueError(
@@ -109,8 +110,10 @@ class HardnessRecorder:
         # Of a distributed recording: the visits of all ranks up to the last merge. The state above is then what this
         # rank visited since.
         self._merged = empty_state(self._rows, device) if distributed else None
-        self._record = ops.record_eagerly
         self._floats, self._integers = hardness_pass.FLOATS, hardness_pass.INTEGERS
+        self._form_of, self._record = hardness_pass.plain_form_of, hardness_pass.record
+        self._loss = ops_cross_entropy.cross_entropy
+        self._fitting: set[Form] = set()  # forms of batches that were found to fit
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
         """Add one observation a row.
@@ -131,25 +134,46 @@ class HardnessRecorder:
             If a shape, label, id or device does not fit. Then nothing of the batch is recorded. Rows with a logit that
             is NaN or infinite are left out, counted, and reported by `scores`.
         """
-        labels, ids, epoch = self._checked(logits_bc, labels_b, ids_b, epoch)
-        into = (self.sums, self.counters, self.nonfinite)
-        self._record(logits_bc, labels, ids, epoch, self.el2n_epochs, self._columns, *into)
-        self._note(logits_bc, labels, ids, epoch)
+        form, labels, ids, epoch = self._checked(logits_bc, labels_b, ids_b, epoch)
+        into = self._into(epoch)
+        if form is None:
+            from hbr_fast.kernels import ops
+
+            ops.record(logits_bc.detach(), labels, ids, *into)
+        else:  # not through torch: its dispatch to Python takes longer than a small batch
+            self._record(form, logits_bc, labels, ids, *into)
+        self._note(form, logits_bc, labels, ids, epoch)
+
+    def _into(self, epoch: int) -> tuple[Any, ...]:
+        """What the kernels are told of an epoch and the state; see `ops.record`."""
+        return epoch, self.el2n_epochs, self._columns, self.sums, self.counters, self.nonfinite
 
     def _checked(
         self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Labels, ids and epoch as the kernels take them, of arguments that fit this recorder."""
-        if not self._fits(logits_bc, labels_b, ids_b):
-            self._explain(logits_bc, labels_b, ids_b)
-            labels_b, ids_b = _as_long(labels_b, ids_b)
+    ) -> tuple[Form | None, torch.Tensor, torch.Tensor, int]:
+        """Form, labels, ids and epoch as the kernels take them, of arguments that fit this recorder.
+
+        The form is None where torch must see an operator. Whether a batch fits is a matter of its form alone, so it
+        is asked once for each.
+        """
+        form = self._form_of(logits_bc, labels_b, ids_b)
+        if form is None or form not in self._fitting:
+            if not self._fits(logits_bc, labels_b, ids_b):
+                self._explain(logits_bc, labels_b, ids_b)
+                labels_b, ids_b = _as_long(labels_b, ids_b)
+                form = self._form_of(logits_bc, labels_b, ids_b)
+            elif form is not None:
+                self._fitting.add(form)
+        if self.strangers:
+            ids_b = ids_b.clamp(max=self.num_samples)
+            form = self._form_of(logits_bc, labels_b, ids_b)
         epoch = epoch if type(epoch) is int else whole_number("epoch", epoch)
         if not 0 <= epoch < 2**31:
             raise ValueError(f"epochs count from 0 and stay below 2**31, got {epoch}")
-        return labels_b, ids_b.clamp(max=self.num_samples) if self.strangers else ids_b, epoch
+        return form, labels_b, ids_b, epoch
 
     def _fits(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor) -> bool:
-        """Whether the kernels can take these as they are: at every batch, so in few steps."""
+        """Whether the kernels can take these as they are."""
         try:
             shape, rows, device = logits_bc.shape, labels_b.shape, self.sums.device
             return (
@@ -189,8 +213,14 @@ class HardnessRecorder:
                     "recorder with another device"
                 )
 
-    def _note(self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
+    def _note(
+        self, form: Form | None, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int
+    ) -> None:
         """What is kept besides the state of samples, after a batch."""
+        if form is not None and self._log is None:  # at every batch, so in few steps
+            if epoch >= self._epochs:
+                self._epochs = epoch + 1
+            return
         import torch
 
         compiling = torch.compiler.is_compiling()

@@ -25,6 +25,7 @@ FLOATS = {
 INTEGERS = {torch.int64: k.INT64, torch.int32: k.INT32}
 
 Kernels = tuple[Any, ...]  # what a pass does, one after the other
+Form = tuple[Any, ...]
 RECORD: Kernels = (k.record,)
 
 _KEPT = 8  # forms of batches whose passes are kept: 80 bytes a row each
@@ -124,27 +125,72 @@ class HardnessPass:
         self.outcomes.zero_()
 
 
-# By form. A pass is taken out while it runs, so that two Python threads never share one.
+# By what they were made for. A pass is taken out while it runs, so that two Python threads never share one.
 _passes: dict[tuple[Any, ...], HardnessPass] = {}
 
 
-def take(
-    kernels: Kernels, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, samples: int, estimators: int
-) -> tuple[tuple[Any, ...], HardnessPass]:
-    """A pass for the caller alone, with its form: give it back with `keep`, unless it raised."""
-    form = (
-        *(kernels, logits.shape, logits.stride(), logits.dtype, labels.stride(), labels.dtype, ids.stride(), ids.dtype),
-        *(samples, estimators, torch.get_num_threads()),
+def form_of(logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor) -> Form:
+    """All that a pass depends on in the tensors that it reads but their addresses."""
+    return (
+        *(logits.shape, logits.stride(), logits.dtype, logits.is_cpu),
+        *(labels.shape, labels.stride(), labels.dtype, labels.is_cpu),
+        *(ids.shape, ids.stride(), ids.dtype, ids.is_cpu),
     )
-    one = _passes.pop(form, None)
-    return form, one or HardnessPass(kernels, logits, labels, ids, samples, estimators)
 
 
-def keep(form: tuple[Any, ...], one: HardnessPass) -> None:
+def plain_form_of(logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor) -> Form | None:
+    """Their form, or None where torch must see an operator (`team.is_plain`) or these are not tensors."""
+    try:
+        return form_of(logits, labels, ids) if team.is_plain(logits) else None
+    except AttributeError:
+        return None
+
+
+def take(
+    kernels: Kernels,
+    form: Form,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    samples: int,
+    estimators: int,
+) -> tuple[tuple[Any, ...], HardnessPass]:
+    """A pass for the caller alone, with its key: give it back with `keep`, unless it raised."""
+    key = (kernels, form, samples, estimators, torch.get_num_threads())
+    one = _passes.pop(key, None)
+    return key, one or HardnessPass(kernels, logits, labels, ids, samples, estimators)
+
+
+def keep(key: tuple[Any, ...], one: HardnessPass) -> None:
     """Have a pass taken again."""
     if len(_passes) >= _KEPT:
         _passes.clear()
-    _passes[form] = one
+    _passes[key] = one
+
+
+def record(
+    form: Form,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ids: torch.Tensor,
+    epoch: int,
+    el2n_epochs: int,
+    estimators: int,
+    sums: torch.Tensor,
+    counters: torch.Tensor,
+    status: torch.Tensor,
+) -> None:
+    """Add one observation a row, of tensors of that form; the others are the operator's parameters (see `ops`)."""
+    if logits.numel():
+        columns = estimators & ~outside_window(epoch, el2n_epochs)
+        key, one = take(RECORD, form, logits, labels, ids, sums.shape[-2], columns)
+        one.run(logits, labels, ids, (epoch, el2n_epochs, sums, counters, status))
+        keep(key, one)
+
+
+def outside_window(epoch: int, el2n_epochs: int) -> int:
+    """The columns that are not recorded in an epoch, as a mask."""
+    return 0 if epoch < el2n_epochs else 1 << k.EL2N
 
 
 @functools.cache

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from hbr_fast.kernels import cpu_hardness as k
-from hbr_fast.kernels import hardness_pass, team
+from hbr_fast.kernels import hardness_pass
 
 library = torch.library.Library("hbr_fast", "DEF")
 library.define(
@@ -50,11 +49,8 @@ def _record_cpu(
     ValueError
         If a label or an id is out of range. Then no row was recorded.
     """
-    if logits.numel():
-        estimators &= ~outside_window(epoch, el2n_epochs)
-        form, one = hardness_pass.take(hardness_pass.RECORD, logits, labels, ids, sums.shape[-2], estimators)
-        one.run(logits, labels, ids, (epoch, el2n_epochs, sums, counters, status))
-        hardness_pass.keep(form, one)
+    form = hardness_pass.form_of(logits, labels, ids)
+    hardness_pass.record(form, logits, labels, ids, epoch, el2n_epochs, estimators, sums, counters, status)
 
 
 @torch.library.impl(library, "record", "CUDA")
@@ -64,22 +60,9 @@ def _record_cuda(*arguments: Any) -> None:
     triton_hardness.record(*arguments)
 
 
-def outside_window(epoch: int, el2n_epochs: int) -> int:
-    """The columns that are not recorded in an epoch, as a mask."""
-    return 0 if epoch < el2n_epochs else 1 << k.EL2N
-
-
 @torch.library.register_fake("hbr_fast::record", lib=library)
 def _record_fake(*args: object) -> None:
     """Nothing to say about shapes: the state is changed in place."""
 
 
 record = torch.ops.hbr_fast.record.default
-
-
-def record_eagerly(logits: torch.Tensor, *arguments: Any) -> None:
-    """`record`; called directly where it can be: a dispatch to Python takes longer than a small batch."""
-    if team.is_plain(logits):
-        _record_cpu(logits, *arguments)
-    else:
-        record(logits.detach(), *arguments)

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from hbr_fast.kernels import cpu_cross_entropy, hardness_pass, team
+from hbr_fast.kernels import cpu_cross_entropy, hardness_pass
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels.ops import library
-
-State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sums, counters, status: see `ops`
 
 library.define(
     "cross_entropy(Tensor logits, Tensor labels, Tensor ids, Tensor? weight, float label_smoothing, str reduction, "
@@ -24,33 +22,38 @@ library.define(
 
 
 def cross_entropy(
+    form: hardness_pass.Form | None,
     logits: torch.Tensor,
     labels: torch.Tensor,
     ids: torch.Tensor,
     weight: torch.Tensor | None,
     label_smoothing: float,
     reduction: str,
-    estimators: int,
     epoch: int,
     el2n_epochs: int,
-    state: State,
+    estimators: int,
+    *state: torch.Tensor,
 ) -> torch.Tensor:
-    """The loss, with what the rows say added to the state; parameters as for the operators.
+    """The loss, with what the rows say added to the state (sums, counters, status).
+
+    The form is of `hardness_pass.plain_form_of`, other parameters are those of the operators here and of `ops.record`.
 
     Raises
     ------
     ValueError
         If a label or an id is out of range. Then no row was recorded. On a GPU such rows are left out and counted.
     """
-    loss_of = (labels, ids, weight, label_smoothing, reduction, state[0].shape[0], estimators)
-    if not team.is_plain(logits) or logits.dtype == torch.float64:
+    columns = estimators & ~hardness_pass.outside_window(epoch, el2n_epochs)
+    loss_of = (labels, ids, weight, label_smoothing, reduction, state[0].shape[0], columns)
+    if form is None or logits.dtype == torch.float64:
         loss, _, observed, outcomes = cross_entropy_operator(logits, *loss_of)
         accumulate_operator(observed, outcomes, ids, epoch, el2n_epochs, *state)
         return loss
-    return _Loss.apply(logits, loss_of, (epoch, el2n_epochs, *state))
+    return _Loss.apply(logits, form, loss_of, (epoch, el2n_epochs, *state))
 
 
 def _in_one_pass(
+    form: hardness_pass.Form,
     logits: torch.Tensor,
     labels: torch.Tensor,
     ids: torch.Tensor,
@@ -69,11 +72,11 @@ def _in_one_pass(
     rows, classes = logits.shape
     # What a kernel writes to: never of another default type or device.
     loss = torch.empty((), dtype=torch.float32, device="cpu")
-    gradient = torch.empty((rows, classes), dtype=torch.float32, device="cpu")
+    gradient = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
     observed, outcomes = _NONE_OBSERVED
     if rows:
         kernels = hardness_pass.loss_kernels(mean=reduction == "mean", record=recording is not None)
-        form, one = hardness_pass.take(kernels, logits, labels, ids, samples, estimators)
+        key, one = hardness_pass.take(kernels, form, logits, labels, ids, samples, estimators)
         weights = _ones(classes) if weight is None else weight.float().contiguous()
         options = one.options
         options[cpu_cross_entropy.SMOOTHING], options[cpu_cross_entropy.DIVISOR] = label_smoothing, 1.0
@@ -84,7 +87,7 @@ def _in_one_pass(
             loss = one.losses.float()
         if recording is None:  # copies: the pass writes there again
             observed, outcomes = one.observed.clone(), one.outcomes.clone()
-        hardness_pass.keep(form, one)
+        hardness_pass.keep(key, one)
     else:
         loss = loss.new_zeros(0) if reduction == "none" else loss.fill_(float("nan") if reduction == "mean" else 0.0)
     if logits.dtype == torch.float64:
@@ -126,17 +129,24 @@ class _Loss(torch.autograd.Function):
     # Not with `setup_context`: torch binds the arguments of such a function to its signature at every call, which
     # takes longer than a small batch.
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, loss_of: tuple[Any, ...], recording: tuple[Any, ...]) -> torch.Tensor:
-        loss, gradient, *_ = _in_one_pass(logits, *loss_of, recording=recording)
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        form: hardness_pass.Form,
+        loss_of: tuple[Any, ...],
+        recording: tuple[Any, ...],
+    ) -> torch.Tensor:
+        loss, gradient, *_ = _in_one_pass(form, logits, *loss_of, recording=recording)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, by_loss: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, by_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
-        return _times(gradient, by_loss).to(ctx.dtype), None, None
+        gradient = _times(gradient, by_loss)
+        return gradient if ctx.dtype == torch.float32 else gradient.to(ctx.dtype), None, None, None
 
 
 def _refuse_second_derivative() -> None:
@@ -190,7 +200,8 @@ def _cross_entropy_cpu(
     ValueError
         If a label or an id is out of range.
     """
-    return _in_one_pass(logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
+    form = hardness_pass.form_of(logits, labels, ids)
+    return _in_one_pass(form, logits, labels, ids, weight, label_smoothing, reduction, samples, estimators)
 
 
 @torch.library.impl(library, "cross_entropy", "CUDA")

@@ -48,7 +48,7 @@ def test_it_records_what_the_cpu_and_the_definitions_do(
         monkeypatch.setattr(triton_hardness, "ACCUMULATE_BLOCK", 1024)
     samples = rows + 1  # the last is never seen
     got, expected = (HardnessRecorder(samples, classes, el2n_epochs=2) for _ in range(2))
-    monkeypatch.setattr(got, "_record", triton_hardness.record)
+    monkeypatch.setattr(got, "_record", lambda form, *arguments: triton_hardness.record(*arguments))
     visits: dict[int, list[Visit]] = defaultdict(list)
     for epoch in range(3):
         logits, labels, ids = batch((rows, classes), max(1, rows // 3), seed=epoch)
