@@ -260,7 +260,7 @@ def label_points(axes: Axes, x: np.ndarray, y_ac: np.ndarray, classes: Sequence[
             else:
                 label.remove()
         assert best is not None
-        taken.append(best[2])
+        taken.append(best[2].padded(2 * pixel))  # names side by side must not read as one
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:
