@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hbr_fast.hardness.state import State
     from hbr_fast.kernels.hardness_pass import Form
 
+_MOST_FORMS = 64  # remembered: where every batch has another size there is no end of them
 _LEFT_OUT = [0, 2, 3]  # entries of the status that count rows
 
 
@@ -163,6 +164,8 @@ class HardnessRecorder:
                 labels_b, ids_b = _as_long(labels_b, ids_b)
                 form = self._form_of(logits_bc, labels_b, ids_b)
             elif form is not None:
+                if len(self._fitting) >= _MOST_FORMS:
+                    self._fitting.clear()
                 self._fitting.add(form)
         if self.strangers:
             ids_b = ids_b.clamp(max=self.num_samples)

@@ -1,3 +1,4 @@
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,42 @@ def test_what_is_no_tensor_is_named(place: int) -> None:
     names = ", ".join("ndarray" if place == i else "Tensor" for i in range(2))
     with pytest.raises(ValueError, match=f"logits, labels and ids must be torch tensors, got {names} and "):
         HardnessRecorder(3, 3).record(*arguments, epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (0, lambda logits: logits.to("meta"), "the logits are on meta"),
+        (0, lambda logits: logits.int(), "logits must be float32"),
+        (0, lambda logits: logits[:, :2], r"logits must be \[B, 3\], got \[4, 2\]"),
+        (0, lambda logits: logits[None], r"logits must be \[B, 3\], got \[1, 4, 3\]"),
+        (1, lambda labels: labels.to("meta"), "the labels are on meta"),
+        (1, lambda labels: labels.double(), "labels and ids must be integers, got torch.float64"),
+        (1, lambda labels: labels[:3], r"labels and ids must be \[4\], got \[3\] and \[4\]"),
+        (1, lambda labels: labels.tolist(), "must be torch tensors, got Tensor, list and Tensor"),
+        (2, lambda ids: ids.to("meta"), "the ids are on meta"),
+        (2, lambda ids: ids[:, None], r"labels and ids must be \[4\], got \[4\] and \[4, 1\]"),
+    ],
+)
+def test_a_batch_that_fits_does_not_let_the_next_one_through(place: int, change: Any, message: str) -> None:
+    recorder, alone = HardnessRecorder(4, 3), HardnessRecorder(4, 3)
+    good = [torch.eye(4, 3), torch.arange(4) % 3, torch.arange(4)]
+    for one in (recorder, alone):
+        one.record(*good, epoch=0)
+    bad = [change(given) if place == i else given for i, given in enumerate(good)]
+    for call in (recorder.record, functools.partial(hardness_cross_entropy, recorder=recorder)):
+        with pytest.raises(ValueError, match=message):
+            call(*bad, epoch=0)
+    assert torch.equal(recorder.sums, alone.sums)
+
+
+def test_as_many_forms_of_batches_as_there_are_sizes() -> None:
+    recorder = HardnessRecorder(200, 2)
+    for size in range(1, 201):
+        ids = torch.arange(size)
+        recorder.record(torch.eye(size, 2), ids % 2, ids, epoch=0)
+    assert recorder.scores().observations.tolist() == [list(range(200, 0, -1))]
+    assert len(recorder._fitting) < 100
 
 
 def test_logits_on_another_device_are_refused() -> None:
