@@ -17,6 +17,7 @@ import hbr_fast
 ALL_MODULES = ["hbr_fast", *(info.name for info in pkgutil.walk_packages(hbr_fast.__path__, "hbr_fast."))]
 # Modules that need an extra, and what it installs.
 EXTRAS = {f"hbr_fast.integrations.{library}": library for library in ("lightning", "transformers")}
+EXTRAS |= {"hbr_fast.loaders.dali": "nvidia.dali", "hbr_fast.loaders.ffcv": "ffcv"}
 HEAVY = {"torch", "torchvision", "numba", "numpy", "ffcv", "nvidia", "triton", "ray", "polars", "matplotlib"}
 HEAVY_FOR_CLI = {"torch", "torchvision", "numba", "matplotlib", "polars", "scipy", "sklearn", "jinja2", "ffcv", "ray"}
 

@@ -1,6 +1,5 @@
 """The recording kernels compiled ahead of time for real devices: nothing spills, each logit is read once."""
 
-import os
 import re
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from triton.compiler import ASTSource
 
 from hbr_fast.kernels import cpu_hardness as k
 from hbr_fast.kernels import launch, triton_cross_entropy, triton_hardness
+from kernels.ptx import of_new_compilers, spills_nothing
 
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = pytest.mark.parametrize("capability", [80, 90, 100])  # A100, H100, B200
 
 
@@ -53,24 +52,13 @@ def observe_with_loss(classes: int, logits: str, capability: int, *, options: bo
     return compiled(kernel, {**pointers, **results}, constants, capability)
 
 
-def assembler_report(ptx: str, folder: Path) -> str:
-    """What the assembler in Triton's wheel says of registers and spills."""
-    (folder / "kernel.ptx").write_text(ptx)
-    named = re.search(r"^\.target (\S+?)(,|$)", ptx, flags=re.MULTILINE)
-    assert named is not None
-    newest = BINARIES / "ptxas-blackwell"
-    assembler = newest if newest.exists() else BINARIES / "ptxas"
-    command = [str(assembler), "-v", f"--gpu-name={named[1]}", str(folder / "kernel.ptx"), "-o", os.devnull]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
-
-
+@of_new_compilers
 @CAPABILITIES
 @SIZES
 def test_the_observing_kernel_compiles_without_spills(
     classes: int, logits: str, capability: int, tmp_path: Path
 ) -> None:
-    report = assembler_report(observe(classes, logits, capability), tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in report
+    assert spills_nothing(observe(classes, logits, capability), tmp_path)
 
 
 @CAPABILITIES
@@ -79,7 +67,7 @@ def test_the_accumulating_kernel_compiles_without_spills(capability: int, tmp_pa
     state = {"sums": "*fp64", "counters": "*i32", "status": "*i64"}
     constants = {"BLOCK": launch.ACCUMULATE_BLOCK}
     ptx = compiled(triton_hardness.accumulate_kernel, {**pointers, **state}, constants, capability)
-    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
+    assert spills_nothing(ptx, tmp_path)
 
 
 @CAPABILITIES
@@ -87,8 +75,7 @@ def test_the_accumulating_kernel_compiles_without_spills(capability: int, tmp_pa
 def test_the_loss_that_records_compiles_without_spills(
     classes: int, logits: str, capability: int, tmp_path: Path
 ) -> None:
-    report = assembler_report(observe_with_loss(classes, logits, capability), tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in report
+    assert spills_nothing(observe_with_loss(classes, logits, capability), tmp_path)
 
 
 @CAPABILITIES
@@ -97,7 +84,7 @@ def test_the_weighing_kernel_compiles_without_spills(options: bool, capability: 
     types = {"labels": "*i64", "weights": "*fp32", "weighed": "*fp64"}
     constants = {"WEIGHTED": options, "MEAN": options, "BLOCK": launch.LABEL_BLOCK}
     ptx = compiled(triton_cross_entropy.weigh_kernel, types, constants, capability)
-    assert "0 bytes spill stores, 0 bytes spill loads" in assembler_report(ptx, tmp_path)
+    assert spills_nothing(ptx, tmp_path)
 
 
 def moved(ptx: str, instruction: str, size: int) -> int:
@@ -106,6 +93,7 @@ def moved(ptx: str, instruction: str, size: int) -> int:
     return sum(int(vector or 1) * size for vector, bits in words if int(bits) == 8 * size)
 
 
+@of_new_compilers
 @pytest.mark.parametrize("classes", [10, 1000, 2048, 100_000])
 @pytest.mark.parametrize(("logits", "size"), [("*fp32", 4), ("*bf16", 2)])
 def test_each_logit_is_read_once(classes: int, logits: str, size: int) -> None:
@@ -116,6 +104,7 @@ def test_each_logit_is_read_once(classes: int, logits: str, size: int) -> None:
     assert 0 < own <= size * max(1, rows // 4), (own, share)
 
 
+@of_new_compilers
 @pytest.mark.parametrize(("classes", "times"), [(10, 1), (1000, 1), (2048, 1), (2049, 2), (100_000, 2)])
 def test_the_loss_reads_a_row_once_that_fits_a_block(classes: int, times: int) -> None:
     rows, block = launch.hardness_tile(classes)
