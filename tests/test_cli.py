@@ -417,6 +417,11 @@ def test_missing_source_files_are_named_and_nothing_is_left(source: str, tmp_pat
         (["train", "x.hbr", "run", "--set", "epochs=x"], "recipe field 'epochs' cannot be 'x'"),
         (["train", "x.hbr", "run", "--set", "epochs"], "a recipe field is changed by field=value, got 'epochs'"),
         (["train", "x.hbr", "run", "--set", "lr=-1"], "recipe 'small-cnn': lr cannot be -1.0"),
+        (
+            ["train", "x.hbr", "run", "--set", "lr=1", "--set", "epochs=1"],
+            "--set is given twice: give it once, with all ",
+        ),
+        (["train", "x.hbr", "run", "--seed", "1", "--seed=2"], "--seed is given twice: give it once, with all "),
         (["hardness", "run"], "run holds no finished ensemble (no ensemble.json): train one into it"),
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
         (["resample", "run", "plan"], "run holds no finished ensemble"),
@@ -679,15 +684,18 @@ def test_an_output_in_a_missing_directory_is_named(run: Path, tmp_path: Path, fa
         (["--alpha", 99], "the largest feasible alpha is"),
         (["--alpha", -1], "alpha must be a finite number >= 0, got -1.0"),
         (["--alpha", "nan"], "alpha must be a finite number >= 0, got nan"),
-        (["--undersample", "easiest"], "undersample must be one of easy, hard, extreme, random, none; got 'easiest'"),
-        (["--oversample", "smoat"], "oversample must be one of"),
-        (["--seed", -1], "seed must be in [0, 2**63), got -1"),
+        (
+            ["--alpha", 0.1, "--undersample", "easiest"],
+            "undersample must be one of easy, hard, extreme, random, none; got 'easiest'",
+        ),
+        (["--alpha", 0.1, "--oversample", "smoat"], "oversample must be one of"),
+        (["--alpha", 0.1, "--seed", -1], "seed must be in [0, 2**63), got -1"),
     ],
 )
 def test_a_plan_that_cannot_be_had_is_one_line(
     run: Path, tmp_path: Path, fails: Fails, options: list[object], message: str
 ) -> None:
-    assert message in fails("resample", run, tmp_path / "plan", "--alpha", 0.1, *options)
+    assert message in fails("resample", run, tmp_path / "plan", *options)
     assert list(tmp_path.iterdir()) == []
 
 
