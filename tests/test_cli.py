@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import torch
 
 import hbr_fast
 from hbr_fast import cli
+from hbr_fast.cli.options import LISTS
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.plan import Plan
@@ -421,7 +424,8 @@ def test_missing_source_files_are_named_and_nothing_is_left(source: str, tmp_pat
             ["train", "x.hbr", "run", "--set", "lr=1", "--set", "epochs=1"],
             "--set is given twice: give it once, with all ",
         ),
-        (["train", "x.hbr", "run", "--seed", "1", "--seed=2"], "--seed is given twice: give it once, with all "),
+        (["study", "quickstart", "--alphas=1", "--alphas", "2"], "--alphas is given twice: give it once, with all "),
+        (["train", "x.hbr", "run", "--seed", "1", "--seed", "2"], "there is no dataset at x.hbr"),
         (["hardness", "run"], "run holds no finished ensemble (no ensemble.json): train one into it"),
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
         (["resample", "run", "plan"], "run holds no finished ensemble"),
@@ -741,3 +745,12 @@ def test_a_damaged_member_is_named(run: Path, tmp_path: Path, fails: Fails) -> N
 def test_a_report_does_not_replace_a_folder_that_is_none(data: Path, tmp_path: Path, fails: Fails) -> None:
     fails("report", tmp_path, "--out", data)
     assert (data / "meta.json").exists()
+
+
+def test_lists_are_the_options_of_any_number_of_values() -> None:
+    found = {"--set"}
+    for command in cli.COMMANDS.values():
+        for name, parameter in inspect.signature(command).parameters.items():
+            if re.match(r"tuple\[.*, \.\.\.\]", str(parameter.annotation)):
+                found.add(f"--{name.replace('_', '-')}")
+    assert found == set(LISTS)

@@ -16,6 +16,7 @@ import tyro
 from hbr_fast.cli.convert import convert
 from hbr_fast.cli.hardness import hardness
 from hbr_fast.cli.info import info
+from hbr_fast.cli.options import require_lists_once
 from hbr_fast.cli.relabel import relabel
 from hbr_fast.cli.report import report
 from hbr_fast.cli.resample import resample
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if started_by_torchrun() and words[:1] != ["train"]:
             raise ValueError("only train shares its work among the processes of torchrun: start this one without it")
-        _require_each_once(words)
+        require_lists_once(words)
         with raised_at_once(), contextlib.suppress(BrokenPipeError):
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
@@ -74,14 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(f"ended by SIGTERM; {saved}run the same command again", TERMINATED)
     except KeyboardInterrupt:
         _end("interrupted; run the same command again to go on", INTERRUPTED)
-
-
-def _require_each_once(words: Sequence[str]) -> None:
-    """Of an option given twice the first would be dropped without a word, and of --set with it all that it set."""
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    for option in options:
-        if options.count(option) > 1:
-            raise ValueError(f"{option} is given twice: give it once, with all of its values after it")
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 AtOnce = int | Literal["auto"]
+LISTS = ("--set", "--formats", "--alphas", "--rates", "--oversamplers")  # options of any number of values
+
+
+def require_lists_once(words: Sequence[str]) -> None:
+    """Of a list given twice the first would be dropped without a word; any other option may be, and the last counts."""
+    for option in LISTS:
+        if sum(word.partition("=")[0] == option for word in words) > 1:
+            raise ValueError(f"{option} is given twice: give it once, with all of its values after it")
 
 
 def refuse_to_overwrite(out: Path, force: bool) -> None:
