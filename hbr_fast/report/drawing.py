@@ -220,8 +220,9 @@ def legend_label(study: StudyFiles, arm: str) -> str:
     return f"{short(arm_label(arm), 40)} ({count(study, arm)})"
 
 
-def label_points(axes: Axes, x: np.ndarray, y_ac: np.ndarray, classes: Sequence[str]) -> None:
-    """Names beside a column of points a class, each at the place where it covers least of what is drawn."""
+def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequence[str]) -> None:
+    """Names beside the first arm's points, each where it covers least of all arms' points; x may be one row for all."""
+    x_ac = np.broadcast_to(x_ac, y_ac.shape)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -235,15 +236,15 @@ def label_points(axes: Axes, x: np.ndarray, y_ac: np.ndarray, classes: Sequence[
     pixel = figure.dpi / 72
     taken = [
         Bbox.from_bounds(px - 4 * pixel, py - 4 * pixel, 8 * pixel, 8 * pixel)
-        for y_c in y_ac
-        for px, py in axes.transData.transform(np.column_stack([x, y_c]))
+        for x_c, y_c in zip(x_ac, y_ac, strict=True)
+        for px, py in axes.transData.transform(np.column_stack([x_c, y_c]))
     ]
     for c, name in enumerate(classes):
         best: tuple[float, Annotation, Bbox] | None = None
         for rank, (dx, dy, ha, va) in enumerate(places):
             label = axes.annotate(
                 short(name),
-                (x[c], y_ac[0, c]),
+                (x_ac[0, c], y_ac[0, c]),
                 (dx, dy),
                 textcoords="offset points",
                 ha=ha,

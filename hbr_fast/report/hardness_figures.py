@@ -128,7 +128,7 @@ def precision_against_recall(study: StudyFiles) -> Picture:
         points = []
         for arm in shown:
             recall, precision = (100 * study.class_metric(arm, name).mean(axis=0) for name in ("recall", "precision"))
-            points.append(precision)
+            points.append((recall, precision))
             colour, marker = look(study, arm)
             axes.plot(
                 recall, precision, linestyle="none", marker=marker, color=colour, markersize=4, gid=f"points {arm}",
@@ -154,8 +154,8 @@ def precision_against_recall(study: StudyFiles) -> Picture:
         axes.grid(visible=True)
         legend(figure, axes, study)
         if len(study.classes) <= MOST_LABELS:
-            recall = 100 * study.class_metric(BASELINE, "recall").mean(axis=0)
-            label_points(axes, recall, np.stack(points[:1]), study.classes)
+            recall_ac, precision_ac = np.stack(points, axis=1)
+            label_points(axes, recall_ac, precision_ac, study.classes)
     words = "; ".join(lines)
     return Picture(
         "precision_against_recall",
