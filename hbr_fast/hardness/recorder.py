@@ -220,13 +220,7 @@ class HardnessRecorder:
         self, form: Form | None, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, epoch: int
     ) -> None:
         """What is kept besides the state of samples, after a batch."""
-        if form is not None and self._log is None:  # at every batch, so in few steps
-            if epoch >= self._epochs:
-                self._epochs = epoch + 1
-            return
-        import torch
-
-        compiling = torch.compiler.is_compiling()
+        compiling = form is None and _is_compiling()
         if self._log is not None:
             if compiling:
                 raise ValueError("a recorder with distributed=True logs visits: record outside what is compiled")
@@ -456,6 +450,12 @@ def _json_values(provenance: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the provenance must be JSON values: {error}") from None
     return dict(provenance)
+
+
+def _is_compiling() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def _as_long(*tensors: torch.Tensor) -> list[torch.Tensor]:

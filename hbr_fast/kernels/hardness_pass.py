@@ -95,7 +95,7 @@ class HardnessPass:
         logits: torch.Tensor,
         labels: torch.Tensor,
         ids: torch.Tensor,
-        recording: tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor] | None,
+        recording: tuple[Any, ...] | None,
     ) -> None:
         """Do it, for a batch that has rows; `recording` is the epoch, EL2N's epochs and the state, where it records.
 
@@ -176,15 +176,13 @@ def record(
     epoch: int,
     el2n_epochs: int,
     estimators: int,
-    sums: torch.Tensor,
-    counters: torch.Tensor,
-    status: torch.Tensor,
+    *state: torch.Tensor,
 ) -> None:
     """Add one observation a row, of tensors of that form; the others are the operator's parameters (see `ops`)."""
     if logits.numel():
         columns = estimators & ~outside_window(epoch, el2n_epochs)
-        key, one = take(RECORD, form, logits, labels, ids, sums.shape[-2], columns)
-        one.run(logits, labels, ids, (epoch, el2n_epochs, sums, counters, status))
+        key, one = take(RECORD, form, logits, labels, ids, state[0].shape[-2], columns)
+        one.run(logits, labels, ids, (epoch, el2n_epochs, *state))
         keep(key, one)
 
 
