@@ -77,13 +77,14 @@ class HardnessPass:
                 *(0, self.losses.data_ptr(), 0, self.options.buffer_info()[0], 0),
             ),
         )
-        items = {cpu_cross_entropy.observe_with_loss: (rows, None), k.record: (owners, 1), k.accumulate: (owners, 1)}
-        stages = (
-            team.Stage(kernel, count, self._words, piece)
-            for kernel in kernels
-            for count, piece in (items.get(kernel, (1, None)),)
-        )
-        self._task = team.Task(*stages, threads=threads)
+        stages = {
+            k.record: team.Stage(k.record, owners, self._words, piece=1),
+            cpu_cross_entropy.weigh_labels: team.Stage(cpu_cross_entropy.weigh_labels, 1, self._words),
+            cpu_cross_entropy.observe_with_loss: team.Stage(cpu_cross_entropy.observe_with_loss, rows, self._words),
+            cpu_cross_entropy.add_losses: team.Stage(cpu_cross_entropy.add_losses, 1, self._words),
+            k.accumulate: team.Stage(k.accumulate, owners, self._words, piece=1, wait=False),
+        }
+        self._task = team.Task(*(stages[kernel] for kernel in kernels), threads=threads)
 
     def point_to(self, loss: torch.Tensor, gradient: torch.Tensor, weights: torch.Tensor) -> None:
         """Where the next `run` writes the loss and its gradient, and finds the weights of the classes."""

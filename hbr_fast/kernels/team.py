@@ -47,20 +47,22 @@ _PIECES = 4  # a thread: one that starts late leaves some of them to the others
 # for all threads (0 where there is one thread), and of the counters, one a stage and thread, of items claimed; then for
 # each stage
 _STAGES, _THREADS, _THREAD_NUMBER, _BARRIER, _CLAIMED, _HEAD_WORDS = range(6)
-_COUNT, _PIECE, _KERNEL, _WORDS, _STAGE_WORDS = range(5)
+_COUNT, _PIECE, _KERNEL, _WORDS, _WAIT, _STAGE_WORDS = range(6)
 _LINE = 8  # words between two counters: threads that claim at once do not share a cache line
 
 
 class Stage(NamedTuple):
-    """What a team does before its threads wait for each other: the parameters of `run`, `items` its `count`.
+    """One thing that a team does: the parameters of `run`, `items` its `count`.
 
-    Words that are an `array("q")` are handed over as they are: stages may share one.
+    Words that are an `array("q")` are handed over as they are: stages may share one. Threads wait for each other before
+    a stage, unless it needs nothing of the stage before.
     """
 
     kernel: Any
     items: int
     words: Sequence[int]
     piece: int | None = None
+    wait: bool = True
 
 
 _forked = False
@@ -107,12 +109,12 @@ class Task:
         most = 1
         self._words = []
         described: list[int] = []
-        for kernel, count, words, piece in stages:
+        for kernel, count, words, piece, wait in stages:
             if piece is None:
                 piece = -(-count // (threads * _PIECES)) if threads > 1 else count
             most = max(most, -(-count // piece))
             self._words.append(words if type(words) is array else array("q", words))
-            described += (count, piece, kernel.address, self._words[-1].buffer_info()[0])
+            described += (count, piece, kernel.address, self._words[-1].buffer_info()[0], wait)
         threads = min(threads, most)
         parallel = team() if threads > 1 and not _forked else None
         self._call, number, barrier = parallel or (_call_alone, 0, 0)
@@ -239,9 +241,9 @@ def _work(address):
     threads = head[_THREADS]
     me = np.int64(0) if threads == 1 else np.int64(_number(head[_THREAD_NUMBER]))
     for s in range(head[_STAGES]):
-        if s > 0 and threads > 1:
-            _wait(head[_BARRIER])
         stage = array_at(address + 8 * (_HEAD_WORDS + s * _STAGE_WORDS), (_STAGE_WORDS,), np.int64)
+        if s > 0 and threads > 1 and stage[_WAIT]:
+            _wait(head[_BARRIER])
         count, piece = stage[_COUNT], stage[_PIECE]
         pieces = (count + piece - 1) // piece
         for turn in range(threads):

@@ -39,6 +39,24 @@ def widest(first, last, words):  # type: ignore[no-untyped-def]
     widths[first] = last - first
 
 
+@nb.cfunc(team.KERNEL, cache=True)
+def look_for(first, last, words):  # type: ignore[no-untyped-def]
+    """Set the second flag if the first is seen, looking at most so many times; then set the third."""
+    flags = team.array_at(words[0], (3,), np.int64)
+    for _ in range(words[1]):
+        if team._claim(words[0], 0) != 0:
+            flags[1] = 1
+            break
+    flags[2] = 1
+
+
+@nb.cfunc(team.KERNEL, cache=True)
+def raise_flag(first, last, words):  # type: ignore[no-untyped-def]
+    """Item 0: set the first flag to 1, or to 2 if the third is set."""
+    if first == 0:
+        team._claim(words[0], 1 + team.array_at(words[0], (3,), np.int64)[2])
+
+
 def assert_each_item_once(size: int, **options: int) -> None:
     values = np.zeros(size + 2, np.int64)
     team.run(count_up, size, (values.ctypes.data, size, 5), **options)
@@ -64,6 +82,18 @@ def test_a_task_does_its_stages_again_at_every_run(threads: int) -> None:
     task.run()
     once = np.arange(100) + np.arange(100) + 1005
     np.testing.assert_array_equal(values, once * np.where(np.arange(100) < 50, 2, 1))
+
+
+@pytest.mark.skipif(team.team() is None, reason="torch has no OpenMP team here")
+def test_threads_wait_for_each_other_before_a_stage_unless_told_not_to() -> None:
+    flags = np.zeros(3, np.int64)
+    looks = team.Stage(look_for, 1, (flags.ctypes.data, 10_000))
+    team.run_stages(looks, team.Stage(raise_flag, 2, (flags.ctypes.data,)), threads=2)
+    assert flags.tolist() == [2, 0, 1]  # looked in vain, and only then it was raised
+    flags[:] = 0
+    looks = team.Stage(look_for, 1, (flags.ctypes.data, 2_000_000_000))
+    team.run_stages(looks, team.Stage(raise_flag, 2, (flags.ctypes.data,), wait=False), threads=2)
+    assert flags.tolist() == [1, 1, 1]
 
 
 def test_pieces_are_no_larger_than_asked() -> None:
