@@ -21,6 +21,7 @@ from hbr_fast.kernels.cpu_hardness import (
     IDS_B,
     IDS_TYPE,
     IGNORED,
+    IGNORED_LABEL,
     LABELS,
     LABELS_B,
     LABELS_TYPE,
@@ -32,22 +33,29 @@ from hbr_fast.kernels.cpu_hardness import (
     OPTIONS,
     OUTCOMES,
     RESULT,
-    RIGHT,
     ROWS,
+    SAMPLES,
     SUM_COLUMNS,
     VECTOR_MATH,
     WEIGHTS,
-    WRONG,
     integer_at,
-    kept_columns,
     observe_rows,
-    outcome_of,
-    prefetch_state,
     row_at,
     scratch_for,
 )
 from hbr_fast.kernels.hardness_vectors import scale_row
-from hbr_fast.kernels.tile_vectors import FOUND_FINITE, FOUND_RIGHT, LOG_LOSS, OTHERS_SHARE, RIVAL_SHARE, TILE
+from hbr_fast.kernels.narrow_vectors import NARROW, narrow_gradient
+from hbr_fast.kernels.tile_vectors import (
+    FOUND_FINITE,
+    FOUND_RIGHT,
+    LOG_LOSS,
+    LOSS,
+    OWN_SLOPE,
+    SLOPE,
+    TILE,
+    WEIGHT,
+    losses_of_tile,
+)
 
 # What the loss is told: label smoothing, the sum of the class weights, and by what the gradient is divided, which
 # `weigh_labels` writes for a mean.
@@ -56,9 +64,9 @@ OPTION_ENTRIES = 3
 
 
 @nb.njit(fastmath=VECTOR_MATH)
-def smooth_row(gradient, scale, share, weights):
-    for c in range(gradient.shape[0]):
-        gradient[c] = gradient[c] * scale - share * weights[c]
+def smooth_row(gradient_c, slope, shares):
+    for c in range(gradient_c.shape[0]):
+        gradient_c[c] = gradient_c[c] * slope - shares[c]
 
 
 @nb.njit(fastmath=VECTOR_MATH)
@@ -71,44 +79,71 @@ def weighted_sum(logits_c, weights):
 
 
 @nb.njit(error_model="numpy")
-def finish_losses(words, start, size, tile, row):
-    """Write the losses of a tile's rows, and their gradients, whose rows hold `exp(z - rival)` of the other classes.
+def one_over(divisor):
+    """Infinite over 0: the divisor of a mean over no rows."""
+    return 1.0 / divisor
+
+
+@nb.njit(inline="always")
+def finish_losses(words, start, size, labels, scratch, shares, aside):
+    """Write the losses of a tile's rows from `start` on, and their gradients; labels are -1 of rows to leave out.
 
     With weights w and smoothing s over C classes the loss is (1 - s) w_y (-log p_y) + s / C sum_c w_c (-log p_c). Its
     gradient is p_c a - s / C w_c, less (1 - s) w_y where c = y, with a = (1 - s) w_y + s / C sum w; all over the
-    divisor.
+    divisor. At the own class p - 1 is, as far less, what the others have: digits are kept when p is near 1.
     """
+    tile, found = scratch.tile, scratch.found
     classes = words[CLASSES]
-    losses = team.array_at(words[LOSSES] + 8 * start, (size,), np.float64)
-    outcomes = team.array_at(words[OUTCOMES] + 8 * start, (size,), np.int64)
     weights = team.array_at(words[WEIGHTS], (classes,), np.float32)
     options = team.array_at(words[OPTIONS], (OPTION_ENTRIES,), np.float64)
-    smoothing, inverse = options[SMOOTHING], 1.0 / options[DIVISOR]
+    smoothing, total_weight, inverse = options[SMOOTHING], options[TOTAL_WEIGHT], one_over(options[DIVISOR])
     share = smoothing / classes
-    total_share = share * options[TOTAL_WEIGHT]
+    for i in range(TILE):
+        tile[WEIGHT, i] = weights[max(labels[i], 0)]
+    at_tile, at_labels = np.uint64(tile.ctypes.data), np.uint64(labels.ctypes.data)
+    at_found = np.uint64(found.ctypes.data)
+    losses_of_tile(at_tile, at_labels, at_found, smoothing, share, share * total_weight, inverse)
+    if smoothing > 0.0:
+        for i in range(size):
+            if labels[i] >= 0:
+                logits_c = team.array_at(row_at(words, 0, start + i, scratch.row), (classes,), np.float32)
+                log_sum = tile[LOG_LOSS, i] + np.float64(logits_c[labels[i]])
+                tile[LOSS, i] += share * (total_weight * log_sum - weighted_sum(logits_c, weights))
+    team.array_at(words[LOSSES] + 8 * start, (size,), np.float64)[:] = tile[LOSS, :size]
+    gradient = team.array_at(words[GRADIENT] + 4 * start * classes, (size * classes,), np.float32)
+    if classes <= NARROW:
+        narrow_gradient(
+            np.uint64(scratch.columns.ctypes.data),
+            classes,
+            at_labels,
+            np.uint64(shares.ctypes.data),
+            at_tile,
+            np.uint64(aside.ctypes.data),
+            np.uint64(gradient.ctypes.data),
+            size,
+        )
+        return
     for i in range(size):
-        address = words[GRADIENT] + 4 * (start + i) * classes
-        gradient = team.array_at(address, (classes,), np.float32)
-        if outcomes[i] > RIGHT:
-            gradient[:] = np.nan if outcomes[i] == NOT_FINITE else 0.0
-            losses[i] = np.nan if outcomes[i] == NOT_FINITE else 0.0
+        gradient_c = gradient[i * classes : (i + 1) * classes]
+        if labels[i] < 0 or math.isnan(found[FOUND_FINITE, i]):
+            gradient_c[:] = tile[SLOPE, i]  # 0 or NaN
             continue
-        label = integer_at(words[LABELS], words[LABELS_TYPE], (start + i) * words[LABELS_B])
-        weight = np.float64(weights[label])
-        own_scale = (1.0 - smoothing) * weight
-        scale = own_scale + total_share
-        loss = own_scale * tile[LOG_LOSS, i]
-        factor = np.float32(scale * tile[RIVAL_SHARE, i] * inverse)
         if smoothing > 0.0:
-            logits_c = team.array_at(row_at(words, 0, start + i, row), (classes,), np.float32)
-            log_sum = tile[LOG_LOSS, i] + np.float64(logits_c[label])
-            loss += share * (options[TOTAL_WEIGHT] * log_sum - weighted_sum(logits_c, weights))
-            smooth_row(gradient, factor, np.float32(share * inverse), weights)
+            smooth_row(gradient_c, np.float32(tile[SLOPE, i]), shares)
         else:
-            scale_row(np.uint64(address), classes, factor, LANES)
-        losses[i] = loss
-        # p - 1 of the own class, as far less as the others have: digits are kept when p is near 1.
-        gradient[label] = (total_share - share * weight - scale * tile[OTHERS_SHARE, i]) * inverse
+            scale_row(np.uint64(gradient_c.ctypes.data), classes, np.float32(tile[SLOPE, i]), LANES)
+        gradient_c[labels[i]] = tile[OWN_SLOPE, i]
+
+
+@nb.njit(inline="always")
+def write_shares(words, shares):
+    """What smoothing takes from the gradient at each class; 0 stays where there is none."""
+    options = team.array_at(words[OPTIONS], (OPTION_ENTRIES,), np.float64)
+    if options[SMOOTHING] > 0.0:
+        share = options[SMOOTHING] / words[CLASSES] * one_over(options[DIVISOR])
+        weights = team.array_at(words[WEIGHTS], (words[CLASSES],), np.float32)
+        for c in range(words[CLASSES]):
+            shares[c] = share * weights[c]
 
 
 @nb.cfunc(team.KERNEL, cache=True)
@@ -121,31 +156,37 @@ def observe_with_loss(first, last, words):
     all_rows = words[ROWS]
     observed = team.array_at(words[OBSERVED], (all_rows, SUM_COLUMNS), np.float64)
     outcomes = team.array_at(words[OUTCOMES], (all_rows,), np.int64)
-    scratch, kept, last_tile = scratch_for(words), kept_columns(words), np.empty((TILE, SUM_COLUMNS))
-    found = scratch[1]
-    rows, labels = np.empty(TILE, np.int64), np.zeros(TILE, np.int32)
+    scratch = scratch_for(words)
+    found, last_tile = scratch.found, scratch.observed
+    memory = np.zeros(2 * TILE + ((TILE + 1) * NARROW + words[CLASSES] + 1) // 2)  # as `Scratch.memory`
+    at = memory.ctypes.data
+    rows, labels = team.array_at(at, (TILE,), np.int64), team.array_at(at + 8 * TILE, (TILE,), np.int32)
+    aside = team.array_at(at + 16 * TILE, ((TILE + 1) * NARROW,), np.float32)
+    shares = team.array_at(at + 16 * TILE + 4 * (TILE + 1) * NARROW, (words[CLASSES],), np.float32)
+    write_shares(words, shares)
+    classes, samples, bad = np.uint64(words[CLASSES]), np.uint64(words[SAMPLES]), False
+    labels_at, labels_type, labels_b = words[LABELS], words[LABELS_TYPE], words[LABELS_B]
+    ids_at, ids_type, ids_b = words[IDS], words[IDS_TYPE], words[IDS_B]
     for start in range(first, last, TILE):
         size = min(TILE, last - start)
         for i in range(size):
             r = start + i
-            label = integer_at(words[LABELS], words[LABELS_TYPE], r * words[LABELS_B])
-            sample = integer_at(words[IDS], words[IDS_TYPE], r * words[IDS_B])
-            outcomes[r] = outcome_of(words, label, sample)
-            rows[i], labels[i] = r, label if outcomes[r] == WRONG else -1
-            if outcomes[r] == WRONG:  # what `accumulate` adds to is on its way while logits are read
-                prefetch_state(words, sample)
-            elif outcomes[r] != IGNORED:
-                team.array_at(words[NOTED], (1,), np.int64)[0] = 1
+            label, sample = integer_at(labels_at, labels_type, r * labels_b), integer_at(ids_at, ids_type, r * ids_b)
+            counts = label != IGNORED_LABEL
+            fits = (np.uint64(label) < classes) & (np.uint64(sample) < samples)
+            bad |= counts & (not fits)
+            rows[i], labels[i] = r, label if counts & fits else -1
         to = observed[start:last] if size == TILE else last_tile
-        observe_rows(words, rows[:size], labels, scratch, kept, to, True, True)
+        observe_rows(words, rows[:size], labels, scratch, to, True, True)
         for i in range(size):
-            if labels[i] >= 0:
-                outcomes[start + i] = NOT_FINITE if math.isnan(found[FOUND_FINITE, i]) else found[FOUND_RIGHT, i]
+            outcome = NOT_FINITE if math.isnan(found[FOUND_FINITE, i]) else np.int64(found[FOUND_RIGHT, i])
+            outcomes[start + i] = outcome if labels[i] >= 0 else IGNORED
         if size < TILE:
             observed[start:last] = last_tile[:size]
-        finish_losses(words, start, size, scratch[0], scratch[2])
-    # Keep them: numba frees an array after the last use of its name, and these are used by their addresses.
-    kept[0], labels[0] = 0, 0
+        finish_losses(words, start, size, labels, scratch, shares, aside)
+    if bad:
+        team.array_at(words[NOTED], (1,), np.int64)[0] = 1
+    memory[0], scratch.memory[0] = 0.0, 0.0  # Until here; see `cpu_hardness.record_rows`.
 
 
 @nb.cfunc(team.KERNEL, cache=True)

@@ -12,12 +12,14 @@ and a batch with a bad label or id is refused before anything is added. `accumul
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 
 from hbr_fast.kernels import team
 from hbr_fast.kernels.hardness_vectors import add_doubles, row_exp_sums, row_rival
+from hbr_fast.kernels.narrow_vectors import NARROW, read_narrow_tile
 from hbr_fast.kernels.tile_vectors import (
     FOUND_FINITE,
     FOUND_RIGHT,
@@ -29,7 +31,6 @@ from hbr_fast.kernels.tile_vectors import (
     TILE,
     TILE_ROWS,
     observe_tile,
-    read_narrow_tile,
 )
 from hbr_fast.kernels.vector import from_bfloat16, from_float16, prefetch
 
@@ -68,7 +69,6 @@ INT64, INT32 = range(2)
 
 LANES = 16
 _BLOCK = 1024  # exponentials summed in float32
-_NARROW = 16  # up to so many classes rows are read TILE at a time
 _AHEAD = 12  # rows whose state is asked of memory before it is needed
 VECTOR_MATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
@@ -133,16 +133,6 @@ def is_right(own, rival, label, logits_c):
 
 
 @nb.njit(inline="always")
-def outcome_of(words, label, sample):
-    """Of a row before its logits are read: WRONG, as yet, of one that counts."""
-    if label == IGNORED_LABEL:
-        return IGNORED
-    if not 0 <= label < words[CLASSES]:
-        return BAD_LABEL
-    return WRONG if 0 <= sample < words[SAMPLES] else BAD_ID
-
-
-@nb.njit(inline="always")
 def member_and_place(words, r):
     """Of row r of all members'."""
     batch = words[BATCH]
@@ -158,7 +148,7 @@ def prefetch_state(words, state):
 @nb.njit(inline="always")
 def read_rows(words, rows, labels, scratch, exponentials, with_loss):
     """Read a tile's rows one by one."""
-    tile, found, row, _ = scratch
+    tile, found = scratch.tile, scratch.found
     classes = words[CLASSES]
     for i in range(len(rows)):
         r, label = rows[i], labels[i]
@@ -168,7 +158,7 @@ def read_rows(words, rows, labels, scratch, exponentials, with_loss):
         if label < 0:
             continue
         m, b = member_and_place(words, r)
-        address = row_at(words, m, b, row)
+        address = row_at(words, m, b, scratch.row)
         rival, finite = row_rival(np.uint64(address), classes, label, LANES)
         found[FOUND_FINITE, i] = finite
         if math.isnan(finite):
@@ -189,64 +179,99 @@ def read_rows(words, rows, labels, scratch, exponentials, with_loss):
 
 
 @nb.njit(inline="always")
-def read_narrow_rows(words, rows, labels, scratch, exponentials, with_loss):
+def read_narrow_rows(words, rows, labels, scratch, exponentials):
     """Read a tile's rows of few classes together."""
-    tile, found, row, logits = scratch
-    classes = words[CLASSES]
     plain = words[LOGITS_TYPE] == FLOAT32 and words[LOGITS_C] == 1
     at_logits, step_m, step_b = words[LOGITS], 4 * words[LOGITS_M], 4 * words[LOGITS_B]
+    addresses, copies = scratch.addresses, scratch.copies
+    addresses[:] = scratch.zeros.ctypes.data  # of rows to leave out
     for i in range(len(rows)):
         if labels[i] >= 0:
             m, b = member_and_place(words, rows[i])
-            address = at_logits + m * step_m + b * step_b if plain else row_at(words, m, b, row)
-            logits_c = team.array_at(address, (classes,), np.float32)
-            for c in range(classes):
-                logits[c, i] = logits_c[c]
-        else:
-            logits[:, i] = 0.0
-    addresses = np.uint64(labels.ctypes.data), np.uint64(tile.ctypes.data), np.uint64(found.ctypes.data)
-    read_narrow_tile(np.uint64(logits.ctypes.data), classes, addresses[0], addresses[1], addresses[2], exponentials)
-    if with_loss:
-        for i in range(len(rows)):
-            gradient = team.array_at(words[GRADIENT] + 4 * rows[i] * classes, (classes,), np.float32)
-            for c in range(classes):
-                gradient[c] = logits[c, i]
+            addresses[i] = at_logits + m * step_m + b * step_b if plain else row_at(words, m, b, copies[i])
+    read_narrow_tile(
+        np.uint64(addresses.ctypes.data),
+        words[CLASSES],
+        np.uint64(scratch.columns.ctypes.data),
+        np.uint64(labels.ctypes.data),
+        np.uint64(scratch.tile.ctypes.data),
+        np.uint64(scratch.found.ctypes.data),
+        exponentials,
+    )
+
+
+class Scratch(NamedTuple):
+    """What reading tiles takes, for one call of a kernel.
+
+    Attributes
+    ----------
+    tile : float64 [TILE_ROWS, TILE]
+    found : float32 [FOUND_ROWS, TILE]
+    observed : float64 [TILE, 8]
+    kept : int64 [8]
+        For `observe_tile`: -1 for the columns that are asked for, 0 for those to be 0.
+    row : float32 [C]
+        A copy of a row, if need be.
+    columns, copies, zeros, addresses : float32 [NARROW, TILE], [TILE, NARROW] and [NARROW], int64 [TILE]
+        Of rows of few classes: see `read_narrow_tile`.
+    memory : float64 [any]
+        What all that lies in; the caller uses it last of all. The others do not own any, because numba counts who
+        refers to memory by an atomic instruction, wherever an array is passed on: that took a quarter of the time.
+    """
+
+    tile: Any
+    found: Any
+    observed: Any
+    kept: Any
+    row: Any
+    columns: Any
+    copies: Any
+    zeros: Any
+    addresses: Any
+    memory: Any
 
 
 @nb.njit(inline="always")
 def scratch_for(words):
-    """What reading a tile takes: the tile, what is found of its rows, one row, and the logits of narrow rows."""
+    """Scratch for logits of this form."""
     classes = words[CLASSES]
-    narrow = classes if classes <= _NARROW else 1
-    return (
-        np.zeros((TILE_ROWS, TILE)),
-        np.zeros((FOUND_ROWS, TILE), np.float32),
-        np.empty(classes, np.float32),
-        np.zeros((narrow, TILE), np.float32),
-    )
-
-
-@nb.njit(inline="always")
-def kept_columns(words):
-    """For `observe_tile`: -1 for the columns that are asked for, 0 for those to be 0."""
-    kept = np.zeros(SUM_COLUMNS, np.int64)
+    doubles = TILE * (TILE_ROWS + SUM_COLUMNS + 1) + SUM_COLUMNS
+    floats = TILE * (FOUND_ROWS + 2 * NARROW) + NARROW + classes
+    memory = np.zeros(doubles + (floats + 1) // 2)
+    at = memory.ctypes.data
+    tile = team.array_at(at, (TILE_ROWS, TILE), np.float64)
+    at += 8 * TILE_ROWS * TILE
+    observed = team.array_at(at, (TILE, SUM_COLUMNS), np.float64)
+    at += 8 * TILE * SUM_COLUMNS
+    addresses = team.array_at(at, (TILE,), np.int64)
+    at += 8 * TILE
+    kept = team.array_at(at, (SUM_COLUMNS,), np.int64)
     for column in range(SUM_COLUMNS):
         kept[column] = -(words[MASK] >> column & 1)
-    return kept
+    at += 8 * SUM_COLUMNS
+    found = team.array_at(at, (FOUND_ROWS, TILE), np.float32)
+    at += 4 * FOUND_ROWS * TILE
+    columns = team.array_at(at, (NARROW, TILE), np.float32)
+    at += 4 * NARROW * TILE
+    copies = team.array_at(at, (TILE, NARROW), np.float32)
+    at += 4 * TILE * NARROW
+    zeros = team.array_at(at, (NARROW,), np.float32)
+    row = team.array_at(at + 4 * NARROW, (classes,), np.float32)
+    return Scratch(tile, found, observed, kept, row, columns, copies, zeros, addresses, memory)
 
 
 @nb.njit(inline="always")
-def observe_rows(words, rows, labels, scratch, kept, observed, exponentials, with_loss):
+def observe_rows(words, rows, labels, scratch, observed, exponentials, with_loss):
     """Write what at most TILE rows say to `observed` float64 [TILE, 8].
 
     Labels are int32 [TILE], -1 of rows to leave out. `scratch` then holds the tile and what was found.
     """
-    if words[CLASSES] <= _NARROW:
-        read_narrow_rows(words, rows, labels, scratch, exponentials, with_loss)
+    if words[CLASSES] <= NARROW:
+        read_narrow_rows(words, rows, labels, scratch, exponentials)
     else:
         read_rows(words, rows, labels, scratch, exponentials, with_loss)
-    addresses = np.uint64(scratch[0].ctypes.data), np.uint64(kept.ctypes.data), np.uint64(observed.ctypes.data)
-    observe_tile(addresses[0], addresses[1], addresses[2], exponentials)
+    at_tile, at_kept = np.uint64(scratch.tile.ctypes.data), np.uint64(scratch.kept.ctypes.data)
+    observe_tile(at_tile, at_kept, np.uint64(observed.ctypes.data), exponentials)
 
 
 @nb.njit(inline="always")
@@ -294,17 +319,20 @@ def rows_of_owner(words, owner, rows, labels, states):
 def record_rows(words, owner, exponentials):
     """The body of `record`, for one owner."""
     all_rows = words[ROWS]
-    rows, states = np.empty(all_rows + TILE, np.int64), np.empty(all_rows + TILE, np.int64)
-    labels = np.empty(all_rows + TILE, np.int32)
+    room = all_rows + TILE
+    own_rows = np.empty(3 * room, np.int64)
+    rows = team.array_at(own_rows.ctypes.data, (room,), np.int64)
+    states = team.array_at(own_rows.ctypes.data + 8 * room, (room,), np.int64)
+    labels = team.array_at(own_rows.ctypes.data + 16 * room, (room,), np.int32)
     count = rows_of_owner(words, owner, rows, labels, states)
     note = team.array_at(words[NOTED], (1,), np.int64)
     if count < 0:
         note[0] = 1
         return
-    scratch, kept, observed = scratch_for(words), kept_columns(words), np.empty((TILE, SUM_COLUMNS))
+    scratch = scratch_for(words)
+    found, observed = scratch.found, scratch.observed
     outcomes = team.array_at(words[OUTCOMES], (all_rows,), np.int64)
     counters = team.array_at(words[COUNTERS], (1, COUNTER_COLUMNS), np.int32)
-    found = scratch[1]
     labels[count : count + TILE], states[count : count + TILE] = 0, 0  # behind the last
     for i in range(TILE):
         prefetch_state(words, states[i])
@@ -313,7 +341,7 @@ def record_rows(words, owner, exponentials):
         for i in range(size):  # what the next tile adds to is on its way while this one is read
             prefetch_state(words, states[start + TILE + i])
         of_tile = labels[start : start + TILE]
-        observe_rows(words, rows[start : start + size], of_tile, scratch, kept, observed, exponentials, False)
+        observe_rows(words, rows[start : start + size], of_tile, scratch, observed, exponentials, False)
         for i in range(size):
             if math.isnan(found[FOUND_FINITE, i]):
                 outcomes[rows[start + i]] = NOT_FINITE
@@ -321,8 +349,7 @@ def record_rows(words, owner, exponentials):
             else:
                 right = np.int64(found[FOUND_RIGHT, i])
                 add_row(words, counters, states[start + i], observed.ctypes.data + i * (8 * SUM_COLUMNS), right)
-    # Keep them: numba frees an array after the last use of its name, and these are used by their addresses.
-    kept[0], labels[0], observed[0, 0] = 0, 0, 0.0
+    own_rows[0], scratch.memory[0] = 0, 0.0  # Until here: numba frees an array after the last use of its name.
 
 
 @nb.cfunc(team.KERNEL, cache=True)
@@ -347,19 +374,22 @@ def accumulate(first, last, words):
     """
     if team.array_at(words[NOTED], (1,), np.int64)[0] != 0:
         return
-    all_rows = words[ROWS]
+    all_rows, owners, room = words[ROWS], words[OWNERS], words[ROWS] + _AHEAD
+    ids_at, ids_type, ids_b = words[IDS], words[IDS_TYPE], words[IDS_B]
     outcomes = team.array_at(words[OUTCOMES], (all_rows,), np.int64)
     counters = team.array_at(words[COUNTERS], (words[SAMPLES], COUNTER_COLUMNS), np.int32)
     status = team.array_at(words[STATUS], (STATUS_ENTRIES,), np.int64)
-    rows, states = np.empty(all_rows + _AHEAD, np.int64), np.empty(all_rows + _AHEAD, np.int64)
+    memory = np.empty(2 * room, np.int64)
+    rows = team.array_at(memory.ctypes.data, (room,), np.int64)
+    states = team.array_at(memory.ctypes.data + 8 * room, (room,), np.int64)
     for owner in range(first, last):
         count = 0
         for r in range(all_rows):
-            sample = integer_at(words[IDS], words[IDS_TYPE], r * words[IDS_B])
+            sample, outcome = integer_at(ids_at, ids_type, r * ids_b), outcomes[r]
             # Kept by moving on, not by a branch that would be guessed wrong half of the time.
             rows[count], states[count] = r, sample
-            count += (owner_of(sample, words[OWNERS]) == owner) & (outcomes[r] <= RIGHT)
-            if owner == 0 and outcomes[r] == NOT_FINITE:
+            count += (owner_of(sample, owners) == owner) & (outcome <= RIGHT)
+            if (owner == 0) & (outcome == NOT_FINITE):
                 if status[ROWS_NOT_FINITE] == 0:
                     status[FIRST_NOT_FINITE] = sample
                 status[ROWS_NOT_FINITE] += 1
@@ -368,3 +398,4 @@ def accumulate(first, last, words):
             prefetch_state(words, states[i + _AHEAD])
             r = rows[i]
             add_row(words, counters, states[i], words[OBSERVED] + r * (8 * SUM_COLUMNS), outcomes[r])
+    memory[0] = 0  # Until here; see `record_rows`.

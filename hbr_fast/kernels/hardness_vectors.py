@@ -9,7 +9,18 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from hbr_fast.kernels.vector import F32, I32, I64, fused_multiply_add, load, splat, store
+from hbr_fast.kernels.vector import (
+    F32,
+    I32,
+    I64,
+    fused_multiply_add,
+    lane_numbers,
+    load,
+    masked_load,
+    masked_store,
+    splat,
+    store,
+)
 
 LOWEST = -3.4028234663852886e38  # the lowest float32 stands for "no class here": no finite logit is below it
 
@@ -158,31 +169,18 @@ def _for_chunks(
     rest = builder.srem(count, lanes)
     with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(I64, 0))):
         first = builder.sub(count, rest)
-        here = builder.icmp_signed("<", _iota(width), splat(builder, builder.trunc(rest, I32), width))
-        pointer, align = vector.as_pointer(), ir.Constant(I32, 4)
-        mask = ir.VectorType(ir.IntType(1), width)
-        function = ir.FunctionType(vector, [pointer, I32, mask, vector])
-        masked = cgutils.get_or_insert_function(builder.module, function, f"llvm.masked.load.v{width}f32.p0v{width}f32")
-        empty = ir.Constant(vector, [behind] * width)
-        value = builder.call(masked, [builder.inttoptr(at(row, first), pointer), align, here, empty])
-        value = body(value, first)
+        here = builder.trunc(rest, I32)
+        value = body(masked_load(builder, at(row, first), vector, here, behind), first)
         if out is not None:
-            function = ir.FunctionType(ir.VoidType(), [vector, pointer, I32, mask])
-            name = f"llvm.masked.store.v{width}f32.p0v{width}f32"
-            masked = cgutils.get_or_insert_function(builder.module, function, name)
-            builder.call(masked, [value, builder.inttoptr(at(out, first), pointer), align, here])
+            masked_store(builder, value, at(out, first), here)
 
 
 def _without(builder: Any, value: Any, first: Any, index: Any, instead: float) -> Any:
     """A vector of a row, with `instead` in place of the number of index `index`, if it has it."""
     width = value.type.count
     place = splat(builder, builder.trunc(builder.sub(index, first), I32), width)
-    other = builder.icmp_signed("!=", place, _iota(width))
+    other = builder.icmp_signed("!=", place, lane_numbers(width))
     return builder.select(other, value, ir.Constant(value.type, [instead] * width))
-
-
-def _iota(lanes: int) -> Any:
-    return ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
 
 
 def _reduce(builder: Any, value: Any, lanes: int, combine: Any) -> Any:

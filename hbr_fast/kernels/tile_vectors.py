@@ -14,17 +14,17 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from hbr_fast.kernels.hardness_vectors import exponential
-from hbr_fast.kernels.vector import F32, F64, I32, I64, fused_multiply_add, load, splat, store
+from hbr_fast.kernels.vector import F32, F64, I32, I64, fused_multiply_add, load, shuffle, splat, store
 
 TILE = 16
 
-# Rows of a tile. Read: the logit of the own class, the largest other one, and sums over the other classes of `e` and of
-# `e * e`, `e = exp(z - rival)`: relative to their largest, no square underflows however sure the model is, and kept
-# apart from the own one, 1 - p keeps its digits when p is near 1. Written: -log p of the own class, the rival's
-# probability and that of all others together.
-OWN, RIVAL, SCALED, SQUARES, LOG_LOSS, RIVAL_SHARE, OTHERS_SHARE = range(7)
-TILE_ROWS = 7
+# Rows of a tile. `observe_tile` reads the logit of the own class, the largest other one, and sums over the other
+# classes of `e` and of `e * e`, `e = exp(z - rival)`: relative to their largest, no square underflows however sure the
+# model is, and kept apart from the own one, 1 - p keeps its digits when p is near 1. It writes -log p of the own class,
+# the rival's probability and that of all others together. `losses_of_tile` reads these and the weight of the own class,
+# and writes the loss, its gradient at the own class, and by what `e` is to be multiplied at the others.
+OWN, RIVAL, SCALED, SQUARES, LOG_LOSS, RIVAL_SHARE, OTHERS_SHARE, WEIGHT, LOSS, OWN_SLOPE, SLOPE = range(11)
+TILE_ROWS = 11
 # What is found of a tile's rows, float32 [FOUND_ROWS, TILE]: 1 or 0, whether the own class is the first of the largest,
 # and 0, or NaN if a logit is not finite.
 FOUND_RIGHT, FOUND_FINITE = range(2)
@@ -93,78 +93,57 @@ def observe_tile(typingctx: Any, tile: Any, kept: Any, observed: Any, exponentia
     return types.void(types.uint64, types.uint64, types.uint64, exponentials), codegen
 
 
-@intrinsic(prefer_literal=True)
-def read_narrow_tile(
-    typingctx: Any, logits: Any, classes: Any, labels: Any, tile: Any, found: Any, exponentials: Any
+@intrinsic
+def losses_of_tile(
+    typingctx: Any, tile: Any, labels: Any, found: Any, smoothing: Any, share: Any, all_shares: Any, inverse: Any
 ) -> Any:
-    """Of the logits of a tile's rows, what `observe_tile` reads.
-
-    Where there are few classes, this is far faster than a row at a time, whose lanes are mostly empty and whose sums
-    are each folded to one number.
+    """Write the cross-entropy of a tile's rows and what their gradients are made of; see `cpu_cross_entropy`.
 
     Parameters
     ----------
-    logits : address
-        Of float32 [classes, TILE]. With `exponentials`, overwritten with `exp(z - rival)`; 1 or more where the class is
-        the own one.
-    classes : int64
-    labels : address
-        Of int32 [TILE].
     tile : address
-        Written, with numbers that mean nothing where a logit is not finite.
+        Of what `observe_tile` wrote, and of the weights.
+    labels : address
+        Of int32 [TILE], -1 of rows to leave out, for which 0 is written.
     found : address
-        Of float32 [FOUND_ROWS, TILE], written.
-    exponentials : literal bool
-        Without, no sums are made.
+        Of float32 [FOUND_ROWS, TILE]; NaN is written for rows that are not finite.
+    smoothing, share, all_shares, inverse : float64
+        Label smoothing, that over the number of classes, that times the sum of the weights, and one over the divisor.
     """
-    full = bool(exponentials.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        logits, classes, labels, tile, found, _ = args
-        zeros = ir.Constant(_FLOATS, [0.0] * TILE)
-        labels = load(builder, labels, _INTEGERS)
+        tile, labels, found, smoothing, share, all_shares, inverse = args
 
-        def variable(number: float) -> Any:
-            return cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [number] * TILE))
+        def row(number: int) -> Any:
+            return builder.add(tile, ir.Constant(I64, 8 * TILE * number))
 
-        def column(c: Any) -> Any:
-            return builder.add(logits, builder.mul(c, ir.Constant(I64, 4 * TILE)))
+        def known(number: int) -> _Numbers:
+            return _Numbers(builder, load(builder, row(number), _DOUBLES))
 
-        def is_own(c: Any) -> Any:
-            return builder.icmp_signed("==", labels, splat(builder, builder.trunc(c, I32), TILE))
+        def all_rows(number: Any) -> _Numbers:
+            return _Numbers(builder, splat(builder, number, TILE))
 
-        rival, own, right, finite = variable(-math.inf), variable(0.0), variable(1.0), variable(0.0)
-        with cgutils.for_range(builder, classes) as loop:
-            z, mine = load(builder, column(loop.index), _FLOATS), is_own(loop.index)
-            builder.store(fused_multiply_add(builder, z, zeros, builder.load(finite)), finite)
-            builder.store(builder.select(mine, z, builder.load(own)), own)
-            # At the own class `rival` is the largest before it: a tie with that is wrong, one with a later class not.
-            before = builder.load(rival)
-            wrong = builder.and_(mine, builder.fcmp_ordered(">=", before, z))
-            builder.store(builder.select(wrong, zeros, builder.load(right)), right)
-            larger = builder.select(builder.fcmp_ordered(">", z, before), z, before)
-            builder.store(builder.select(mine, before, larger), rival)
-        own, rival, right, finite = (builder.load(each) for each in (own, rival, right, finite))
-        right = builder.select(builder.fcmp_ordered(">", rival, own), zeros, right)
-        for number, value in ((FOUND_RIGHT, right), (FOUND_FINITE, finite)):
-            store(builder, value, builder.add(found, ir.Constant(I64, 4 * TILE * number)))
-        known = [own, rival]
-        if full:
-            scaled, squares = variable(0.0), variable(0.0)
-            with cgutils.for_range(builder, classes) as loop:
-                at = column(loop.index)
-                e = exponential(builder, load(builder, at, _FLOATS), rival)
-                store(builder, e, at)
-                counted = builder.select(is_own(loop.index), zeros, e)
-                builder.store(builder.fadd(builder.load(scaled), counted), scaled)
-                builder.store(fused_multiply_add(builder, counted, counted, builder.load(squares)), squares)
-            known += [builder.load(scaled), builder.load(squares)]
-        for number, value in enumerate(known):
-            store(builder, builder.fpext(value, _DOUBLES), builder.add(tile, ir.Constant(I64, 8 * TILE * number)))
+        zero, divided = _constant(builder, 0.0), all_rows(inverse)
+        counted = _Condition(
+            builder, builder.icmp_signed(">=", load(builder, labels, _INTEGERS), ir.Constant(_INTEGERS, [0] * TILE))
+        )
+        at_finite = builder.add(found, ir.Constant(I64, 4 * TILE * FOUND_FINITE))
+        finite = _Numbers(builder, builder.fpext(load(builder, at_finite, _FLOATS), _DOUBLES))  # 0 or NaN
+        weight = known(WEIGHT)
+        own_scale = weight * (1.0 - all_rows(smoothing))
+        scale = own_scale + all_rows(all_shares)
+        own_slope = all_rows(all_shares) - all_rows(share) * weight - scale * known(OTHERS_SHARE)
+        results = {
+            LOSS: own_scale * known(LOG_LOSS),
+            OWN_SLOPE: own_slope * divided,
+            SLOPE: scale * known(RIVAL_SHARE) * divided,
+        }
+        for number, value in results.items():
+            store(builder, (counted.choose(value, zero) + finite).value, row(number))
         return context.get_dummy_value()
 
-    address = types.uint64
-    return types.void(address, types.int64, address, address, address, exponentials), codegen
+    address, number = types.uint64, types.float64
+    return types.void(address, address, address, number, number, number, number), codegen
 
 
 @dataclass(frozen=True)
@@ -191,6 +170,9 @@ class _Numbers:
 
     def __rtruediv__(self, other: float) -> _Numbers:
         return _Numbers(self.builder, self.builder.fdiv(self._vector(other), self.value))
+
+    def __rsub__(self, other: float) -> _Numbers:
+        return _Numbers(self.builder, self.builder.fsub(self._vector(other), self.value))
 
     def __neg__(self) -> _Numbers:
         return _Numbers(self.builder, self.builder.fneg(self.value))
@@ -266,10 +248,10 @@ def _transposed(builder: Any, columns: Sequence[Any]) -> list[Any]:
     """The rows of eight columns of TILE numbers."""
     rows = []
     for first in range(0, TILE, 8):
-        block = [_shuffled(builder, column, column, range(first, first + 8)) for column in columns]
+        block = [shuffle(builder, column, column, range(first, first + 8)) for column in columns]
         # Pairs, fours and then all of what belongs to a row; block[i] has it of rows i, i + step, ... of all.
         pairs = [
-            _shuffled(builder, a, b, [place for i in range(odd, 8, 2) for place in (i, 8 + i)])
+            shuffle(builder, a, b, [place for i in range(odd, 8, 2) for place in (i, 8 + i)])
             for a, b in zip(block[::2], block[1::2], strict=True)
             for odd in (0, 1)
         ]
@@ -277,13 +259,9 @@ def _transposed(builder: Any, columns: Sequence[Any]) -> list[Any]:
         for side in (0, 1):
             for odd in (0, 1):
                 a, b = pairs[4 * side + odd], pairs[4 * side + 2 + odd]
-                fours[side, odd] = _shuffled(builder, a, b, (0, 1, 8, 9, 4, 5, 12, 13))  # rows odd and odd + 4
-                fours[side, odd + 2] = _shuffled(builder, a, b, (2, 3, 10, 11, 6, 7, 14, 15))
+                fours[side, odd] = shuffle(builder, a, b, (0, 1, 8, 9, 4, 5, 12, 13))  # rows odd and odd + 4
+                fours[side, odd + 2] = shuffle(builder, a, b, (2, 3, 10, 11, 6, 7, 14, 15))
         for lower in (0, 4):
             halves = [*range(lower, lower + 4), *range(8 + lower, 12 + lower)]
-            rows += [_shuffled(builder, fours[0, i], fours[1, i], halves) for i in range(4)]
+            rows += [shuffle(builder, fours[0, i], fours[1, i], halves) for i in range(4)]
     return rows
-
-
-def _shuffled(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))

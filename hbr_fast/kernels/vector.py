@@ -7,6 +7,7 @@ Addresses are plain uint64, so that a kernel walks memory without bounds checks:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -60,6 +61,41 @@ def load(builder: Any, address: Any, vector: Any) -> Any:
 
 def store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
+
+
+def masked_load(builder: Any, address: Any, vector: Any, count: Any, behind: float) -> Any:
+    """The first `count` (int32) float32 at an address as a vector, then `behind`: nothing is read from there on."""
+    pointer, mask = vector.as_pointer(), ir.VectorType(ir.IntType(1), vector.count)
+    function = ir.FunctionType(vector, [pointer, I32, mask, vector])
+    name = f"llvm.masked.load.v{vector.count}f32.p0v{vector.count}f32"
+    masked = cgutils.get_or_insert_function(builder.module, function, name)
+    empty = ir.Constant(vector, [behind] * vector.count)
+    here = first_lanes(builder, count, vector.count)
+    return builder.call(masked, [builder.inttoptr(address, pointer), ir.Constant(I32, 4), here, empty])
+
+
+def masked_store(builder: Any, value: Any, address: Any, count: Any) -> None:
+    """Write the first `count` (int32) numbers of a vector of float32 to an address."""
+    pointer, mask = value.type.as_pointer(), ir.VectorType(ir.IntType(1), value.type.count)
+    function = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, mask])
+    name = f"llvm.masked.store.v{value.type.count}f32.p0v{value.type.count}f32"
+    masked = cgutils.get_or_insert_function(builder.module, function, name)
+    here = first_lanes(builder, count, value.type.count)
+    builder.call(masked, [value, builder.inttoptr(address, pointer), ir.Constant(I32, 4), here])
+
+
+def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
+    """Which lanes of a vector are below a count (int32)."""
+    return builder.icmp_signed("<", lane_numbers(lanes), splat(builder, count, lanes))
+
+
+def lane_numbers(lanes: int) -> Any:
+    return ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+
+
+def shuffle(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
+    """A vector of numbers at these places among those of `a` and then of `b`."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
 
 
 def splat(builder: Any, scalar: Any, lanes: int) -> Any:

@@ -36,7 +36,9 @@ def loss_and_gradient(function: Any, logits: torch.Tensor, *arguments: Any, **op
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (3, 7), (40, 16), (33, 100), (5, 4097)])
+@pytest.mark.parametrize(
+    ("rows", "classes"), [(1, 2), (3, 7), (20, 8), (19, 9), (300, 10), (40, 16), (33, 100), (5, 4097)]
+)
 def test_loss_and_gradient_are_those_of_torch(
     rows: int, classes: int, weighted: bool, smoothing: float, reduction: Any
 ) -> None:
