@@ -114,7 +114,9 @@ class HardnessRecorder:
         self._floats, self._integers = hardness_pass.FLOATS, hardness_pass.INTEGERS
         self._form_of, self._record = hardness_pass.plain_form_of, hardness_pass.record
         self._loss = ops_cross_entropy.cross_entropy
-        self._fitting: set[Form] = set()  # forms of batches that were found to fit
+        # Forms of batches that were found to fit, each by itself: what is looked up by the very same form is found
+        # without comparing all that it is made of.
+        self._fitting: dict[Form | None, Form] = {}
 
     def record(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
         """Add one observation a row.
@@ -157,8 +159,10 @@ class HardnessRecorder:
         The form is None where torch must see an operator. Whether a batch fits is a matter of its form alone, so it
         is asked once for each.
         """
-        form = self._form_of(logits_bc, labels_b, ids_b)
-        if form is None or form not in self._fitting:
+        given = self._form_of(logits_bc, labels_b, ids_b)
+        form = self._fitting.get(given)
+        if form is None:
+            form = given
             if not self._fits(logits_bc, labels_b, ids_b):
                 self._explain(logits_bc, labels_b, ids_b)
                 labels_b, ids_b = _as_long(labels_b, ids_b)
@@ -166,7 +170,7 @@ class HardnessRecorder:
             elif form is not None:
                 if len(self._fitting) >= _MOST_FORMS:
                     self._fitting.clear()
-                self._fitting.add(form)
+                self._fitting[form] = form
         if self.strangers:
             ids_b = ids_b.clamp(max=self.num_samples)
             form = self._form_of(logits_bc, labels_b, ids_b)

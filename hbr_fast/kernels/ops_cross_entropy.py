@@ -70,9 +70,10 @@ def _in_one_pass(
     The last two are then empty. `recording` is as of `HardnessPass.run`.
     """
     rows, classes = logits.shape
-    # What a kernel writes to: never of another default type or device.
-    loss = torch.empty((), dtype=torch.float32, device="cpu")
-    gradient = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
+    # Not by `torch.empty` with a type and a device, which takes twice as long.
+    loss, gradient = torch.empty_like(_SCALAR), torch.empty_like(logits)
+    if gradient.dtype != torch.float32 or not gradient.is_contiguous():
+        gradient = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
     observed, outcomes = _NONE_OBSERVED
     if rows:
         kernels = hardness_pass.loss_kernels(mean=reduction == "mean", record=recording is not None)
@@ -95,6 +96,8 @@ def _in_one_pass(
     return loss, gradient, observed, outcomes
 
 
+# Never of another default type or device: a kernel writes to what is like these.
+_SCALAR = torch.empty((), dtype=torch.float32, device="cpu")
 _NONE_OBSERVED = (
     torch.empty(0, k.SUM_COLUMNS, dtype=torch.float64, device="cpu"),
     torch.empty(0, dtype=torch.int64, device="cpu"),
@@ -136,30 +139,27 @@ class _Loss(torch.autograd.Function):
         loss_of: tuple[Any, ...],
         recording: tuple[Any, ...],
     ) -> torch.Tensor:
-        loss, gradient, *_ = _in_one_pass(form, logits, *loss_of, recording=recording)
+        loss, gradient, _, _ = _in_one_pass(form, logits, *loss_of, recording=recording)
         ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, by_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        _refuse_second_derivative()
+        # All written out: this is called from torch, where a call more takes a microsecond. The engine makes the
+        # gradient of the type of the logits.
+        if torch.is_grad_enabled():
+            _refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
-        gradient = _times(gradient, by_loss)
-        return gradient if ctx.dtype == torch.float32 else gradient.to(ctx.dtype), None, None, None
+        if by_loss.ndim:
+            gradient = gradient * by_loss[:, None]
+        elif (factor := by_loss.item()) != 1.0:
+            gradient = gradient * factor
+        return gradient, None, None, None
 
 
 def _refuse_second_derivative() -> None:
     """Autograd is on in a backward pass only where its result is to be differentiated: it would come out as 0."""
-    if torch.is_grad_enabled():
-        raise RuntimeError("hardness_cross_entropy has no second derivative: use cross_entropy, and record beside it")
-
-
-def _times(gradient: torch.Tensor, by_loss: torch.Tensor) -> torch.Tensor:
-    if by_loss.ndim:
-        return gradient * by_loss[:, None]
-    factor = by_loss.item()
-    return gradient if factor == 1.0 else gradient * factor
+    raise RuntimeError("hardness_cross_entropy has no second derivative: use cross_entropy, and record beside it")
 
 
 @torch.library.impl(library, "cross_entropy", "CPU")
@@ -249,7 +249,8 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _scale_gradient(ctx: Any, by_loss: torch.Tensor | None, *rest: object) -> tuple[torch.Tensor | None, ...]:
     if by_loss is None:
         return (None,) * 8
-    _refuse_second_derivative()
+    if torch.is_grad_enabled():
+        _refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
     return (gradient * (by_loss[:, None] if by_loss.ndim else by_loss)).to(ctx.dtype), *(None,) * 7
 
