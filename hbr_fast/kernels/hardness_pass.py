@@ -28,7 +28,7 @@ Kernels = tuple[Any, ...]  # what a pass does, one after the other
 Form = tuple[Any, ...]
 RECORD: Kernels = (k.record,)
 
-_KEPT = 8  # forms of batches whose passes are kept: 80 bytes a row each
+_KEPT = 8  # forms of batches whose passes are kept: 80 bytes a row each, for each Python thread that recorded at once
 # A row costs as much as this many classes more; two threads are faster from this many on.
 _ROW_COST, _SMALL = 100, 40_000
 
@@ -126,8 +126,9 @@ class HardnessPass:
         self.outcomes.zero_()
 
 
-# By what they were made for. A pass is taken out while it runs, so that two Python threads never share one.
-_passes: dict[tuple[Any, ...], HardnessPass] = {}
+# Those that do not run now, by what they were made for: a pass is taken out while it runs, so that two Python threads
+# never share one.
+_passes: dict[tuple[Any, ...], list[HardnessPass]] = {}
 
 
 def form_of(logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor) -> Form:
@@ -155,18 +156,18 @@ def take(
     ids: torch.Tensor,
     samples: int,
     estimators: int,
-) -> tuple[tuple[Any, ...], HardnessPass]:
-    """A pass for the caller alone, with its key: give it back with `keep`, unless it raised."""
+) -> tuple[list[HardnessPass], HardnessPass]:
+    """A pass for the caller alone, and where to put it back after it ran, unless it raised."""
     key = (kernels, form, samples, estimators, torch.get_num_threads())
-    one = _passes.pop(key, None)
-    return key, one or HardnessPass(kernels, logits, labels, ids, samples, estimators)
-
-
-def keep(key: tuple[Any, ...], one: HardnessPass) -> None:
-    """Have a pass taken again."""
-    if len(_passes) >= _KEPT:
-        _passes.clear()
-    _passes[key] = one
+    kept = _passes.get(key)
+    if kept is None:
+        if len(_passes) >= _KEPT:
+            _passes.clear()
+        kept = _passes[key] = []
+    try:
+        return kept, kept.pop()
+    except IndexError:
+        return kept, HardnessPass(kernels, logits, labels, ids, samples, estimators)
 
 
 def record(
@@ -182,9 +183,9 @@ def record(
     """Add one observation a row, of tensors of that form; the others are the operator's parameters (see `ops`)."""
     if logits.numel():
         columns = estimators & ~outside_window(epoch, el2n_epochs)
-        key, one = take(RECORD, form, logits, labels, ids, state[0].shape[-2], columns)
+        kept, one = take(RECORD, form, logits, labels, ids, state[0].shape[-2], columns)
         one.run(logits, labels, ids, (epoch, el2n_epochs, *state))
-        keep(key, one)
+        kept.append(one)
 
 
 def outside_window(epoch: int, el2n_epochs: int) -> int:

@@ -49,7 +49,7 @@ def cross_entropy(
         loss, _, observed, outcomes = cross_entropy_operator(logits, *loss_of)
         accumulate_operator(observed, outcomes, ids, epoch, el2n_epochs, *state)
         return loss
-    return _Loss.apply(logits, form, loss_of, (epoch, el2n_epochs, *state))
+    return _apply_loss(logits, form, loss_of, (epoch, el2n_epochs, *state))
 
 
 def _in_one_pass(
@@ -77,7 +77,7 @@ def _in_one_pass(
     observed, outcomes = _NONE_OBSERVED
     if rows:
         kernels = hardness_pass.loss_kernels(mean=reduction == "mean", record=recording is not None)
-        key, one = hardness_pass.take(kernels, form, logits, labels, ids, samples, estimators)
+        kept, one = hardness_pass.take(kernels, form, logits, labels, ids, samples, estimators)
         weights = _ones(classes) if weight is None else weight.float().contiguous()
         options = one.options
         options[cpu_cross_entropy.SMOOTHING], options[cpu_cross_entropy.DIVISOR] = label_smoothing, 1.0
@@ -88,7 +88,7 @@ def _in_one_pass(
             loss = one.losses.float()
         if recording is None:  # copies: the pass writes there again
             observed, outcomes = one.observed.clone(), one.outcomes.clone()
-        hardness_pass.keep(key, one)
+        kept.append(one)
     else:
         loss = loss.new_zeros(0) if reduction == "none" else loss.fill_(float("nan") if reduction == "mean" else 0.0)
     if logits.dtype == torch.float64:
@@ -155,6 +155,10 @@ class _Loss(torch.autograd.Function):
         elif (factor := by_loss.item()) != 1.0:
             gradient = gradient * factor
         return gradient, None, None, None
+
+
+# What `_Loss.apply` comes to where no transform of torch.func is active: `team.is_plain` asked that already.
+_apply_loss = super(torch.autograd.Function, _Loss).apply
 
 
 def _refuse_second_derivative() -> None:
