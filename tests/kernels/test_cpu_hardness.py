@@ -1,5 +1,9 @@
 import math
+import os
+import subprocess
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numba as nb
 import numpy as np
@@ -441,3 +445,14 @@ def test_exponentials_leave_the_own_class_out_and_are_kept_in_place(classes: int
         assert kept[classes] == 7.0
         e[label] = 0.0
         assert (first, second) == pytest.approx((e.sum(), (e**2).sum()), rel=3e-7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are protected by Linux's calls")
+def test_nothing_is_read_or_written_outside_of_a_batch_or_after_it_is_freed() -> None:
+    script = Path(__file__).with_name("at_page_ends.py")  # in a process of its own, which it may kill
+    # Scratch in pages of its own, gone once it is freed: a kernel that uses it after that is killed too.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1024", "MALLOC_MMAP_MAX_": "1000000"}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing else" in done.stdout
