@@ -284,7 +284,8 @@ def _version(package: str) -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    said = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b", " ", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", said).strip("-")
 
 
 def _duration(seconds: float) -> str:
