@@ -36,7 +36,7 @@ from hbr_fast.data.dataset import Split
 from hbr_fast.hardness import HardnessRecorder
 from hbr_fast.loaders.batch import Batch
 from hbr_fast.training import trainer
-from hbr_fast.training.recipe import Recipe, named_recipe
+from hbr_fast.training.recipe import Precision, Recipe, named_recipe
 
 QUICKSTART_SHAPE = (1, 28, 28)
 SHAPE = (3, 32, 32)
@@ -174,9 +174,9 @@ def lacking(split: Split, recipe: Recipe) -> list[harness.Variant]:
     plain, ordinary = plain_model(split, recipe), trainer.initial_model(recipe, split, seed=0)
     plain.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))  # the layers go by their images
     loop = torch.optim.SGD(ordinary.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    wide = dataclasses.replace(recipe, precision="float32")
+    other: Precision = "float32" if trainer.compute_dtype(recipe) == torch.bfloat16 else "bfloat16"
     without = {
-        "no bfloat16": ours(split, wide),
+        f"in {other}": ours(split, dataclasses.replace(recipe, precision=other)),
         "no channels-last, no fused norm": ours(split, recipe, model=plain),
         "no fused norm": ours(split, recipe, model=unfused),
         "no fused SGD": ours(split, recipe, model=ordinary, optimiser=loop),

@@ -36,9 +36,16 @@ def cpu_name() -> str:
 _VECTORS = {"avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
 
 
-def has_native_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX, Arm BF16); elsewhere it is slow."""
-    return not _cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32: AMX, Arm BF16, and AVX512-BF16 but not Intel's.
+
+    Intel's AVX512-BF16 has half the speed of its float32 (docs/training-speed.md); it is met without AMX where a
+    virtual machine hides that.
+    """
+    flags = _cpu_flags()
+    if "avx512_bf16" in flags and _cpuinfo("vendor_id") != "GenuineIntel":
+        return True
+    return not flags.isdisjoint({"amx_bf16", "bf16"})
 
 
 def _cpu_flags() -> set[str]:

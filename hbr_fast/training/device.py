@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hbr_fast.machine import has_native_bfloat16
+from hbr_fast import machine
 from hbr_fast.training.distributed import started_by_torchrun
 
 
@@ -49,9 +49,9 @@ class Compute:
         return model
 
 
-def has_bfloat16() -> bool:
-    """Whether the device that "auto" stands for computes in bfloat16 itself."""
-    return torch.cuda.is_bf16_supported(False) if torch.cuda.is_available() else has_native_bfloat16()
+def has_fast_bfloat16() -> bool:
+    """Whether the device that "auto" stands for computes faster in bfloat16 than in float32."""
+    return torch.cuda.is_bf16_supported(False) if torch.cuda.is_available() else machine.has_fast_bfloat16()
 
 
 def device_name(compute: Compute | None) -> str:

@@ -61,7 +61,7 @@ class Recipe:
     online_max_change : float
         Largest change of a class at a time, as a share of its count.
     precision : "auto", "float32" or "bfloat16"
-        "bfloat16" computes convolutions under autocast; "auto" does so where the processor has bfloat16 arithmetic.
+        "bfloat16" computes convolutions under autocast; "auto" does so where that is faster than float32.
     """
 
     name: str

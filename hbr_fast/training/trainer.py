@@ -23,7 +23,7 @@ from hbr_fast.sampler import QuotaOrder, Sampler, quota_order, sequential_order
 from hbr_fast.seeding import Stream, spread_seed
 from hbr_fast.training import signals
 from hbr_fast.training.checkpoint import Checkpoints
-from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_bfloat16
+from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_fast_bfloat16
 from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
 from hbr_fast.training.inference import predict
 from hbr_fast.training.models import build_model
@@ -324,7 +324,7 @@ def train_step(
 def compute_dtype(recipe: Recipe) -> torch.dtype:
     """The number format of a recipe's convolutions on this machine: "auto" goes by its GPU if it has one."""
     if recipe.precision == "auto":
-        return torch.bfloat16 if has_bfloat16() else torch.float32
+        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
 
 

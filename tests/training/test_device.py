@@ -8,8 +8,7 @@ import torch
 from hbr_fast import machine
 from hbr_fast.cli.options import number_at_once
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.training import device
-from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_bfloat16
+from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_fast_bfloat16
 from hbr_fast.training.ensemble import train_ensemble
 from hbr_fast.training.recipe import Recipe
 
@@ -76,9 +75,9 @@ def test_precision_follows_the_gpu_where_there_is_one(monkeypatch: pytest.Monkey
     for gpus in (0, 1):
         with_gpus(monkeypatch, gpus)
         for native in (True, False):
-            monkeypatch.setattr(device, "has_native_bfloat16", lambda found=native != bool(gpus): found)
+            monkeypatch.setattr(machine, "has_fast_bfloat16", lambda found=native != bool(gpus): found)
             monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, found=native: found)
-            assert has_bfloat16() == native
+            assert has_fast_bfloat16() == native
 
 
 def test_a_wrong_device_is_told_before_anything_trains(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:

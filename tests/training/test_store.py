@@ -115,7 +115,7 @@ def test_trap_18_auto_precision_is_keyed_by_what_the_machine_makes_of_it(
 ) -> None:
     auto = dataclasses.replace(recipe, precision="auto")
     for native, precision in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(trainer, "has_bfloat16", lambda native=native: native)
+        monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda native=native: native)
         chosen: Any = precision
         assert key(tiny, auto) == key(tiny, dataclasses.replace(recipe, precision=chosen))
 

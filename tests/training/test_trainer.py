@@ -263,7 +263,7 @@ def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(
 def test_precision_resolves_to_what_the_processor_does_or_to_the_choice(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, precision: Any, native: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(trainer, "has_bfloat16", lambda: native)
+    monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda: native)
     assert compute_dtype(dataclasses.replace(recipe, precision=precision)) == expected
 
 
