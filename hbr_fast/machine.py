@@ -39,8 +39,8 @@ _VECTORS = {"avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2", 
 def has_fast_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 faster than float32: AMX, Arm BF16, and AVX512-BF16 but not Intel's.
 
-    Intel's AVX512-BF16 has half the speed of its float32 (docs/training-speed.md); it is met without AMX where a
-    virtual machine hides that.
+    Intel's AVX512-BF16 is slower than its float32 (docs/training-speed.md); it is met without AMX where a virtual
+    machine hides that.
     """
     flags = _cpu_flags()
     if "avx512_bf16" in flags and _cpuinfo("vendor_id") != "GenuineIntel":
