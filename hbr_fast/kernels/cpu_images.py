@@ -33,7 +33,8 @@ _JOB = np.dtype(
     ]
 )  # fmt: skip
 
-_AHEAD = 1024  # bytes of the next image that are asked for early; the processor sees by itself that more will follow
+# Images ahead whose first bytes are asked of memory; the processor sees by itself that more will follow.
+_AHEAD, _FIRST_BYTES = 4, 512
 _32 = np.uint64(32)
 
 
@@ -257,8 +258,8 @@ def _kernel(lanes, together, mixed, bf16):
         _draw_numbers(job, first_position, step, epoch, ids_out, flip, draws)
         scratch = np.empty(job.scratch_size, np.uint8)
         for b in range(count):
-            if b + 1 < count:
-                prefetch_image(own[b + 1], min(image_size, _AHEAD))
+            if b + _AHEAD < count:
+                prefetch_image(own[b + _AHEAD], min(image_size, _FIRST_BYTES))
             src, other, blend = own[b], own[b], np.float32(1)
             two = mixed and mate[b] != 0
             if two:
