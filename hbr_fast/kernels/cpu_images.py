@@ -176,7 +176,7 @@ class ImagePass:
             self._address, rows_r.data_ptr() + skipped, first_position, step, epoch, images.data_ptr(),
             labels_r.data_ptr() + skipped, ids_r.data_ptr() + skipped,
         )  # fmt: skip
-        team.run(self._kernel, len(images), words, threads=threads)
+        team.run(self._kernel, images.size(0), words, threads=threads)
 
 
 @nb.njit(inline="always")
