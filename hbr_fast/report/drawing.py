@@ -234,6 +234,7 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
     places += [(dx, dy, side, "center") for dy in (9, -9, 18, -18) for dx, side in ((7, "left"), (-7, "right"))]
     inside = axes.get_window_extent(renderer)
     pixel = figure.dpi / 72
+    page = figure.bbox.padded(-4 * pixel)  # letters are a little wider at another resolution
     taken = [
         Bbox.from_bounds(px - 4 * pixel, py - 4 * pixel, 8 * pixel, 8 * pixel)
         for x_c, y_c in zip(x_ac, y_ac, strict=True)
@@ -252,8 +253,9 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
                 fontsize=7.5,
             )
             box = label.get_window_extent(renderer)
-            clipped = box.width * box.height - _overlap(box, inside)
-            cost = sum(_overlap(box, other) for other in taken) + clipped + 0.01 * rank
+            beside = box.width * box.height - _overlap(box, inside)
+            cut = box.width * box.height - _overlap(box, page)  # lost, not only harder to read
+            cost = sum(_overlap(box, other) for other in taken) + beside + 100 * cut + 0.01 * rank
             if best is None or cost < best[0]:
                 if best is not None:
                     best[1].remove()

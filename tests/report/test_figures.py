@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -87,6 +88,20 @@ def test_hardness_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
     assert "lower is harder" in picture.caption
     names = {text.get_text() for text in picture.figure.axes[0].texts}
     assert {"Shirt", "T-shirt/top", "Trouser"} <= names
+
+
+def test_no_name_of_a_class_reaches_out_of_the_picture_even_where_it_covers_points() -> None:
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(0, 10)
+    axes.set_ylim(0, 10)
+    crowd_x, crowd_y = (axis.ravel() for axis in np.meshgrid(np.linspace(5, 9.7, 30), np.linspace(3, 7, 30)))
+    x_ac, y_ac = np.append(9.8, crowd_x)[:, None], np.append(5, crowd_y)[:, None]
+    drawing.label_points(axes, x_ac, y_ac, ["Ankle boot"])
+    (name,) = axes.texts
+    box = name.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert figure.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1
+    assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1
 
 
 def test_trap_15_galleries_show_the_right_end(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
