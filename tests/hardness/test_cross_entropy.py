@@ -33,6 +33,43 @@ def loss_and_gradient(function: Any, logits: torch.Tensor, *arguments: Any, **op
     return loss.detach(), leaf.grad
 
 
+@pytest.mark.parametrize("classes", [10, 40])
+@pytest.mark.parametrize("ids_of", ["all rows", "many rows", "few rows", "one row"])
+def test_threads_share_the_rows_out_and_record_samples_that_several_of_them_have_in_order(
+    ids_of: str, classes: int
+) -> None:
+    rows, samples, visits = 1024, 2000, 3
+    generator = torch.Generator().manual_seed(0)
+    among = {"all rows": samples, "many rows": 1500, "few rows": 40, "one row": 1}[ids_of]
+    found: dict[int, tuple[HardnessRecorder, list[torch.Tensor]]] = {}
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        generator.manual_seed(0)
+        together, apart = HardnessRecorder(samples, classes), HardnessRecorder(samples, classes)
+        results: list[torch.Tensor] = []
+        for epoch in range(visits):
+            logits = torch.randn(rows, classes, generator=generator)
+            labels = torch.randint(classes, (rows,), generator=generator)
+            drawn = torch.randint(among, (rows,), generator=generator)
+            ids = torch.randperm(samples, generator=generator)[:rows] if ids_of == "all rows" else drawn
+            labels[::7] = -100
+            if epoch == visits - 1:
+                logits[5, 1] = float("nan")
+            torch.set_num_threads(threads)
+            try:
+                results += loss_and_gradient(hardness_cross_entropy, logits, labels, ids, together, epoch=epoch)
+                apart.record(logits, labels, ids, epoch=epoch)
+            finally:
+                torch.set_num_threads(before)
+        torch.testing.assert_close(together.counters, apart.counters, rtol=0, atol=0)
+        torch.testing.assert_close(together.sums, apart.sums, rtol=0, atol=0)
+        torch.testing.assert_close(together.nonfinite, apart.nonfinite, rtol=0, atol=0)
+        found[threads] = together, results
+    for threads in (2, 3):
+        torch.testing.assert_close(found[threads][0].sums, found[1][0].sums, rtol=0, atol=0)
+        torch.testing.assert_close(found[threads][1], found[1][1], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
