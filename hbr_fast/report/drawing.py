@@ -253,9 +253,8 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
                 fontsize=7.5,
             )
             box = label.get_window_extent(renderer)
-            beside = box.width * box.height - _overlap(box, inside)
-            cut = box.width * box.height - _overlap(box, page)  # lost, not only harder to read
-            cost = sum(_overlap(box, other) for other in taken) + beside + 100 * cut + 0.01 * rank
+            cost = sum(_overlap(box, other) for other in taken) + _outside(box, inside) + 0.01 * rank
+            cost += 100 * _outside(box, page)  # lost, not only harder to read
             if best is None or cost < best[0]:
                 if best is not None:
                     best[1].remove()
@@ -264,6 +263,10 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
                 label.remove()
         assert best is not None
         taken.append(best[2].padded(2 * pixel))  # names side by side must not read as one
+
+
+def _outside(box: Bbox, area: Bbox) -> float:
+    return box.width * box.height - _overlap(box, area)
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:

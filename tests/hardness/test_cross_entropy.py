@@ -34,24 +34,22 @@ def loss_and_gradient(function: Any, logits: torch.Tensor, *arguments: Any, **op
 
 
 @pytest.mark.parametrize("classes", [10, 40])
-@pytest.mark.parametrize("ids_of", ["all rows", "many rows", "few rows", "one row"])
+@pytest.mark.parametrize("among", [1, 40, 1500, None])  # samples that ids are drawn from; without: each at most once
 def test_threads_share_the_rows_out_and_record_samples_that_several_of_them_have_in_order(
-    ids_of: str, classes: int
+    among: int | None, classes: int
 ) -> None:
     rows, samples, visits = 1024, 2000, 3
-    generator = torch.Generator().manual_seed(0)
-    among = {"all rows": samples, "many rows": 1500, "few rows": 40, "one row": 1}[ids_of]
     found: dict[int, tuple[HardnessRecorder, list[torch.Tensor]]] = {}
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
-        generator.manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         together, apart = HardnessRecorder(samples, classes), HardnessRecorder(samples, classes)
         results: list[torch.Tensor] = []
         for epoch in range(visits):
             logits = torch.randn(rows, classes, generator=generator)
             labels = torch.randint(classes, (rows,), generator=generator)
-            drawn = torch.randint(among, (rows,), generator=generator)
-            ids = torch.randperm(samples, generator=generator)[:rows] if ids_of == "all rows" else drawn
+            once = torch.randperm(samples, generator=generator)[:rows]
+            ids = torch.randint(among, (rows,), generator=generator) if among else once
             labels[::7] = -100
             if epoch == visits - 1:
                 logits[5, 1] = float("nan")

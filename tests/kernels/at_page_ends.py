@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hbr_fast import HardnessRecorder
-from hbr_fast.kernels import cpu_hardness, hardness_pass
+from hbr_fast.kernels import cpu_cross_entropy, cpu_hardness, hardness_pass
 
 _library = ctypes.CDLL(None, use_errno=True)
 _library.mmap.restype = ctypes.c_void_p
@@ -43,7 +43,7 @@ def main() -> None:
         recorder.record(logits, labels, ids, epoch=0)
         kernels, form = hardness_pass.loss_kernels(mean=True, record=True), hardness_pass.form_of(logits, labels, ids)
         _, one = hardness_pass.take(kernels, form, logits, labels, ids, rows, cpu_hardness.ALL_COLUMNS)
-        one.options[0], one.options[1] = 0.1, classes  # smoothing, and the sum of the weights
+        one.options[cpu_cross_entropy.SMOOTHING], one.options[cpu_cross_entropy.TOTAL_WEIGHT] = 0.1, classes
         one.point_to(loss, gradient, weights)
         one.run(logits, labels, ids, (0, 20, recorder.sums, recorder.counters, recorder.nonfinite))
         leaf = logits.clone().requires_grad_()
