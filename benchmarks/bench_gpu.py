@@ -1,4 +1,4 @@
-"""The kernels on a GPU against what bounds them: copies of as many bytes, and the loss that the step computes anyway.
+"""The GPU kernels against their bounds: copies of as many bytes, and the loss that the step computes anyway.
 
     python benchmarks/bench_gpu.py [--quick] [--out FILE.csv]
 
@@ -18,6 +18,7 @@ from roofline import image_bytes
 from torch.nn import functional
 
 from hbr_fast import Augment, HardnessRecorder, Loader, Split
+from hbr_fast.data.images import RawImages
 
 BATCH = 1024
 SAMPLES = 50_000
@@ -26,10 +27,10 @@ SHAPES = ((1, 28, 28), (3, 32, 32), (3, 64, 64))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all cases; without a GPU say so and end with 2."""
+    """Run all cases; without a GPU exit with a message."""
     chosen = harness.settings("bench_gpu", str(__doc__), argv)
     if not torch.cuda.is_available():
-        sys.exit("bench_gpu: no GPU here: python benchmarks/roofline.py says what one could reach")
+        sys.exit("bench_gpu: no GPU here: python benchmarks/roofline.py prints what one could reach")
     rounds, seconds = SIZES[chosen.size]
     loading = {"x".join(map(str, shape)): loading_case(shape, rounds, seconds) for shape in SHAPES}
     recording = {str(classes): recording_case(classes, rounds, seconds) for classes in (10, 100, 1000)}
@@ -48,7 +49,7 @@ def loading_case(shape: tuple[int, int, int], rounds: int, seconds: float) -> ha
     channels = shape[0]
     split = Split(
         name="train",
-        images=rng.integers(0, 256, (SAMPLES, *shape), dtype=np.uint8),
+        store=RawImages(rng.integers(0, 256, (SAMPLES, *shape), dtype=np.uint8)),
         labels=rng.integers(0, 10, SAMPLES),
         classes=tuple("0123456789"),
         mean=np.full(channels, 0.5, np.float32),
@@ -76,7 +77,7 @@ def loading_case(shape: tuple[int, int, int], rounds: int, seconds: float) -> ha
 
 
 def recording_case(classes: int, rounds: int, seconds: float) -> harness.Case:
-    """Recording a batch against the loss of it, many calls at a time."""
+    """Recording a batch against computing its loss, many calls at a time."""
     logits = torch.randn(BATCH, classes, device="cuda")
     labels = torch.randint(0, classes, (BATCH,), device="cuda")
     ids = torch.randperm(SAMPLES, device="cuda")[:BATCH]

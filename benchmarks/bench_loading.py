@@ -1,17 +1,17 @@
-"""How fast batches come out of each loader doing the same work, in memory.
+"""How fast each loader makes batches when all do the same work, in memory.
 
 Work: gather in random order, flip (p 0.5), random crop (zero padding of 4), float32, normalise, NCHW,
-batches of 128. Every variant is checked for it first: means and spreads of the channels, and the averages
-that a missing flip or crop would move, must agree with the native loader's. The rivals run in their own
-fastest form, with random numbers of their own (`hbr_fast.loaders` has backends that draw ours through them).
+batches of 128. Every variant is checked first: means and spreads of the channels, and the averages that a
+missing flip or crop would shift, must agree with the native loader's. The rivals run in their own fastest
+form, with their own random numbers (`hbr_fast.loaders` has backends that use them with ours).
 
     python benchmarks/bench_loading.py [--quick] [--threads 2] [--out FILE.csv]
 
-The last line is JSON, of 3x32x32 in float32: speed of the native loader over FFCV, DALI (CPU), torchvision's
-DataLoader, and its bound, which gathers and converts without augmenting on the same threads into buffers used
-again likewise; `efficiency`, images/s of training the CNN 16-32-64 with the loader over the same step on a
-constant batch; `scaling`, two threads over one; and of a process that loads one epoch: seconds from importing
-the loader to its first batch, with numba's cache and without, and megabytes of memory it adds at most.
+The last line is JSON, for 3x32x32 in float32: speed of the native loader over FFCV, DALI (CPU), torchvision's
+DataLoader, and its bound, which gathers and converts without augmenting, on the same threads and into equally
+reused buffers; `efficiency`, images/s of training the CNN 16-32-64 with the loader over the same step on a
+constant batch; `scaling`, two threads over one; and for a process that loads one epoch: seconds from importing
+the loader to its first batch, with and without numba's cache, and the peak memory in megabytes that it adds.
 """
 
 from __future__ import annotations
@@ -35,21 +35,32 @@ import torch
 from loading_rivals import BATCH, FLIP, PAD, Epoch, dali, ffcv, torchvision
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.images import RawImages
 from hbr_fast.kernels import team
 from hbr_fast.loaders import native as native_backend
-from hbr_fast.loaders.batch import Augment
+from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.training import trainer
-from hbr_fast.training.recipe import named_recipe
+from hbr_fast.training.build import initial_model, make_optimizer
+from hbr_fast.training.device import compute_dtype, resolve_precision
+from hbr_fast.training.recipe import Recipe, named_recipe
+from hbr_fast.training.step import set_learning_rate
 
 AUGMENT = Augment(flip=FLIP, pad=PAD)
-RECIPE = dataclasses.replace(named_recipe("small-cnn"), model="cnn-16-32-64", batch_size=BATCH, flip=FLIP, pad=PAD)
+
+
+def recipe_on_cpu(name: str, **changes: Any) -> Recipe:
+    """A named recipe with fields changed, in the number format that is fastest on this processor."""
+    return resolve_precision(dataclasses.replace(named_recipe(name), **changes), torch.device("cpu"))
+
+
+RECIPE = recipe_on_cpu("small-cnn", model="cnn-16-32-64", batch_size=BATCH, augment=AUGMENT)
 KEYS = {
     "native_over_ffcv": "ffcv",
     "native_over_dali": "dali",
     "native_over_torchvision": "torchvision",
 }
-BUFFERS = 3  # that the bound fills in turn
+BUFFERS = 3  # the bound fills them in rotation
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Size:
     slow_images: dict[str, int]
     rounds: dict[str, int]
     seconds: float
-    steps: int  # of training, in a round
+    steps: int  # training steps a round
 
 
 SHAPES = {"3x32x32": (3, 32, 32), "1x28x28": (1, 28, 28), "3x64x64": (3, 64, 64), "3x224x224": (3, 224, 224)}
@@ -113,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_case(name: str, size: Size, threads: int) -> tuple[harness.Case, set[str]]:
-    """Measure every loader that is installed on images of one shape; also say which are not."""
+    """Measure every installed loader on images of one shape; also report which are not installed."""
     shape, images, slow_images = SHAPES[name], size.images[name], size.slow_images[name]
     split, slow_split = random_split(images, shape), random_split(slow_images, shape)
     missing = set()
@@ -153,7 +164,7 @@ def measure_bound(size: Size, threads: int) -> harness.Case:
         "noop": noop(split),
     }
     variants = [harness.Variant(variant, _exhaust(epoch), images) for variant, epoch in epochs.items()]
-    # Short rounds and many, and nothing slow between the two: they differ by less than the machine's ups and downs.
+    # Many short rounds, and nothing slow between the two: they differ by less than the machine's fluctuations.
     timings = harness.measure(variants, rounds=4 * size.rounds[name], seconds=0.0)
     return harness.Case(f"{name}, its bound", "images", 5 * split.images[0].size, "bound", timings)
 
@@ -161,23 +172,23 @@ def measure_bound(size: Size, threads: int) -> harness.Case:
 def measure_training(size: Size) -> harness.Case:
     """Training the CNN 16-32-64 with the loader, and the same step on a constant batch."""
     split = random_split(min(12_800, size.images["3x32x32"]), SHAPES["3x32x32"])
-    loader = trainer.training_loader(split, RECIPE, seed=0, dtype=trainer.compute_dtype(RECIPE))
+    loader = trainer.training_loader(split, RECIPE, seed=0)
     batches = {"constant_batch": constant(loader), "native": endless(loader)}
     variants = [
         *(harness.Variant(name, steps(split, each, size.steps), BATCH * size.steps) for name, each in batches.items()),
         harness.Variant(harness.NOOP, lambda: None, BATCH * size.steps),
     ]
-    # Short rounds and many: what a loader takes from a step is far less than the machine's own ups and downs.
+    # Many short rounds: a loader's share of a step is far smaller than the machine's fluctuations.
     timings = harness.measure(variants, rounds=4 * size.rounds["3x32x32"], seconds=0.0)
     return harness.Case("training cnn-16-32-64", "images", 5 * split.images[0].size, "constant_batch", timings)
 
 
 def steps(split: Split, batches: Iterator[Any], count: int) -> Callable[[], None]:
     """Trains the CNN for `count` steps a call."""
-    model = trainer.initial_model(RECIPE, split, seed=0)
-    optimiser = trainer.make_optimiser(model, RECIPE)
-    trainer.set_learning_rate(optimiser, 0.01)
-    bfloat16 = trainer.compute_dtype(RECIPE) == torch.bfloat16
+    model = initial_model(RECIPE, split, seed=0)
+    optimizer = make_optimizer(RECIPE, model)
+    set_learning_rate(optimizer, 0.1)
+    bfloat16 = compute_dtype(RECIPE) == torch.bfloat16
 
     def run() -> None:
         for _ in range(count):
@@ -185,15 +196,15 @@ def steps(split: Split, batches: Iterator[Any], count: int) -> Callable[[], None
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
                 logits = model(batch.images)
             loss = torch.nn.functional.cross_entropy(logits, batch.labels)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
 
     return run
 
 
 def endless(loader: Loader) -> Generator[Any, None, None]:
-    """The full batches of one epoch after the other."""
+    """The full batches of epoch after epoch."""
     for epoch in range(2**31):
         yield from (batch for batch in loader.epoch(epoch) if len(batch.ids) == BATCH)
 
@@ -230,7 +241,7 @@ print(json.dumps([first, (kilobytes("VmHWM") - before) / 1024]))
 
 
 def probe(threads: int) -> dict[str, float]:
-    """Time to the first batch of a process, without and with numba's cache, and the memory that its loader adds."""
+    """Time to a process's first batch, without and with numba's cache, and the memory that its loader adds."""
     with tempfile.TemporaryDirectory() as cache:
         results = []
         for _ in range(2):
@@ -264,7 +275,7 @@ def random_split(samples: int, shape: tuple[int, int, int]) -> Split:
     scaled = images.reshape(samples, channels, -1).astype(np.float32) / 255
     return Split(
         name="train",
-        images=images,
+        store=RawImages(images),
         labels=rng.integers(0, 10, samples),
         classes=tuple(str(label) for label in range(10)),
         mean=scaled.mean(axis=(0, 2), dtype=np.float64).astype(np.float32),
@@ -279,7 +290,7 @@ def same_work(epochs: dict[str, tuple[Epoch, int]], shape: tuple[int, ...]) -> d
     Raises
     ------
     ValueError
-        If one yields another shape or dtype, another number of images, or statistics further off than chance.
+        If a loader yields another shape, dtype or number of images, or statistics that differ by more than chance.
     """
     expected = _statistics("native", *epochs["native"], shape)
     errors = {}
@@ -321,9 +332,9 @@ def native(split: Split, threads: int, augment: Augment = AUGMENT, dtype: torch.
 
 
 def bound(split: Split, threads: int) -> Epoch:
-    """Gather and convert only: what the memory allows.
+    """Gather and convert only: what memory bandwidth allows.
 
-    The threads, the size of a block of batches and the buffers used in turn are as the native loader has them.
+    Threads, block size and buffer rotation are those of the native loader.
     """
     pixels_nx = np.ascontiguousarray(split.images).reshape(len(split), -1)
     order = np.random.default_rng(0).permutation(len(split))

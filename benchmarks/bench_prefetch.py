@@ -2,11 +2,11 @@
 
 Each backend, with the crops and flips of `hbr_fast`, feeds the training of the CNN 16-32-64 on 3x32x32 images: with one
 thread and with all, and with 0 to 4 batches made ahead. The reference is the same step on a constant batch.
-The defaults of `Loader` follow this.
+The defaults of `Loader` are based on this.
 
     python benchmarks/bench_prefetch.py [--quick] [--threads 2] [--out FILE.csv]
 
-The last line is JSON: of each backend that is installed, the speed with the default over that of the best setting.
+The last line is JSON: for each installed backend, the speed with the default over that of the best setting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loading_rivals import BATCH
 
 from hbr_fast.loaders.backends import BACKENDS
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.training import trainer
+from hbr_fast.training.device import compute_dtype
 
 AHEAD = range(5)
 
@@ -32,7 +32,7 @@ class Size:
     """How much is timed."""
 
     images: int
-    steps: int  # of training, in a round
+    steps: int  # training steps a round
     rounds: int
 
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure_backend(backend: str, size: Size, threads: int) -> harness.Case:
     """Training fed by one backend, for each setting."""
     split = bench_loading.random_split(size.images, bench_loading.SHAPES["3x32x32"])
-    dtype = trainer.compute_dtype(bench_loading.RECIPE)
+    dtype = compute_dtype(bench_loading.RECIPE)
 
     def loader(threads: int, ahead: int) -> Loader:
         return Loader(

@@ -1,7 +1,7 @@
 """What recording hardness costs: every estimator of a batch, against the loss that the step computes anyway.
 
-The variants take the same logits, labels and ids and add to the state of 50,000 samples; each is checked
-against the definitions in float64 first.
+The variants take the same logits, labels and ids and add to the state of 50,000 samples; each is first checked
+against the definitions in float64.
 
     python benchmarks/bench_recording.py [--quick] [--threads 2] [--out FILE.csv]
 
@@ -13,7 +13,6 @@ recording takes (`epoch_share`).
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,14 @@ from torch.nn import functional
 
 from hbr_fast import HardnessRecorder, hardness_cross_entropy
 from hbr_fast.training import trainer
-from hbr_fast.training.recipe import named_recipe
+from hbr_fast.training.build import initial_model, make_loss, make_optimizer
+from hbr_fast.training.device import compute_dtype
+from hbr_fast.training.step import train_step
 
 SAMPLES = 50_000
 NAMES = ("aum", "confidence", "dataiq", "loss", "el2n", "correctness")
 SHAPES = ((128, 10), (1024, 10), (1024, 100), (1024, 1000))  # batch, classes
-LOOPED = (128, 10)  # the only case where anybody would wait for the per-sample loop
+LOOPED = (128, 10)  # the only case where the per-sample loop is bearable
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def measure_case(batch: int, classes: int, size: Size) -> harness.Case:
     generator = torch.Generator().manual_seed(0)
     logits_bc = 3 * torch.randn(batch, classes, generator=generator)
     labels_b = torch.randint(classes, (batch,), generator=generator)
-    # An epoch's worth of ids: a batch that repeats would leave its state in the cache.
+    # An epoch's worth of ids: a repeated batch would keep its state in the cache.
     ids = torch.randperm(SAMPLES, generator=generator).split(batch)[: SAMPLES // batch]
 
     recorders = {"fused": fused(classes), "vectorised": vectorised()}
@@ -107,20 +108,18 @@ def measure_case(batch: int, classes: int, size: Size) -> harness.Case:
 def measure_training(size: Size) -> harness.Case:
     """Measure a training step of the CNN 16-32-64 that records, and the recording of its logits alone."""
     batch, classes = LOOPED
-    recipe = dataclasses.replace(named_recipe("quickstart"), model="cnn-16-32-64", batch_size=batch, lr=0.01)
+    recipe = bench_loading.recipe_on_cpu("quickstart", model="cnn-16-32-64", batch_size=batch, lr=0.01)
     split = bench_loading.random_split(batch, (3, 32, 32))
-    dtype = trainer.compute_dtype(recipe)
-    one = next(trainer.training_loader(split, recipe, seed=0, dtype=dtype).epoch(0))
-    model = trainer.initial_model(recipe, split, seed=0)
-    optimiser = trainer.make_optimiser(model, recipe)
+    dtype = compute_dtype(recipe)
+    one = next(trainer.training_loader(split, recipe, seed=0).epoch(0))
+    model = initial_model(recipe, split, seed=0)
+    optimizer = make_optimizer(recipe, model)
     recorder = HardnessRecorder(batch, classes)
-    loss, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+    loss, mean, right = make_loss(recipe), torch.zeros(()), torch.zeros((), dtype=torch.int64)
     logits = torch.randn(batch, classes, generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        trainer.train_step(
-            model, optimiser, recorder, one, epoch=0, recipe=recipe, dtype=dtype, loss_out=loss, right_out=right
-        )
+        train_step(model, optimizer, recorder, one, loss=loss, epoch=0, dtype=dtype, loss_out=mean, right_out=right)
 
     variants = [
         harness.Variant("step", step, batch),
@@ -202,7 +201,7 @@ def fused(classes: int) -> tuple[Record, Means]:
 
 
 def vectorised() -> tuple[Record, Means]:
-    """The same quantities, a torch operation each."""
+    """The same quantities, each by torch operations."""
     sums = torch.zeros(SAMPLES, len(NAMES))
     counts = torch.zeros(SAMPLES)
 

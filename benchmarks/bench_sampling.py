@@ -1,13 +1,13 @@
 """Orders of an epoch: weighted draws against torch's and numpy's, bijections and class quotas at any size.
 
-Weighted draws are an epoch of as many indices as there are weights, over sixteen powers of two; what each variant
-draws is checked against the weights first. "one core" asks for so many indices at a time as one thread makes.
+Weighted draws are an epoch of as many indices as weights, over sixteen powers of two; each variant's draws are first
+checked against the weights. "one core" requests as many indices at a time as one thread makes.
 
     python benchmarks/bench_sampling.py [--quick] [--threads 2] [--out FILE.csv]
 
 The last line is JSON: speed of weighted draws over `WeightedRandomSampler` with the table built for the epoch and
-with the table kept, by number of weights; indices a second and core of the uniform order of a billion and of the
-slowest order by class quota; and milliseconds from nothing to the first index of an order of a billion.
+with the table kept, by number of weights; indices per second and core of the uniform order of a billion and of the
+slowest order by class quota; and milliseconds from construction to the first index of an order of a billion.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from hbr_fast.sampler import PARALLEL_ROWS, Sampler, quota_order, uniform_order, weighted_order
+from hbr_fast.orders import PARALLEL_ROWS, Sampler, quota_order, uniform_order, weighted_order
 
 BILLION = 10**9
-AWKWARD = (1_281_167, 999_999_937)  # a data set's size, and a prime: no digits divide them
+AWKWARD = (1_281_167, 999_999_937)  # the size of a dataset, and a prime: no digits divide them
 SAMPLES, CLASSES = 1_281_167, (10, 100, 1000)
 BATCHES = (128, 1024)
 TORCH_LIMIT = 2**24
@@ -41,11 +41,11 @@ class Size:
     rounds : dict of int to int
         Rounds of each number of weights; the key 0 is for everything else.
     weights : dict of str to int
-        Numbers of weights that are really drawn from, by the numbers that they stand for.
+        Numbers of weights actually drawn from, by the numbers that they represent.
     slow_too : bool
         Whether the slow references take part above two million weights.
     block : int
-        Indices of the uniform and quota orders a call.
+        Indices a call of the uniform and quota orders.
     seconds : float
     """
 
@@ -121,7 +121,7 @@ def weighted_case(stands_for: int, size: Size) -> harness.Case:
         if n <= TORCH_LIMIT:
             ways["torch.multinomial"] = lambda: torch.multinomial(tensor, n, replacement=True)
         ways["numpy choice"] = lambda: random.choice(n, n, p=weights / weights.sum())
-    # The slowest are not drawn from once more to be checked where one draw takes seconds.
+    # Where one draw takes seconds, the slowest are not drawn from again for the check.
     checked = ways if n < 2_000_000 else {"built", "cached"}
     variants = [
         harness.Variant(name, way, n, error=_error(way(), weights) if name in checked else None)
@@ -131,7 +131,7 @@ def weighted_case(stands_for: int, size: Size) -> harness.Case:
 
 
 def _error(rows: Iterable[int], weights: np.ndarray) -> float:
-    """Largest difference of the drawn share of sixteen groups of like weights from the right one.
+    """Largest error in the drawn share of sixteen groups of similar weights.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def uniform_case(length: int, size: Size) -> harness.Case:
 
 
 def quota_case(classes: int, size: Size) -> harness.Case:
-    """Blocks of an order by class quota: from a third to three times of what each class has."""
+    """Blocks of an order by class quota: from a third to three times the size of each class."""
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, SAMPLES)
     counts = np.maximum(np.bincount(labels, minlength=classes) * 3 ** random.uniform(-1, 1, classes), 1)
@@ -167,7 +167,7 @@ def quota_case(classes: int, size: Size) -> harness.Case:
 
 
 def block_variants(order: Sampler, block: int) -> list[harness.Variant]:
-    """A block of an epoch's indices after another, by one core and by all."""
+    """Successive blocks of an epoch's indices, by one core and by all."""
     last = len(order) - block
     starts = itertools.cycle(range(0, last + 1, max(last // 7, 1)))
 
@@ -183,7 +183,7 @@ def block_variants(order: Sampler, block: int) -> list[harness.Variant]:
 
 
 def batch_case(batch: int, size: Size) -> harness.Case:
-    """The indices of a batch, one batch after another: what a training loop feels."""
+    """The indices of a batch, one batch after another: what a training loop sees."""
     labels = np.random.default_rng(0).integers(0, CLASSES[-1], SAMPLES)
     counts = np.bincount(labels, minlength=CLASSES[-1])
     orders: dict[str, Sampler] = {
@@ -201,7 +201,7 @@ def _next_batch(order: Sampler, batch: int) -> Callable[[], object]:
 
 
 def first_index_case(size: Size) -> harness.Case:
-    """From nothing to the first index of an order of a billion; each order is a new one."""
+    """From construction to the first index of an order of a billion; each call makes a new order."""
     seeds = itertools.count()
     variants = [
         harness.Variant("uniform", lambda: uniform_order(BILLION, seed=next(seeds)).rows(0, 1, epoch=0), 1),

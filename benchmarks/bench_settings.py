@@ -1,15 +1,14 @@
-"""What a process can be set to, and whether it trains or evaluates faster for it.
+"""Process settings, and whether they make training or evaluation faster.
 
-Each variant of the training cases is a process of its own that takes a step of the trainer when it is told to:
-"plain" is set to nothing; "pinned" binds the threads to cores (`OMP_PROC_BIND`); "kept" has the C library keep memory
-that was freed (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_MAX_`); "jemalloc" and "tcmalloc" allocate by those libraries,
-where the machine has them; "inductor" compiles the network with `torch.compile`. Evaluation is in batches of several
-sizes.
+Each variant of the training cases is a separate process that takes a step of the trainer on request: "plain" has
+default settings; "pinned" binds the threads to cores (`OMP_PROC_BIND`); "kept" makes the C library keep freed memory
+(`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_MAX_`); "jemalloc" and "tcmalloc" use those allocators, where the machine has
+them; "inductor" compiles the network with `torch.compile`. Evaluation is in batches of several sizes.
 
     python benchmarks/bench_settings.py [--quick] [--threads 2] [--out FILE.csv]
 
-The last line is JSON: by setting and network `setting_over_plain`, its speed over "plain"'s, and by size
-`evaluation_over_default`, the speed of batches of that size over that of the size that is used.
+The last line is JSON: `setting_over_plain`, by setting and network its speed over "plain"'s, and
+`evaluation_over_default`, by size the speed of such batches over that of the default size.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes.util
-import dataclasses
 import os
 import subprocess
 import sys
@@ -29,8 +27,10 @@ import bench_training
 import harness
 import torch
 
-from hbr_fast.training import inference, trainer
-from hbr_fast.training.recipe import Recipe, named_recipe
+from hbr_fast.training import predict
+from hbr_fast.training.build import initial_model, make_optimizer
+from hbr_fast.training.device import compute_dtype
+from hbr_fast.training.recipe import Recipe
 
 MODELS = ("cnn-16-32-64", "cnn-32-64-128")
 EVALUATED = "cnn-16-32-64"
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def environment_of(setting: str) -> dict[str, str] | None:
-    """The variables of a process that has a setting; None where the machine cannot."""
+    """Environment variables of a process with a setting; None if the machine does not support it."""
     if setting == "pinned":
         return {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
     if setting == "kept":
@@ -93,7 +93,7 @@ def environment_of(setting: str) -> dict[str, str] | None:
 
 
 def measure_training(model: str, size: Size, chosen: argparse.Namespace) -> harness.Case:
-    """A step of the trainer in processes of several settings."""
+    """A step of the trainer in processes with different settings."""
     with contextlib.ExitStack() as stack:
         variants = []
         for setting in ("plain", *size.settings):
@@ -122,7 +122,7 @@ def stepping(model: str, setting: str, environment: Mapping[str, str], size: Siz
             raise RuntimeError(f"the process that trains {model}, {setting}, has ended")
 
     try:
-        step()  # it starts, and compiles
+        step()  # warm-up: starts, and compiles
         yield step
     finally:
         process.communicate()
@@ -133,39 +133,39 @@ def take_steps(model: str, setting: str, batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
     recipe = recipe_of(model, batch)
     split = bench_loading.random_split(max(64, 50 * batch), SHAPE)
-    network = trainer.initial_model(recipe, split, seed=0)
-    optimiser = trainer.make_optimiser(network, recipe)
+    network = initial_model(recipe, split, seed=0)
+    optimizer = make_optimizer(recipe, network)
     if setting == "inductor":
         network.compile()
-    step = bench_training.ours(split, recipe, model=network, optimiser=optimiser)
+    step = bench_training.ours(split, recipe, model=network, optimizer=optimizer)
     while os.read(0, 1):
         step()
         os.write(1, b"\n")
 
 
 def recipe_of(model: str, batch: int) -> Recipe:
-    return dataclasses.replace(named_recipe("small-cnn"), model=model, batch_size=batch, lr=0.01)
+    return bench_loading.recipe_on_cpu("small-cnn", model=model, batch_size=batch, lr=0.01)
 
 
 def measure_evaluation(size: Size) -> harness.Case:
     """One pass over a test split, in batches of several sizes."""
     recipe = recipe_of(EVALUATED, 128)
     split = bench_loading.random_split(size.evaluated, SHAPE)
-    model = trainer.initial_model(recipe, split, seed=0)
-    dtype = trainer.compute_dtype(recipe)
+    model = initial_model(recipe, split, seed=0)
+    dtype = compute_dtype(recipe)
 
     def passing(batch: int) -> Callable[[], None]:
         def run() -> None:
-            inference.EVALUATION_BATCH = batch
-            inference.predict(model, split, dtype=dtype)
+            predict.EVALUATION_BATCH = batch
+            predict.predict(model, split, dtype=dtype)
 
         return run
 
-    default = inference.EVALUATION_BATCH
+    default = predict.EVALUATION_BATCH
     variants = [harness.Variant(f"batch {batch}", passing(batch), size.evaluated) for batch in size.evaluation_batches]
     variants.append(harness.Variant(harness.NOOP, lambda: None, size.evaluated))
     timings = harness.measure(variants, rounds=size.rounds, seconds=size.seconds)
-    inference.EVALUATION_BATCH = default
+    predict.EVALUATION_BATCH = default
     return harness.Case(f"evaluation {EVALUATED}", "images", 5 * 3 * 32 * 32, f"batch {default}", timings)
 
 

@@ -1,8 +1,8 @@
-"""Times variants of the same work against each other, so that ratios hold on a machine that is not quiet.
+"""Times variants of the same work against each other, so that ratios hold on a busy machine.
 
 Every round runs every variant once, in rotated order, and a ratio is the median over the rounds of the ratio
-within a round: what slows the machine for a while slows both sides of it. A script describes its cases and
-variants and ends with `finish`, which prints tables, writes a CSV and prints one JSON object of ratios last.
+within a round: a temporary slowdown affects both sides. A script describes its cases and variants and ends
+with `finish`, which prints tables, writes a CSV and finally prints one JSON object of ratios.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rich.table import Table
 from hbr_fast.machine import cpu_name, memory_bytes, usable_cpus
 
 PERCENTILES = (20, 50, 80)
-SLOW = 5.0  # seconds: a call that takes longer is made once a round, and its first call is its first round
-NOOP = "noop"  # the variant that does nothing: what the loop itself costs
+SLOW = 5.0  # seconds: a longer call is made once a round, and its first call counts as its first round
+NOOP = "noop"  # the variant that does nothing: the cost of the loop itself
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "ffcv", "nvidia-dali-cuda130", "hbr-fast")
 COLUMNS = (
     "benchmark", "case", "variant", "reference", "unit", "items", "calls", "rounds",
@@ -46,9 +46,9 @@ class Variant:
     ----------
     name : str
     run : callable
-        One call does `items` items of work. Called again and again.
+        One call processes `items` items. Called repeatedly.
     items : int
-        Items a call works through, so that a slow variant may do fewer of them.
+        Items a call processes, so that a slow variant may process fewer.
     error : float or None
         How far its result is from the reference's, as the script defines it.
     """
@@ -61,7 +61,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one variant: seconds per call, one figure a round."""
+    """Measurements of one variant: seconds per call, one figure a round."""
 
     variant: Variant
     calls: int
@@ -74,18 +74,18 @@ class Timing:
 
 @dataclass(frozen=True)
 class Case:
-    """A case that was measured.
+    """A measured case.
 
     Attributes
     ----------
     name, unit : str
         E.g. "3x32x32" and "images".
     bytes_per_item : int
-        Bytes that must move for an item, read and written, whatever does it ("noop" moves none).
+        Bytes that must be read and written for an item, whichever variant does it ("noop" moves none).
     reference : str
         The variant that the table compares the others with.
     timings : dict
-        By variant, in the order of the table.
+        By variant, in table order.
     """
 
     name: str
@@ -106,48 +106,52 @@ class Case:
 
 
 def rounded(value: float, digits: int = 4) -> float:
-    """`value` to significant digits: a measured ratio has no more."""
+    """`value` to as many significant digits as a measured ratio has."""
     return float(f"{value:.{digits}g}")
 
 
-def measure(variants: Sequence[Variant], *, rounds: int, seconds: float) -> dict[str, Timing]:
+def measure(
+    variants: Sequence[Variant], *, rounds: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Timing]:
     """Time every variant once a round, in rotated order.
 
     Parameters
     ----------
     variants : sequence of Variant
     rounds : int
-        How many figures to take of each.
+        How many figures to take for each.
     seconds : float
         A variant is called in a row for about this long within a round, and at least once.
+    clock : callable
+        Seconds so far: wall-clock, or `time.process_time` for processor time.
     """
-    first_v = [_seconds_per_call(variant, 1) for variant in variants]  # warm-up: compiles, fills caches
-    calls = [1 if first > SLOW else _calls_for(v, seconds) for v, first in zip(variants, first_v, strict=True)]
+    first_v = [_seconds_per_call(variant, 1, clock) for variant in variants]  # warm-up: compiles, fills caches
+    calls = [1 if first > SLOW else _calls_for(v, seconds, clock) for v, first in zip(variants, first_v, strict=True)]
     seconds_vr = np.empty((len(variants), rounds))
     for r in range(rounds):
         for step in range(len(variants)):
             v = (step + r) % len(variants)
             slow = r == 0 and first_v[v] > SLOW
-            seconds_vr[v, r] = first_v[v] if slow else _seconds_per_call(variants[v], calls[v])
+            seconds_vr[v, r] = first_v[v] if slow else _seconds_per_call(variants[v], calls[v], clock)
     return {
         variant.name: Timing(variant, count, seconds_r)
         for variant, count, seconds_r in zip(variants, calls, seconds_vr, strict=True)
     }
 
 
-def _calls_for(variant: Variant, seconds: float) -> int:
+def _calls_for(variant: Variant, seconds: float, clock: Callable[[], float]) -> int:
     calls = 1
-    while (spent := _seconds_per_call(variant, calls) * calls) < seconds / 4:
+    while (spent := _seconds_per_call(variant, calls, clock) * calls) < seconds / 4:
         calls *= 2
     return max(1, round(calls * seconds / spent))
 
 
-def _seconds_per_call(variant: Variant, calls: int) -> float:
+def _seconds_per_call(variant: Variant, calls: int, clock: Callable[[], float]) -> float:
     run = variant.run
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         run()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def settings(name: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -177,12 +181,12 @@ def finish(
     Parameters
     ----------
     chosen : Namespace
-        Of `settings`.
+        From `settings`.
     cases : sequence of Case
     ratios : dict
         The JSON object.
     cache : str
-        Where the data lay when it was read, e.g. "in memory": a figure without it says little.
+        Where the data was when it was read, e.g. "in memory": figures mean little without it.
     notes : str
         Printed below the tables.
     """
@@ -264,7 +268,7 @@ def _write_csv(chosen: argparse.Namespace, cases: Sequence[Case], environment: M
 
 
 def describe_environment() -> dict[str, str]:
-    """Hardware, versions and date, as the CSV has them; what is not installed has an empty version."""
+    """Hardware, versions and date, as in the CSV; the version of a missing package is empty."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),

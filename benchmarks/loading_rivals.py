@@ -1,4 +1,4 @@
-"""The loaders that ours is measured against, each in its own fastest form: the work that bench_loading.py describes."""
+"""The loaders that ours is measured against, each in its own fastest form; bench_loading.py describes the work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from hbr_fast.data.dataset import Split
 
 PAD, FLIP = 4, 0.5
-BATCH = 128  # the paper's, and FFCV's and DALI's best on the machines tried
+BATCH = 128  # the paper's, and the best for FFCV and DALI on the machines tried
 
 Epoch = Callable[[], Iterable[Any]]  # batches of one epoch: images as a tensor or array, float32 [B, C, H, W]
 
@@ -32,7 +32,7 @@ def ffcv(split: Split, threads: int, stack: contextlib.ExitStack) -> Epoch:
         from ffcv.transforms.normalize import NormalizeImage
         from ffcv.writer import DatasetWriter
 
-        from hbr_fast.loaders.ffcv import next_batch  # also keeps FFCV from spoiling numba's types
+        from hbr_fast.loaders.ffcv import next_batch  # also keeps FFCV from changing numba's types
 
         beton = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "train.beton")
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
@@ -124,7 +124,7 @@ def dali(split: Split, threads: int, stack: contextlib.ExitStack) -> Epoch:
 
 
 def torchvision(split: Split, threads: int) -> Epoch:
-    """What most people run, the paper's authors among them."""
+    """What most people run, including the paper's authors."""
     loader = torchvision_loader(split, threads, BATCH)
 
     def epoch() -> Iterator[torch.Tensor]:
@@ -146,7 +146,7 @@ def torchvision_loader(split: Split, workers: int, batch_size: int) -> Any:
             transforms.Normalize(split.mean.tolist(), split.std.tolist()),
         ]
     )
-    # Workers that stay: starting them is not what is measured.
+    # Persistent workers: starting them is not measured.
     return torch.utils.data.DataLoader(
         PilImages(split, transform),
         batch_size=batch_size,
@@ -174,7 +174,7 @@ class PilImages(torch.utils.data.Dataset[tuple[torch.Tensor, int, int]]):
 
 
 class ArrayImages:
-    """A split as FFCV's writer and PIL want it: H x W x C arrays and labels."""
+    """A split as FFCV's writer and PIL expect it: H x W x C arrays and labels."""
 
     def __init__(self, split: Split) -> None:
         self.images = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))

@@ -1,12 +1,13 @@
-"""What recipes give: accuracy, seconds a member, and how far their hardness agrees with that of a longer training.
+"""Compare recipes: accuracy, seconds a member, and how well their hardness agrees with that of a longer training.
 
     python benchmarks/recipes.py fashion-mnist.hbr runs/recipes --recipes small-cnn:epochs=4 quickstart \\
         --reference small-cnn:epochs=12 --members 2 [--images 2000]
 
-A recipe is a name, and after colons the fields to change. Ensembles are kept in the run directory and not trained
-again. Hardness is AUM, the mean over the members; of the classes (mean of their samples) and of the samples it is
-compared by Spearman's rank correlation with the reference's, whose members have other seeds, so that nothing but the
-hardness is shared. Compare correlations only between runs of equally many members. The last line is JSON, by recipe.
+A recipe is a name, followed by the fields to change after colons. Ensembles are kept in the run directory and not
+trained again. Hardness is AUM, the mean over the members. Its values by class (mean of the samples) and by sample are
+compared with the reference's by Spearman's rank correlation; the reference's members have other seeds, so that only
+the hardness is shared. Compare correlations only between runs with equally many members.
+The last line is JSON, by recipe.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.data.plan import Plan
 from hbr_fast.evaluation.metrics import evaluate
-from hbr_fast.machine import usable_cpus
-from hbr_fast.plan import Plan
-from hbr_fast.training.device import Compute
-from hbr_fast.training.ensemble import Ensemble, train_ensemble
-from hbr_fast.training.parallel import auto_members_at_once
+from hbr_fast.members.ensemble import Ensemble, train_ensemble
+from hbr_fast.members.execution import Execution
 from hbr_fast.training.recipe import named_recipe
 
 REFERENCE_SEED = 1  # the recipes compared have seed 0
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=["small-cnn:epochs=4", "quickstart"])
     parser.add_argument("--reference", default="small-cnn")
     parser.add_argument("--members", type=int, default=2)
-    parser.add_argument("--images", type=int, help="train on the first so many images only")
+    parser.add_argument("--images", type=int, help="train on the first N images only")
     chosen = parser.parse_args(argv)
     dataset = open_dataset(chosen.dataset)
     plan = None if chosen.images is None else Plan.of_rows(np.arange(chosen.images))
@@ -48,10 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def trained(words: str, seed: int) -> Ensemble:
         name, *changes = words.split(":")
         place = chosen.out / f"{words.replace(':', '-')}-{chosen.images or 'all'}-seed-{seed}"
-        at_once = auto_members_at_once(chosen.members, cpus=usable_cpus(), device=Compute().resolved().type)
         recipe = named_recipe(name, changes)
         return train_ensemble(
-            dataset, recipe, members=chosen.members, out=place, seed=seed, plan=plan, members_at_once=at_once
+            dataset, recipe, members=chosen.members, out=place, seed=seed, plan=plan, execution=Execution("auto")
         )
 
     reference = trained(chosen.reference, REFERENCE_SEED)

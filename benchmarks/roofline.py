@@ -1,7 +1,7 @@
-"""What the GPU kernels could reach at best: the bytes that must move, over what a device's memory moves a second.
+"""Upper bounds for the GPU kernels: a device's memory bandwidth over the bytes that must move.
 
     python benchmarks/roofline.py            # prints the tables of docs/roofline.md
-    python benchmarks/roofline.py --write    # puts them into it
+    python benchmarks/roofline.py --write    # writes them into it
 
 No GPU is needed: nothing is measured here. `scripts/gpu_check.sh` measures.
 """
@@ -12,12 +12,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hbr_fast.kernels import cpu_hardness
+from hbr_fast.kernels.hardness import layout
 
 DOC = Path(__file__).parent.parent / "docs" / "roofline.md"
 START, END = "<!-- tables: benchmarks/roofline.py -->", "<!-- end of tables -->"
 
-# Memory bandwidth by the makers' data sheets, bytes a second.
+# Memory bandwidth from the manufacturers' data sheets, bytes a second.
 DEVICES = {"A100 80GB SXM": 2.039e12, "H100 SXM": 3.35e12, "B200": 8.0e12}
 IMAGES = {"1x28x28": 784, "3x32x32": 3072, "3x64x64": 12288, "3x224x224": 150528}  # values an image
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -26,13 +26,13 @@ INT64 = 8
 
 
 def image_bytes(values: int, dtype: str) -> int:
-    """Bytes of one image: read as uint8, written as `dtype`; its address in, label and id in and out."""
+    """Bytes of one image: read as uint8, written as `dtype`; address read, label and id read and written."""
     return values + values * BYTES[dtype] + INT64 + 2 * INT64 + 2 * INT64
 
 
 def recording_bytes(classes: int, dtype: str) -> int:
-    """Bytes of one row: logits once; label and id; its sample's state read and written."""
-    state = 8 * cpu_hardness.SUM_COLUMNS + 4 * cpu_hardness.COUNTER_COLUMNS
+    """Bytes of one row: logits, label and id read once; its sample's state read and written."""
+    state = 8 * layout.SUM_COLUMNS + 4 * layout.COUNTER_COLUMNS
     return classes * BYTES[dtype] + 2 * INT64 + 2 * state
 
 
@@ -68,7 +68,7 @@ def _table(what: str, unit: str, rows: Sequence[tuple[str, str, int]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables or write them into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/roofline.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/roofline.md")
     if not parser.parse_args(arguments).write:
         print(tables())
         return

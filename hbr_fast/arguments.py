@@ -1,21 +1,61 @@
-"""Checks of arguments that functions of every layer take."""
+"""Argument checks shared by all layers."""
 
 from __future__ import annotations
 
 import contextlib
 import operator
+import re
 from typing import Any
 
 
 def whole_number(name: str, value: Any) -> int:
-    """An argument as an int, where it is a whole number of Python's, numpy's or torch's.
+    """Convert an integer argument (an int, or a 0-d integer of numpy or torch) to Python's int.
+
+    Every public integer argument is checked here. Integers of numpy and torch would overflow in the random number
+    code, be different cache keys, and not serialize to JSON.
 
     Raises
     ------
     ValueError
-        If it is anything else: a float would be cut off somewhere, and a bool stands for no number.
+        If it is anything else: a float would be truncated somewhere, and a bool is a mistake.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> whole_number("epoch", np.int64(3))
+    3
     """
-    if not isinstance(value, bool):
+    if type(value) is int:
+        return value
+    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    if not is_bool and getattr(value, "ndim", 0) == 0:
         with contextlib.suppress(TypeError):
             return operator.index(value)
     raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def checked_bytes(name: str, value: Any) -> int:
+    """A number of bytes, given as such or as text with a unit: kB, MB, GB, KiB, MiB or GiB.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or negative.
+
+    Examples
+    --------
+    >>> checked_bytes("cache", "256 MB")
+    256000000
+    """
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+        if found is None or found[2].lower() not in _UNITS:
+            raise ValueError(f"{name} must be bytes or e.g. '256 MB' (kB, MB, GB, KiB, MiB, GiB), got {value!r}")
+        return int(float(found[1]) * _UNITS[found[2].lower()])
+    count = whole_number(name, value)
+    if count < 0:
+        raise ValueError(f"{name} cannot be negative, got {count}")
+    return count

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
-import mmap
+import math
 import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
+from hbr_fast.locks import exchange, held, opened_lock, try_lock
 
-# What the system says where a disk, a quota or a file is full.
+# Error numbers for a full disk, an exhausted quota or a file at its size limit.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-LOCK_NAME = ".lock"  # an empty file that stays; the lock on it does not
+LOCK_NAME = ".lock"  # an empty file that stays after its lock is released
+
+# Temporary names of `atomic_path` and `atomic_directory` before the rename, and of a replaced directory.
+_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.(partial|old)")
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -28,22 +32,12 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def let_go(mapped: np.ndarray) -> None:
-    """Take what was read of a memory-mapped array out of this process's memory; reading it again brings it back.
-
-    The system does so by itself where memory is short, but until then a pass over a file counts as memory of the size
-    of the file. Does nothing for other arrays, and where the system has no such call.
-    """
-    owner: Any = mapped
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        owner.madvise(mmap.MADV_DONTNEED)
-
-
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that is hashed: sorted keys, no spaces, no NaN or infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """The canonical form of a JSON value, for hashing: sorted keys, no spaces, no NaN or infinity."""
+    return _CANONICAL.encode(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(value: Any) -> str:
@@ -58,11 +52,39 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; a `ValueError` names the file where it does not parse."""
+    """Read a JSON file; a `ValueError` names the file if it does not parse, or holds NaN, infinity or invalid
+    Unicode."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            return parse_json(file.read())
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): restore it or write it again") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from any source.
+
+    Raises
+    ------
+    ValueError
+        If it does not parse, is nested too deeply, or holds NaN, infinity or invalid Unicode.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in text.lower():  # possibly a lone surrogate
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.20} is not a number of JSON")
+    return number
 
 
 @contextlib.contextmanager
@@ -70,7 +92,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open `path` for writing bytes so that it appears whole or not at all.
 
     The bytes go to a temporary name in the same directory, are flushed to the disk and renamed over `path`.
-    On any error the temporary file is removed and what stood at `path` before still stands.
+    On any error the temporary file is removed and `path` is left as it was.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         yield file
@@ -78,22 +100,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `atomic_write`, for what opens files by name: yields the temporary name, an empty file."""
+    """Like `atomic_write`, for code that opens files by name: yields the path of an empty temporary file."""
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {target.parent} to write {target.name} into: make it first")
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with _named_errors(target), _partial(target, directory=False) as temporary:
         yield temporary
         _sync_file(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
     _sync_directory(target.parent)
 
 
@@ -102,41 +117,41 @@ def atomic_directory(path: str | os.PathLike[str], *, force: bool = False) -> It
     """Fill a directory so that it appears whole or not at all.
 
     Yields a temporary sibling of `path`; when the block ends without error its files are flushed to the disk
-    and it is renamed to `path`. On any error it is removed.
+    and it is renamed to `path`. On any error it is removed. Leftovers of a killed process are removed by the next
+    process that writes to `path`.
 
     Raises
     ------
     FileExistsError
         If `path` exists and `force` is false. With `force` the old directory is replaced, after the new one
-        is complete.
+        is complete: if the file system can exchange names, one of the two is at `path` at every moment.
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise FileExistsError(f"{target} exists already: choose another name or replace it with --force")
     make_directory(target.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
+    _recover(target)
+    taken = f"{target} exists already: choose another name or replace it with --force"
+    if os.path.lexists(target) and not force:
+        raise FileExistsError(taken)
+    with _named_errors(target), _partial(target, directory=True) as temporary:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         for file in temporary.rglob("*"):
             _sync_directory(file) if file.is_dir() else _sync_file(file)
         _sync_directory(temporary)
-        if not target.exists():
-            os.replace(temporary, target)
-        elif force:
+        if force and os.path.lexists(target):
             _swap(temporary, target)
         else:
-            raise FileExistsError(
-                f"{target} was made by something else meanwhile: choose another name or replace it with --force"
-            )
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            try:
+                os.rename(temporary, target)
+            except OSError:
+                if os.path.lexists(target):
+                    raise FileExistsError(taken.replace("exists already", "was made by something else")) from None
+                raise
     _sync_directory(target.parent)
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:
-    """Make a directory and those above it, where they are not there yet.
+    """Make a directory and its missing parents.
 
     Raises
     ------
@@ -150,71 +165,241 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         raise FileExistsError(f"{file} is a file, not a directory: choose another place than {path}") from None
 
 
+def linked(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system cannot."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
+
+
 def remove_partials(directory: str | os.PathLike[str]) -> None:
-    """Remove what killed writers left half-written in a directory that nobody else writes to now."""
+    """Remove the partial files of killed writers from a directory; those of running processes stay."""
     for left in Path(directory).glob(".*.partial"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if _LEFT.fullmatch(left.name):
+            _remove_if_dead(left)
+
+
+def remove_leftovers(target: str | os.PathLike[str]) -> list[Path]:
+    """Remove partial files that killed writers of `target` left beside it; returns the removed paths."""
+    return [left for left in _leftovers(Path(target), "partial") if _remove_if_dead(left)]
+
+
+def foreign_entries(directory: str | os.PathLike[str], own: Collection[str]) -> list[str]:
+    """Names of files below a directory, relative to it, that are not among `own`; links are not followed."""
+    found = []
+    for place, folders, names in os.walk(directory):
+        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [os.path.relpath(os.path.join(place, name), directory) for name in (*names, *linked)]
+    return sorted(set(found) - set(own))
 
 
 @contextlib.contextmanager
 def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold an existing directory for this process; the system lets go of it however the process ends.
+    """Lock an existing directory for this process; the system releases the lock however the process ends.
 
     Raises
     ------
     BlockingIOError
         If another process holds it.
+    OSError
+        If its `.lock` is not an ordinary file, e.g. a link to another one.
     """
-    with open(Path(directory) / LOCK_NAME, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with opened_lock(Path(directory) / LOCK_NAME) as lock:
+        if not try_lock(lock):
             raise BlockingIOError(
                 f"{directory} is in use by another process: wait for it to end, or choose another directory"
-            ) from None
+            )
         yield
 
 
 @contextlib.contextmanager
 def scratch_directory(parent: str | os.PathLike[str], prefix: str) -> Iterator[Path]:
-    """A directory for this process while the block runs, in one that processes share; it is made if it is not there.
+    """A directory of this process while the block runs, in a shared `parent`, which is created if missing.
 
-    What processes left there that were killed, under the same prefix, is removed first.
+    Leftovers of killed processes with the same prefix are removed first.
     """
     make_directory(parent)
-    with contextlib.ExitStack() as held:
-        with open(Path(parent) / LOCK_NAME, "w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # nobody else looks between making one and holding it
+    with contextlib.ExitStack() as stack:
+        with held(Path(parent) / LOCK_NAME):  # no other process looks between creation and locking
             for other in Path(parent).glob(f"{prefix}*"):
+                if other.is_symlink():
+                    continue
                 with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(other):
                     shutil.rmtree(other, ignore_errors=True)
             own = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            held.enter_context(locked(own))
+            stack.enter_context(locked(own))
         try:
             yield own
         finally:
             shutil.rmtree(own, ignore_errors=True)
 
 
-def relative_path(target: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:
-    """The way from directory `start` to `target`, for files that name each other and may be moved together.
+def private_directory(path: str | os.PathLike[str]) -> Path:
+    """A directory that only this user can read and write; it is created if missing.
 
-    Links are followed first: `start` may be one, and ".." means the parent of where it leads.
+    Raises
+    ------
+    PermissionError
+        If `path` is a link or a file, belongs to another user, or can be written to by others: they may have put
+        anything there.
+    """
+    place = Path(path)
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    status = place.lstat()
+    remedy = "remove it, or set TMPDIR to a directory of your own"
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(f"{place} is not a directory, so what is in it cannot be trusted: {remedy}")
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{place} belongs to another user, so what is in it cannot be trusted: {remedy}")
+    if status.st_mode & 0o022:
+        raise PermissionError(f"{place} can be written to by other users and cannot be trusted: {remedy}")
+    if status.st_mode & 0o055:
+        place.chmod(0o700)
+    return place
+
+
+def temporary_root() -> Path:
+    """This user's private directory of temporary files: `hbr-fast-UID` in the system's temporary directory."""
+    return private_directory(Path(tempfile.gettempdir()) / f"hbr-fast-{os.getuid()}")
+
+
+def relative_path(target: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:
+    """The path from directory `start` to `target`, for files that refer to each other and may be moved together.
+
+    Links are resolved first: `start` may be one, and ".." means the parent of its target.
     """
     return os.path.relpath(Path(target).resolve(), Path(start).resolve())
 
 
-def _swap(temporary: Path, target: Path) -> None:
-    """Put a directory in the place of another, which is moved aside first: no rename goes over a full directory."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    os.replace(target, aside / "replaced")
+@contextlib.contextmanager
+def _partial(target: Path, *, directory: bool) -> Iterator[Path]:
+    """A temporary path beside `target`, locked while its process lives and removed afterwards if it still exists."""
+    remove_leftovers(target)
+    names: dict[str, Any] = {"prefix": f".{target.name}.", "suffix": ".partial", "dir": target.parent}
+    while True:
+        if directory:
+            temporary = Path(tempfile.mkdtemp(**names))
+        else:
+            made, name = tempfile.mkstemp(**names)
+            os.close(made)
+            temporary = Path(name)
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # another process removed it as a leftover before it was locked
+        with contextlib.suppress(OSError):  # without locks, no process removes it either
+            try_lock(descriptor, wait=True)  # a process may hold it to check for a leftover
+        if _is_at(descriptor, temporary):
+            break
+        os.close(descriptor)
     try:
-        os.replace(temporary, target)
-    except BaseException:
-        os.replace(aside / "replaced", target)
-        raise
+        yield temporary
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            # After an exchange of names this is the replaced directory.
+            _remove(temporary)
+        finally:
+            os.close(descriptor)
+
+
+def _leftovers(target: Path, kind: str) -> list[Path]:
+    """Temporary names of `target`, of killed and of running processes."""
+    start = f".{target.name}."
+    return [
+        path
+        for path in target.parent.glob(f".*.{kind}")
+        if path.name.startswith(start) and len(path.name) == len(start) + 9 + len(kind) and _LEFT.fullmatch(path.name)
+    ]
+
+
+def _remove_if_dead(left: Path) -> bool:
+    """Remove a partial unless its writer still holds the lock on it; returns whether it was removed."""
+    with contextlib.suppress(OSError):
+        if left.is_symlink():
+            left.unlink()
+            return True
+        descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if try_lock(descriptor) and _is_at(descriptor, left):
+                _remove(left)
+                return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link (not its target) or a directory, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Exchange a directory with the one at `target`."""
+    if exchange(temporary, target):
+        return
+    # The file system cannot. Between these two renames nothing is at `target`; `_recover` handles that.
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try_lock(descriptor)
+        os.rename(target, aside)  # onto an empty directory
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            os.rename(aside, target)
+            raise
+        _remove(aside)
+    finally:
+        os.close(descriptor)
+
+
+def _recover(target: Path) -> None:
+    """Complete a `_swap` whose process was killed: restore the old directory if there is no new one."""
+    for old in _leftovers(target, "old"):
+        descriptor = os.open(old, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            with contextlib.suppress(OSError):
+                if not try_lock(descriptor):
+                    continue
+            if not _is_at(descriptor, old):
+                continue
+            if not os.path.lexists(target) and any(old.iterdir()):
+                os.rename(old, target)
+            else:
+                _remove(old)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _named_errors(target: Path) -> Iterator[None]:
+    """Make write errors that name no file, or a temporary one, name `target`."""
+    try:
+        yield
+    except OSError as error:
+        # numpy's error for a full disk has no error number.
+        full = error.errno in DISK_FULL or (error.errno is None and "requested and" in str(error))
+        if full:
+            named = OSError(f"no space left for {target}: free some or choose another place")
+            named.errno = error.errno or errno.ENOSPC
+            raise named from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and ".partial" in str(error.filename):
+            raise PermissionError(
+                f"{target} cannot be written ({error.strerror}): choose a directory that you may write to"
+            ) from error
+        raise
 
 
 def _sync_file(path: Path) -> None:
@@ -225,12 +410,12 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-# POSIX flushes a directory's entries through a descriptor of the directory, exactly as it flushes a file.
+# POSIX flushes a directory's entries through its descriptor, like a file.
 _sync_directory = _sync_file
 
 
 def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 
 Advance = Callable[[int], None]
 
-PLAIN_INTERVAL_S = 10.0  # a log file wants a sign of life, not a flood
+PLAIN_INTERVAL_S = 10.0  # log files need a sign of life, not a flood
 
 
 def say(line: str) -> None:
-    """Print one line about what happens now, to standard error."""
+    """Print one status line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def task(description: str, *, total: int, unit: str) -> Iterator[Advance]:
-    """Show the progress of `total` units of work; the block calls what it is given with the units just done.
+    """Show the progress of `total` units of work; the block calls the yielded function with the units just done.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of where they are used: Philox 4x32-10.
+"""Counter-based random numbers (Philox 4x32-10): a pure function of where they are used.
 
-A draw is named by (seed, stream, epoch, position), so it is the same for any batch size, thread count, world size
-and device. Streams never share numbers: each has a key of its own, derived from the seed by Philox itself.
+A draw is identified by (seed, stream, epoch, position), so it is the same for any batch size, thread count, world size
+and device. Streams never share numbers: each has its own key, derived from the seed by Philox itself.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -15,15 +15,15 @@ import numpy as np
 
 from hbr_fast.arguments import whole_number
 
-# Multipliers and key increments of the paper (section 4.3); integers of the kernel's word type, so that the
-# compiled code keeps to unsigned 64-bit arithmetic.
+# Multipliers and key increments of the paper (section 4.3), in the kernel's word type, so that the compiled code
+# uses unsigned 64-bit arithmetic throughout.
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Stream(IntEnum):
-    """What random numbers are for. The values are part of the format: never renumber."""
+    """The purpose of random numbers. The values are part of the format: never renumber."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -42,11 +42,18 @@ class Stream(IntEnum):
     BOOTSTRAP = 16
     MEMBER_ORDER = 20
     SECOND_SPLIT = 21
+    SIGN_FLIP = 30
+    PLANNING = 31
+    TEST_SET = 32
+    MIXING = 40
+    NETWORK = 41
+    TRANSFORMS = 42
+    OTHER_CLASS = 43
 
 
 @nb.njit(inline="always")
 def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
-    """Philox 4x32-10 of a counter and a key, as compiled code.
+    """Philox 4x32-10 of a counter and a key, compiled.
 
     Parameters
     ----------
@@ -71,7 +78,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox 4x32-10 of one counter and key (32-bit words), in plain Python: the definition."""
+    """Philox 4x32-10 of one counter and key (32-bit words), in plain Python: the reference definition."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -106,11 +113,11 @@ def stream_key(seed: int, stream: Stream) -> tuple[int, int]:
 
 
 def spread_seed(seed: int, stream: Stream, index: int) -> int:
-    """A seed of its own for number `index` of something: 63 well-mixed bits.
+    """An independent seed for item `index`: 63 well-mixed bits.
 
-    Members seeded 0, 1, 2 would be neighbours in any scheme that adds; these are not.
+    Members seeded 0, 1, 2 would be correlated in any scheme that adds; these are not.
     """
-    index = int(index)
+    index = whole_number("index", index)
     high, low, _, _ = philox((index & 0xFFFFFFFF, index >> 32, 0, 1), stream_key(seed, stream))
     return (high << 32 | low) >> 1
 
@@ -121,7 +128,7 @@ def member_seed(seed: int, member: int) -> int:
 
 
 def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
-    """A numpy generator for host-side choices, keyed by (seed, stream, index).
+    """A numpy generator for random choices on the host, keyed by (seed, stream, index).
 
     Parameters
     ----------
@@ -130,13 +137,25 @@ def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
     stream : Stream
         What the numbers are for.
     index : int
-        Which of several independent generators of the stream, e.g. the class.
+        Which of the stream's independent generators, e.g. the class.
     """
     return np.random.Generator(np.random.Philox(key=spread_seed(seed, stream, index)))
 
 
-def _seed_words(seed: int) -> tuple[int, int]:
+def checked_seed(seed: int) -> int:
+    """A seed as Python's int.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole number in [0, 2**63).
+    """
     seed = whole_number("seed", seed)
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in [0, 2**63), got {seed}")
+    return seed
+
+
+def _seed_words(seed: int) -> tuple[int, int]:
+    seed = checked_seed(seed)
     return seed & 0xFFFFFFFF, seed >> 32

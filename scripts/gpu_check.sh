@@ -3,7 +3,7 @@
 #
 #   bash scripts/gpu_check.sh [--no-install] [OUT.csv]
 #
-# --no-install runs the current Python ($PYTHON, else python3) with what it has, for machines without a network.
+# --no-install uses the current Python ($PYTHON, else python3) as it is, for machines without a network.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -27,7 +27,7 @@ device=$("$python" -c '
 import sys, torch
 if not torch.cuda.is_available():
     sys.exit(f"torch {torch.__version__} sees no GPU on this machine")
-print(torch.cuda.get_device_name(0))') || die "there is nothing to check without a GPU (above)"
+print(torch.cuda.get_device_name(0))') || die "nothing to check without a GPU (see above)"
 out=${1:-benchmarks/results/gpu-$(tr -cs 'A-Za-z0-9\n' - <<<"$device" | tr '[:upper:]' '[:lower:]').csv}
 say "device: $device; results: $out"
 

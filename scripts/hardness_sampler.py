@@ -2,8 +2,8 @@
 
     python scripts/hardness_sampler.py
 
-Trains a linear model on images of a made dataset whose classes are not equally hard: first on every sample while its
-hardness is recorded, then with `HardnessSampler`, and prints the recall of each class.
+Trains a linear model on a synthetic dataset whose classes are not equally hard: first on every sample while recording
+hardness, then with `HardnessSampler`, and prints the recall of each class.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def main() -> None:
         before = train(data, sampler=None, recorder=recorder)
         scores = recorder.scores()
 
-        # The three lines: scores, a sampler, and it goes where the sampler of a DataLoader goes.
+        # Scores make a sampler, which any DataLoader takes.
         labels = np.asarray(data.train.labels)
-        sampler = HardnessSampler(labels, scores_n=scores.per_sample("loss"), hard_is="high", alpha=0.5)
+        sampler = HardnessSampler(labels, scores_n=scores, estimator="loss", alpha=0.5)
         after = train(data, sampler=sampler, recorder=None)
 
         print("class    loss  recall  recall with HardnessSampler")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def train(data: Dataset, *, sampler: HardnessSampler | None, recorder: HardnessRecorder | None) -> np.ndarray:
-    """Recall of each class on the test split, float64 [C], of a linear model trained from the same start."""
+    """Recall of each class on the test split, float64 [C], of a linear model trained from fixed initial weights."""
     torch.manual_seed(0)
     images, labels = as_tensors(data.train.images), torch.from_numpy(np.asarray(data.train.labels))
     dataset = TensorDataset(images, labels, torch.arange(len(labels)))

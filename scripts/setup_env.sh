@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by quickstart.sh and test.sh: finds a Python, makes .venv, installs into it.
+# Sourced by quickstart.sh, test.sh and gpu_check.sh: finds a Python, creates .venv, installs into it.
 # All messages go to standard error, so that standard output stays for results.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,19 +14,19 @@ die() {
     exit 1
 }
 
-# run_quietly WHAT LOG COMMAND...: the command's output goes to LOG; a line now and then shows that it works.
+# run_quietly WHAT LOG COMMAND...: the command's output goes to LOG; a line every ten seconds shows progress.
 run_quietly() {
     local what=$1 log=$2 start=$SECONDS code=0 ticker
     shift 2
     : >"$log"
     (
-        # The sleep outlives a killed loop by a moment: it must not hold anybody's pipe open.
+        # The sleep outlives a killed loop briefly: it must not hold a pipe open.
         while sleep 10 >/dev/null 2>&1; do
             printf '  %s: %d s, %s\n' "$what" $((SECONDS - start)) "$(tail -n 1 "$log" | cut -c 1-100)" >&2
         done
     ) &
     ticker=$!
-    # shellcheck disable=SC2064  # the number of this ticker, now
+    # shellcheck disable=SC2064  # expand this ticker's number now
     trap "kill $ticker 2>/dev/null || true" EXIT
     "$@" >"$log" 2>&1 </dev/null || code=$?
     kill "$ticker" 2>/dev/null || true
@@ -36,18 +36,18 @@ run_quietly() {
         say "$what: done in $((SECONDS - start)) s"
     else
         tail -n 15 "$log" >&2
-        say "$what: failed after $((SECONDS - start)) s (all of it: $log)"
+        say "$what: failed after $((SECONDS - start)) s (full log: $log)"
     fi
     return "$code"
 }
 
-# apt_install PACKAGE...: true when they are installed afterwards; needs root.
+# apt_install PACKAGE...: true if they are installed afterwards; needs root.
 apt_install() {
     local log
     [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null || return 1
     log=$(mktemp)
     DEBIAN_FRONTEND=noninteractive run_quietly "apt-get update" "$log" apt-get update ||
-        say "going on with the package lists that are here"
+        say "continuing with the existing package lists"
     DEBIAN_FRONTEND=noninteractive run_quietly "apt-get install $*" "$log" \
         apt-get install --yes --no-install-recommends "$@" || return 1
     rm -f "$log"
@@ -57,7 +57,7 @@ have_fashion_mnist() { compgen -G "$1/train-images-idx3-ubyte*" >/dev/null; }
 
 new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
 
-# Sets `python` to a Python of version 3.11 or later; $PYTHON goes first.
+# Sets `python` to a Python of version 3.11 or later; tries $PYTHON first.
 find_python() {
     local candidate version found=""
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.14 python; do
@@ -81,19 +81,19 @@ make_venv() {
         die "$python has no venv module: install it (Debian: apt-get install python3-venv) and run this again"
     mkdir -p "$venv"
     if "$python" -c 'import ensurepip' 2>/dev/null; then
-        "$python" -m venv --clear "$venv" >&2 || die "$python could not make $venv"
+        "$python" -m venv --clear "$venv" >&2 || die "$python could not create $venv"
     elif "$python" -m pip --version >/dev/null 2>&1; then
-        # Debian splits ensurepip off into python3-venv, but the pip that is there can fill the new environment.
-        "$python" -m venv --clear --without-pip "$venv" >&2 || die "$python could not make $venv"
+        # Debian moves ensurepip into python3-venv, but the existing pip can install into the new environment.
+        "$python" -m venv --clear --without-pip "$venv" >&2 || die "$python could not create $venv"
         run_quietly "pip for $venv" "$log" "$python" -m pip --python "$venv/bin/python" install pip ||
             die "pip could not be installed into $venv: install python3-venv and run this again"
     else
         die "$python has neither ensurepip nor pip: install one (Debian: apt-get install python3-venv) and run this again"
     fi
-    say "made $venv with Python $("$venv/bin/python" -c 'import platform; print(platform.python_version())')"
+    say "created $venv with Python $("$venv/bin/python" -c 'import platform; print(platform.python_version())')"
 }
 
-# What an installation depends on besides the extras: this checkout's place and its pyproject.toml.
+# What an installation depends on besides the extras: this checkout's path and its pyproject.toml.
 installation_hash() {
     "$venv/bin/python" -c '
 import hashlib, pathlib, sys
@@ -101,7 +101,7 @@ print(hashlib.sha256(sys.argv[1].encode() + pathlib.Path(sys.argv[1], "pyproject
 ' "$repo"
 }
 
-# install EXTRAS [PIP_OPTIONS...]: the project, editable, with extras such as "dev,dali" (or ""), unless it is done.
+# install EXTRAS [PIP_OPTIONS...]: the project, editable, with extras such as "dev,dali" (or ""), unless already installed.
 install() {
     local extras=$1 wanted stamp name requirement=$repo
     shift
@@ -116,6 +116,6 @@ install() {
     run_quietly "$name" "$venv/install.log" "$venv/bin/python" -m pip install --disable-pip-version-check \
         "$@" --editable "$requirement" || die "the installation failed: see the lines above"
     printf '%s\n' "$wanted" >"$stamp"
-    # Extras come on top of the core.
+    # Extras include the core.
     printf '%s\n' "$wanted" >"$venv/installed-core"
 }

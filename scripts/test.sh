@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Lint, type check and tests, in .venv with everything they need: bash scripts/test.sh [pytest options]
+# Lint, type check, documentation and tests, in .venv with all dependencies: bash scripts/test.sh [pytest options]
 #
-# FFCV is compiled on installation; where its libraries are missing they are installed with apt (as root), or the
-# tests run without it. With CI set, a missing FFCV, DALI or Ray is a failure.
+# FFCV is compiled on installation; missing libraries are installed with apt (as root), or the tests run without FFCV.
+# With CI set, a missing FFCV or other extra is a failure.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -16,7 +16,7 @@ import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
 }
 
-# What FFCV's compilation lacks here, as Debian packages.
+# Debian packages that compiling FFCV still needs here.
 missing_for_ffcv() {
     command -v g++ >/dev/null || echo g++
     command -v pkg-config >/dev/null || echo pkg-config
@@ -27,23 +27,23 @@ missing_for_ffcv() {
 
 make_venv
 
-extras=ffcv,dali,ray,tensorboard,integrations,dev
+extras=ffcv,dali,ray,tensorboard,timm,integrations,docs,dev
 if ! can_import ffcv; then
     mapfile -t missing < <(missing_for_ffcv)
     if ((${#missing[@]} > 0)) && ! apt_install "${missing[@]}"; then
         remedy="apt-get install ${missing[*]}"
         [[ -z ${CI:-} ]] || die "FFCV cannot be compiled here, and with CI set it must be: run as root: $remedy"
-        say "FFCV cannot be compiled here, going on without it. To have it, run as root: $remedy"
-        extras=dali,ray,tensorboard,integrations,dev
+        say "FFCV cannot be compiled here, continuing without it. To install its libraries, run as root: $remedy"
+        extras=dali,ray,tensorboard,timm,integrations,docs,dev
     fi
 fi
 install "$extras"
 
 if [[ -n ${CI:-} ]]; then
-    for module in ffcv nvidia.dali ray tensorboard lightning transformers accelerate; do
+    for module in ffcv nvidia.dali ray tensorboard timm lightning transformers accelerate; do
         can_import "$module" || {
             "$venv/bin/python" -c "import $module" || true
-            die "with CI set the tests need $module, and it cannot be imported (above)"
+            die "with CI set the tests need $module, and it cannot be imported (see above)"
         }
     done
 fi
@@ -55,7 +55,7 @@ command -v chromium >/dev/null || apt_install chromium || {
 have_fashion_mnist "$fashion_mnist" || apt_install dataset-fashion-mnist ||
     say "Fashion-MNIST is not in $fashion_mnist: tests that use it are skipped"
 
-# Several test processes share the cores: as many threads for each as leave none waiting.
+# Several test processes share the cores: divide the threads among them.
 cores=$("$venv/bin/python" -c 'import os; print(len(os.sched_getaffinity(0)))')
 workers=$((cores < 4 ? cores : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / workers))}
@@ -76,6 +76,8 @@ step() {
 step "format (ruff format)" "$venv/bin/ruff" format --check .
 step "lint (ruff check)" "$venv/bin/ruff" check .
 step "types (mypy)" "$venv/bin/mypy"
+step "documentation (mkdocs)" env NO_MKDOCS_2_WARNING=1 "$venv/bin/mkdocs" build --quiet
+[[ -z ${CI:-} ]] || step "package (wheel, sdist)" env PYTHON="$venv/bin/python" bash scripts/check_package.sh
 step "tests (pytest)" "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "$@"
 
 if ((${#failed[@]} > 0)); then

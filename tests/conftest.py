@@ -1,4 +1,4 @@
-"""Settings of the whole suite: no timing in property tests, the same examples every run, Ctrl-C heard."""
+"""Settings for the whole suite: repeatable property tests without deadlines, Ctrl-C enabled."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_heard() -> None:
-    """A shell starts what it runs in the background with Ctrl-C ignored; tests of Ctrl-C would wait for it in vain."""
+def enable_ctrl_c() -> None:
+    """Background jobs of a shell ignore Ctrl-C; tests that send it would hang."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def double_by_default() -> Callable[[], AbstractContextManager[None]]:
-    """A context in which tensors that say no type are float64."""
+    """A context in which the default dtype is float64."""
 
     @contextmanager
     def context() -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The command line, as its user meets it: a whole session, and one line for every mistake."""
+"""The command line as a user sees it: a whole session, and one line for every mistake."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 import hbr_fast
 from hbr_fast import cli
 from hbr_fast.cli.options import LISTS
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
-from hbr_fast.plan import Plan
+from hbr_fast.data.plan import Plan
 from hbr_fast.studies import recipes
 from hbr_fast.studies.study import Study
 from hbr_fast.training.recipe import Recipe
 
-SMALL = ["--set", "model=cnn-8-16", "epochs=5", "batch_size=50", "lr=0.05", "flip=0", "pad=0", "precision=float32"]
+PLAIN = ["augment.flip=0", "augment.pad=0", "precision=float32"]
+SMALL = ["--set", "model=cnn-8-16", "epochs=5", "batch_size=50", "lr=0.05", *PLAIN]
 ONE = ["--members-at-once", "1"]
 
 Fails = Callable[..., str]
@@ -38,7 +42,7 @@ Fails = Callable[..., str]
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and on a busy machine they wait for it."""
+    """Networks this small gain nothing from a second thread, and on a busy machine wait for it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,7 +67,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail as a user's mistake does; returns its one line."""
+    """Run a command that must fail with a user error; return its one-line message."""
 
     def command(*words: object) -> str:
         capsys.readouterr()
@@ -102,20 +106,21 @@ def entry_point(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 # --- the program itself
 
 
-def test_help_lists_the_commands_and_answers_at_once(tmp_path: Path) -> None:
-    start = time.perf_counter()
+def test_help_imports_nothing_heavy() -> None:
+    heavy = {"torch", "numba", "triton", "ray", "ffcv", "polars", "matplotlib"}
+    program = f"import sys, hbr_fast.cli; sys.exit(', '.join({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stderr == "\n"
+
+
+def test_help_lists_commands(tmp_path: Path) -> None:
     done = entry_point("--help", cwd=tmp_path)
-    assert time.perf_counter() - start < 10, "generous: a busy machine; the benchmark of a second is the README's"
     assert (done.returncode, done.stderr) == (0, "")
-    commands = ("convert", "verify", "info", "train", "hardness", "resample", "relabel", "suspects", "study", "report")
-    for command in commands:
+    for command in cli.COMMANDS:
         assert command in done.stdout
-        assert command in cli.COMMANDS
-    assert len(cli.COMMANDS) == len(commands)
     assert "--debug" in done.stdout
 
 
-def test_the_program_converts_and_tells_mistakes_in_one_line_without_traceback(tmp_path: Path) -> None:
+def test_entry_point_reports_mistakes_in_one_line(tmp_path: Path) -> None:
     words = ["convert", "synthetic", "toy.hbr", "--classes", 3, "--train-per-class", 4, "--test-per-class", 2]
     done = entry_point(*words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "toy.hbr: 12 train and 6 test images of synthetic\n")
@@ -130,9 +135,22 @@ def test_the_program_converts_and_tells_mistakes_in_one_line_without_traceback(t
     assert files_under(tmp_path) == before
 
 
-def test_the_module_can_be_run_too(tmp_path: Path) -> None:
+def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"hbr-fast {hbr_fast.__version__}\n"
+
+
+def test_completion_script_has_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--tyro-print-completion", "bash"])
+    assert not caught.value.code
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in (*cli.COMMANDS, "--members-at-once", "--test-fraction"))
+
+
+def test_cli_runs_as_module(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "hbr_fast.cli", "verify", "nothing.hbr"],
+        [sys.executable, "-m", "hbr_fast", "verify", "nothing.hbr"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(hbr_fast.__path__[0]).parent)},
         capture_output=True,
@@ -145,27 +163,25 @@ def test_the_module_can_be_run_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["frobnicate"], [], ["train", "a.hbr", "b", "--frob"], ["convert", "synthetic"]])
-def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_interrupt_is_one_line_and_exit_code_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cli_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(path: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hbr_fast.data.dataset.verify_dataset", interrupted)
+    monkeypatch.setattr("hbr_fast.data.verify.verify_dataset", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["verify", "x.hbr"])
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "hbr-fast: interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "hbr-fast: interrupted; run the same command again to resume\n"
 
 
-def test_debug_shows_the_traceback_wherever_it_stands() -> None:
+def test_debug_shows_traceback_in_any_position() -> None:
     for words in (["--debug", "verify", "x.hbr"], ["verify", "x.hbr", "--debug"]):
         with pytest.raises(FileNotFoundError, match=r"there is no dataset at x\.hbr"):
             cli.main(words)
@@ -192,11 +208,12 @@ def test_convert_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert dataset.fingerprint in about
     assert "12 images of 3x32x32, hardness known" in about
     assert "6 images of 3x32x32" in about
+    assert "from train[0] to train[11]" in about
     assert ", ".join(f"{value:.4f}" for value in dataset.mean) in about
     assert [line.split() for line in about.splitlines()[-3:]] == [[str(c), f"class_{c}", "4", "2"] for c in range(3)]
 
 
-def test_train_prints_a_line_a_member_and_a_second_time_trains_nothing(
+def test_train_prints_a_line_per_member_and_reuses_members(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
@@ -204,7 +221,7 @@ def test_train_prints_a_line_a_member_and_a_second_time_trains_nothing(
     capsys.readouterr()
     cli.main(["train", str(data), str(copy), "--members", "2", *ONE, *SMALL])
     printed = capsys.readouterr()
-    assert "train: 2 of 2 members are there already" in printed.err
+    assert "train: 2 of 2 members are finished already" in printed.err
     labels = open_dataset(data).test.labels
     keys = [entry["key"] for entry in json.loads((copy / "ensemble.json").read_text())["members"]]
     for number, (line, key) in enumerate(zip(printed.out.splitlines(), keys, strict=True)):
@@ -217,12 +234,12 @@ def test_train_prints_a_line_a_member_and_a_second_time_trains_nothing(
     assert files_under(copy) == before
 
 
-def test_recipe_json_in_the_run_directory_reloads_to_the_recipe_with_its_overrides(run: Path) -> None:
+def test_train_recipe_json_includes_overrides(run: Path) -> None:
     recipe = Recipe.from_json(json.loads((run / "recipe.json").read_text()))
     assert (recipe.name, recipe.model, recipe.epochs, recipe.lr) == ("small-cnn", "cnn-8-16", 5, 0.05)
 
 
-def test_hardness_prints_the_hardest_class_first_and_writes_the_scores(
+def test_hardness_prints_hardest_class_first_and_writes_scores(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for estimator, hardest_first in (("aum", 1), ("loss", -1)):
@@ -240,7 +257,68 @@ def test_hardness_prints_the_hardest_class_first_and_writes_the_scores(
         assert table.height == 240
 
 
-def test_resample_and_train_with_the_plan(
+def test_evaluate_prints_the_worst_class_first_and_writes_metrics(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "metrics.csv"
+    capsys.readouterr()
+    cli.main(["evaluate", str(run), "--csv", str(csv)])
+    lines = capsys.readouterr().out.splitlines()
+    ensemble, _ = hbr_fast.open_ensemble(run)
+    opened = open_dataset(data)
+    results = [hbr_fast.evaluate(member.test_logits(), opened.test.labels) for member in ensemble.members]
+    accuracies = [100 * result.accuracy for result in results]
+    assert lines[0] == "split test: 60 images; percent, mean and range of 2 members"
+    assert lines[1].split(maxsplit=1)[1] == (
+        f"{np.mean(accuracies):.2f} ({min(accuracies):.2f} to {max(accuracies):.2f})"
+    )
+    recall = np.mean([result.recall for result in results], axis=0)
+    assert [line.split()[0] for line in lines[5:8]] == [f"class_{c}" for c in np.argsort(recall, kind="stable")]
+    assert [float(line.split()[2]) for line in lines[5:8]] == pytest.approx(sorted(100 * recall), abs=0.01)
+    table = pl.read_csv(csv)
+    assert table.height == 6
+    assert table.filter(member=1)["precision"].to_list() == pytest.approx(results[1].precision.tolist())
+    assert table["images"].sum() == 120
+
+
+def test_evaluate_other_images_runs_the_models(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same test images in another dataset, whose own statistics differ, give the stored results."""
+    other = tmp_path / "other.hbr"
+    opened = open_dataset(data)
+    images, labels = opened.test.images, opened.test.labels
+    np.savez(
+        tmp_path / "other.npz",
+        images=images,
+        labels=labels,
+        test_images=images,
+        test_labels=labels,
+        classes=np.array(opened.classes),
+    )
+    convert("npz", other, root=tmp_path / "other.npz")
+    capsys.readouterr()
+    cli.main(["evaluate", str(run)])
+    stored = capsys.readouterr().out.splitlines()
+    cli.main(["evaluate", str(run), "--dataset", str(other)])
+    computed = capsys.readouterr().out.splitlines()
+    assert computed[0].startswith(f"{other}, split test: 60 images")
+    assert computed[1:] == stored[1:]
+    cli.main(["evaluate", str(run), "--split", "train"])
+    assert "split train: 240 images" in capsys.readouterr().out
+
+
+def test_evaluate_rejects_other_classes_shapes_and_splits(data: Path, run: Path, tmp_path: Path, fails: Fails) -> None:
+    assert fails("evaluate", run, "--split", "val").endswith("small.hbr has no split 'val': choose one of train, test")
+    more, larger = tmp_path / "more.hbr", tmp_path / "larger.hbr"
+    convert("synthetic", more, classes=4, train_per_class=4, test_per_class=2, shape=(1, 8, 8))
+    assert "has other classes than" in (message := fails("evaluate", run, "--dataset", more))
+    assert "(differing: class_3)" in message
+    convert("synthetic", larger, classes=3, train_per_class=4, test_per_class=2, shape=(1, 9, 8))
+    assert "are 1x9x8, the ensemble was trained on 1x8x8" in fails("evaluate", run, "--dataset", larger)
+
+
+def test_resample_and_train_with_plan(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan.safetensors"
@@ -248,7 +326,7 @@ def test_resample_and_train_with_the_plan(
     cli.main(["resample", str(run), str(out), "--alpha", "0.2", "--seed", "3"])
     lines = capsys.readouterr().out.splitlines()
     plan = Plan.load(out)
-    assert lines[0].startswith(f"{out}: 240 rows; the largest feasible alpha is ")
+    assert lines[0].startswith(f"{out}: 240 rows, base balanced; the largest feasible alpha is ")
     counts = np.bincount(open_dataset(data).train.labels[plan.index], minlength=3)
     assert [line.split() for line in lines[1:]] == [["80", "->", str(counts[c]), f"class_{c}"] for c in range(3)]
     assert counts.sum() == 240
@@ -262,15 +340,13 @@ def test_resample_and_train_with_the_plan(
     assert about["members"][0]["seed"] == json.loads((run / "ensemble.json").read_text())["members"][0]["seed"]
 
 
-def test_alpha_zero_written_as_a_whole_number_or_a_float_is_the_same_plan(run: Path, tmp_path: Path) -> None:
+def test_resample_alpha_0_and_0_0_give_the_same_plan(run: Path, tmp_path: Path) -> None:
     for name, alpha in (("a", "0"), ("b", "0.0")):
         cli.main(["resample", str(run), str(tmp_path / name), "--alpha", alpha])
     assert Plan.load(tmp_path / "a").content_hash() == Plan.load(tmp_path / "b").content_hash()
 
 
-def test_resample_prunes_interpolates_and_takes_from_a_pool(
-    data: Path, run: Path, tmp_path: Path, fails: Fails
-) -> None:
+def test_resample_prunes_interpolates_and_uses_pool(data: Path, run: Path, tmp_path: Path, fails: Fails) -> None:
     labels = open_dataset(data).train.labels
     common = ["--alpha", "0.2", "--seed", "3", "--nonpositive", "shift"]
     pruned = [*common, "--prune-rate", "0.25"]
@@ -297,11 +373,11 @@ def test_resample_prunes_interpolates_and_takes_from_a_pool(
 
 @pytest.fixture
 def quick_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quickstart with a recipe that needs a tenth of a second a member."""
-    small = Recipe(name="tiny", model="cnn-8-16", epochs=6, batch_size=50, lr=0.05, schedule="triangular", flip=0.0)
+    """The quickstart with a recipe that takes a tenth of a second per member."""
+    small = dataclasses.replace(recipes.TINY_RECIPE, precision="auto")
     real = recipes.STUDIES["quickstart"]
 
-    @functools.wraps(real)  # the options that it takes are the real one's
+    @functools.wraps(real)  # keeps the real signature, for the options
     def quickstart(**options: Any) -> Study:
         return dataclasses.replace(real(**options), recipe=small)
 
@@ -309,7 +385,7 @@ def quick_study(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_study")
-def test_the_main_job_ends_with_a_table_the_report_and_one_json_line(
+def test_study_ends_with_table_report_and_json_line(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["study", "quickstart", "--dataset", str(data), "--out", str(tmp_path / "study"), "--members", "2", *ONE]
@@ -326,7 +402,7 @@ def test_the_main_job_ends_with_a_table_the_report_and_one_json_line(
         "report",
     }
     assert last["members_per_arm"] == 2
-    assert 0 < last["seconds"] < 60
+    assert last["seconds"] > 0
     page = Path(last["report"])
     assert page == tmp_path / "study" / "report" / "index.html"
     assert "class_0" in page.read_text()
@@ -342,9 +418,9 @@ def test_the_main_job_ends_with_a_table_the_report_and_one_json_line(
     assert f"report: {page}" in printed.out.splitlines()
     assert "verify: " in printed.err, "the dataset is verified before anything is trained"
 
-    cli.main(words)  # a second run reuses everything
+    cli.main(words)  # the second run reuses everything
     again = capsys.readouterr()
-    assert again.err.count("2 of 2 members are there already") == 2
+    assert again.err.count("2 of 2 members are finished already") == 2
     assert {**json.loads(again.out.splitlines()[-1]), "seconds": 0} == {**last, "seconds": 0}
 
     picture = next(page.parent.rglob("*.svg"))
@@ -355,7 +431,7 @@ def test_the_main_job_ends_with_a_table_the_report_and_one_json_line(
 
 
 @pytest.mark.usefixtures("quick_study")
-def test_a_study_on_a_changed_dataset_trains_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_study_on_changed_dataset_trains_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
     flip_a_bit(copy / "train.images.npy")
     message = fails("study", "quickstart", "--dataset", copy, "--out", tmp_path / "study", *ONE)
@@ -364,7 +440,7 @@ def test_a_study_on_a_changed_dataset_trains_nothing(data: Path, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("quick_study")
-def test_a_study_with_an_infeasible_alpha_names_the_largest(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_study_infeasible_alpha_names_the_largest(data: Path, tmp_path: Path, fails: Fails) -> None:
     study = ["study", "quickstart", "--dataset", data, "--out", tmp_path / "study", "--members", 1, *ONE]
     message = fails(*study, "--alpha", 99)
     assert "alpha 99.0 would put class 'class_0' below the floor of 1: the largest feasible alpha is" in message
@@ -372,7 +448,7 @@ def test_a_study_with_an_infeasible_alpha_names_the_largest(data: Path, tmp_path
 
 
 @pytest.mark.usefixtures("quick_study")
-def test_a_study_computes_where_it_is_told(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_study_uses_requested_device(data: Path, tmp_path: Path, fails: Fails) -> None:
     words = ["study", "quickstart", "--dataset", data, "--out", tmp_path / "study", "--members", 1, *ONE]
     assert "device must be auto, cpu, cuda or cuda:N, got 'abacus'" in fails(*words, "--device", "abacus")
     assert "compile is for one process on a GPU" in fails(*words, "--device", "cpu", "--compile")
@@ -382,6 +458,60 @@ def test_a_study_computes_where_it_is_told(data: Path, tmp_path: Path, fails: Fa
     cli.main([*map(str, words), "--device", "cpu"])
     described = [json.loads(path.read_text()) for path in (tmp_path / "study").glob("members/*/member.json")]
     assert [one["device"] for one in described] == ["cpu", "cpu"]
+
+
+# --- paths
+
+
+def leaves(hint: Any) -> Iterator[Any]:
+    """The types in an annotation, and what is annotated to them."""
+    if not typing.get_args(hint):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from leaves(part)
+
+
+def path_options(command: Any) -> dict[str, bool]:
+    """Options of a command that take a path, those of its groups of flags too -> whether they are positional."""
+    found: dict[str, bool] = {}
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        parts = list(leaves(hint))
+        for group in parts:
+            if isinstance(group, type) and dataclasses.is_dataclass(group):
+                found |= path_options(group)
+        if any(part is Path or isinstance(part, PrimitiveConstructorSpec) for part in parts):
+            found[name] = typing.get_args(tyro.conf.Positional[int])[1] in parts
+    return found
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_paths_expand_the_home_directory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every option of every command, also in `--root=~/data`, which shells leave alone."""
+    given: dict[str, Any] = {}
+    command = cli.COMMANDS[name]
+
+    def take(**named: Any) -> None:
+        for option, value in named.items():
+            given.update(vars(value) if dataclasses.is_dataclass(value) else {option: value})
+
+    monkeypatch.setitem(cli.COMMANDS, name, functools.wraps(command)(take))
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    options = path_options(command)
+    first = [f"~/{option}" for option, positional in options.items() if positional]
+    required = [
+        option
+        for option, parameter in inspect.signature(command).parameters.items()
+        if parameter.default is parameter.empty and option not in options
+    ]
+    flags = [f"--{option.replace('_', '-')}=~/{option}" for option, positional in options.items() if not positional]
+    assert options
+    cli.main([name, *(["alpha-path"] if required else []), *first, *flags])
+    assert {option: str(given[option]) for option in options} == {
+        option: f"/home/of/somebody/{option}" for option in options
+    }
+    unknown = [word.replace("~/", "~nobody-here/") for word in first + flags]
+    cli.main([name, *(["alpha-path"] if required else []), *unknown])
+    assert {str(given[option]) for option in options} == {f"~nobody-here/{option}" for option in options}
 
 
 # --- bad input
@@ -394,7 +524,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["fashion-mnist", "mnist", "cifar10", "cifar100", "folder", "npz"])
-def test_missing_source_files_are_named_and_nothing_is_left(source: str, tmp_path: Path, fails: Fails) -> None:
+def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: Path, fails: Fails) -> None:
     root = tmp_path / "empty"
     root.mkdir()
     size = ["--size", 8, 8] if source == "folder" else []
@@ -430,17 +560,19 @@ def test_missing_source_files_are_named_and_nothing_is_left(source: str, tmp_pat
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
         (["resample", "run", "plan"], "run holds no finished ensemble"),
         (["resample", "run", "plan", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
-        (["relabel", "x.hbr", "y.hbr"], "give --noise RATE or --threshold-samples, one of them"),
+        (["relabel", "x.hbr", "y.hbr"], "give one of --noise RATE, --labels FILE and --threshold-samples"),
         (["relabel", "x.hbr", "y.hbr", "--noise", "0.1"], "there is no dataset at x.hbr"),
         (["suspects", "run", "plan", "--count", "3"], "run holds no finished ensemble"),
         (["study", "quickstrat"], "unknown study 'quickstrat': available are quickstart"),
+        (["study", "quickstart", "--estimator", "ssft"], "ssft needs a second training, which a study does not do"),
+        (["study", "quickstart", "--retries", "1", "--members-at-once", "0"], "at least 1, got 0; cpus_per_member"),
         (["study", "quickstart", "--dataset", "x.hbr"], "there is no dataset at x.hbr"),
         (["study", "quickstart", "--members", "0"], "a study needs variants >= 1 and members >= 1, got 0 and 1"),
         (["report", "study"], "study is not a directory: name one that `hbr-fast study` wrote"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(
+def test_cli_mistake_is_one_line_and_leaves_nothing(
     words: list[str], message: str, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -448,7 +580,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_dataset_is_not_overwritten_without_force(data: Path, fails: Fails) -> None:
+def test_convert_does_not_overwrite_without_force(data: Path, fails: Fails) -> None:
     before = files_under(data)
     message = fails("convert", "synthetic", data)
     assert message == f"{data} exists already: choose another name or replace it with --force"
@@ -456,9 +588,7 @@ def test_an_existing_dataset_is_not_overwritten_without_force(data: Path, fails:
 
 
 @pytest.mark.parametrize("name", ["train.images.npy", "train.labels.npy", "test.images.npy", "test.labels.npy"])
-def test_verify_names_the_file_that_was_changed_after_conversion(
-    data: Path, tmp_path: Path, fails: Fails, name: str
-) -> None:
+def test_verify_names_changed_file(data: Path, tmp_path: Path, fails: Fails, name: str) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
     flip_a_bit(copy / name)
     message = fails("verify", copy)
@@ -467,7 +597,7 @@ def test_verify_names_the_file_that_was_changed_after_conversion(
 
 
 @pytest.mark.parametrize("command", ["verify", "info", "train"])
-def test_a_dataset_cut_short_is_named_by_every_command(data: Path, tmp_path: Path, fails: Fails, command: str) -> None:
+def test_commands_name_truncated_dataset(data: Path, tmp_path: Path, fails: Fails, command: str) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
     images = copy / "train.images.npy"
     images.write_bytes(images.read_bytes()[:-1])
@@ -485,19 +615,19 @@ def test_a_dataset_cut_short_is_named_by_every_command(data: Path, tmp_path: Pat
         ("model=cnn-4-4-4-4", "images of 8x8 are too small, it needs at least 16 pixels a side"),
     ],
 )
-def test_a_recipe_that_does_not_fit_the_dataset_is_one_line(
+def test_train_mismatched_recipe_is_one_line(
     data: Path, tmp_path: Path, fails: Fails, override: str, message: str
 ) -> None:
     assert message in fails("train", data, tmp_path / "run", *ONE, *SMALL, override)
     assert not list(tmp_path.glob("run/members/*"))
 
 
-def test_a_recipe_that_does_not_fit_the_dataset_leaves_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_mismatched_recipe_leaves_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
     fails("train", data, tmp_path / "run", *ONE, *SMALL, "batch_size=100000")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_diverging_training_is_one_line(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_divergence_is_one_line(data: Path, tmp_path: Path, fails: Fails) -> None:
     message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "lr=1e25")
     assert message.startswith("train: 1 of 1 members failed")
     assert message.endswith("diverged at epoch 0, step 1: the loss is nan; lower the learning rate (1e+25)")
@@ -505,15 +635,15 @@ def test_a_diverging_training_is_one_line(data: Path, tmp_path: Path, fails: Fai
     assert not list(tmp_path.glob("run/members/*"))
 
 
-@pytest.mark.parametrize(("at_once", "how"), [(1, []), (2, []), (2, ["--stacked"])])
-def test_sigterm_saves_exits_with_75_and_a_second_process_is_refused_meanwhile(
-    data: Path, tmp_path: Path, fails: Fails, at_once: int, how: list[str]
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_train_sigterm_saves_and_exits_with_75_under_lock(
+    data: Path, tmp_path: Path, fails: Fails, at_once: int
 ) -> None:
     run = tmp_path / "run"
-    words = ["train", str(data), str(run), "--members", "2", "--members-at-once", str(at_once), *how]
+    words = ["train", str(data), str(run), "--members", "2", "--members-at-once", str(at_once)]
     words += ["--checkpoint-minutes", "0.001", *SMALL, "epochs=100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hbr_fast.cli", *words],
+        [sys.executable, "-m", "hbr_fast", *words],
         env={**os.environ, "PYTHONPATH": str(Path(hbr_fast.__path__[0]).parent), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -524,7 +654,7 @@ def test_sigterm_saves_exits_with_75_and_a_second_process_is_refused_meanwhile(
     message = fails("train", data, run, *ONE, *SMALL, "epochs=100000")
     assert message == f"{run} is in use by another process: wait for it to end, or choose another directory"
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=1500)
     assert process.returncode == 75
     assert errors.splitlines()[-1].startswith("hbr-fast: ended by SIGTERM; what was trained is saved")
     assert "Traceback" not in errors
@@ -533,26 +663,27 @@ def test_sigterm_saves_exits_with_75_and_a_second_process_is_refused_meanwhile(
     assert "another recipe (lr 0.05, not 0.01)" in fails("train", data, run, *ONE, *SMALL, "epochs=100000", "lr=0.01")
 
 
-def test_sigterm_ends_a_conversion_without_leftovers(tmp_path: Path) -> None:
+def test_convert_sigterm_leaves_nothing(tmp_path: Path) -> None:
     words = ["convert", "synthetic", str(tmp_path / "large.hbr"), "--classes", "100", "--train-per-class", "100000"]
-    process = subprocess.Popen([sys.executable, "-m", "hbr_fast.cli", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "hbr_fast", *words], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob(".large.hbr.*")):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=1500)
     assert process.returncode == 75
     assert said.splitlines()[-1] == "hbr-fast: ended by SIGTERM; run the same command again"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_zero_members_or_zero_at_once_are_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_rejects_zero_members_or_members_at_once(data: Path, tmp_path: Path, fails: Fails) -> None:
     assert "an ensemble has at least 1 member, got 0" in fails("train", data, tmp_path / "run", "--members", 0)
     assert not (tmp_path / "run").exists()
     assert "members_at_once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
 
 
-def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow  # starts Ray
+def test_train_on_cluster(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray")
     cli.main(["train", str(data), str(tmp_path / "run"), "--members", "2", "--cluster", "local", *SMALL])
     assert capsys.readouterr().out.count("accuracy") == 2
@@ -561,7 +692,7 @@ def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gpus-per-member", "1"], "--gpus-per-member are what a member holds of a cluster: give --cluster too"),
+        (["--gpus-per-member", "1"], "gpus_per_member and retries are of members on a cluster: name the cluster too"),
         (["--cluster", "local", "--cpus-per-member", "999"], "a member asks for 999 processors, but no node"),
         (["--cluster", "nowhere"], "a cluster's address is local, auto or HOST:PORT"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
@@ -569,12 +700,14 @@ def test_an_ensemble_on_a_cluster(data: Path, tmp_path: Path, capsys: pytest.Cap
         (["--cluster", "local", "--device", "cpu"], "each node of a cluster computes on what it has"),
     ],
 )
-def test_a_cluster_that_cannot_be_had(data: Path, tmp_path: Path, fails: Fails, words: list[str], message: str) -> None:
+def test_train_rejects_infeasible_cluster(
+    data: Path, tmp_path: Path, fails: Fails, words: list[str], message: str
+) -> None:
     pytest.importorskip("ray")
     assert message in fails("train", data, tmp_path / "run", *words, *SMALL)
 
 
-def test_the_plan_of_a_larger_dataset_is_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_rejects_plan_of_larger_dataset(data: Path, tmp_path: Path, fails: Fails) -> None:
     Plan.of_rows(np.arange(100, 400)).save(tmp_path / "plan.safetensors")
     message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "--plan", tmp_path / "plan.safetensors")
     assert message == (
@@ -582,7 +715,7 @@ def test_the_plan_of_a_larger_dataset_is_refused(data: Path, tmp_path: Path, fai
     )
 
 
-def test_the_plan_of_another_dataset_is_refused(data: Path, run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_rejects_plan_of_another_dataset(data: Path, run: Path, tmp_path: Path, fails: Fails) -> None:
     cli.main(["resample", str(run), str(tmp_path / "plan"), "--alpha", "0.1"])
     convert("synthetic", tmp_path / "o.hbr", classes=3, train_per_class=80, test_per_class=20, shape=(1, 8, 8), seed=9)
     message = fails("train", tmp_path / "o.hbr", tmp_path / "run", *ONE, *SMALL, "--plan", tmp_path / "plan")
@@ -591,7 +724,7 @@ def test_the_plan_of_another_dataset_is_refused(data: Path, run: Path, tmp_path:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a plan at all"])
-def test_a_plan_file_that_is_none_is_named(data: Path, tmp_path: Path, fails: Fails, content: bytes | None) -> None:
+def test_train_names_invalid_plan_file(data: Path, tmp_path: Path, fails: Fails, content: bytes | None) -> None:
     plan = tmp_path / "plan.safetensors"
     if content is not None:
         plan.write_bytes(content)
@@ -609,14 +742,15 @@ def test_resample_does_not_overwrite_without_force(run: Path, tmp_path: Path, fa
     assert len(Plan.load(out)) == 240
 
 
-def test_hardness_prints_the_extreme_samples_of_all_or_of_a_class(
+def test_hardness_prints_extremes_overall_or_of_a_class(
     run: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def samples(*words: str) -> list[tuple[float, int, str]]:
         capsys.readouterr()
         cli.main(["hardness", str(run), *words])
         lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-        return [(float(value), int(sample), name) for value, _, sample, name in lines]
+        assert [source for *_, source in lines] == [f"train[{sample}]" for _, _, sample, *_ in lines]
+        return [(float(value), int(sample), name) for value, _, sample, name, _ in lines]
 
     dataset = open_dataset(data)
     hardest, easiest = samples("--top", "5"), samples("--top", "5", "--easiest")
@@ -631,7 +765,7 @@ def test_hardness_prints_the_extreme_samples_of_all_or_of_a_class(
     assert [value for value, *_ in of_class] == sorted((value for value, *_ in of_class), reverse=True)
 
 
-def test_hardness_by_the_final_models_is_computed_once_and_can_be_resampled_by(
+def test_hardness_of_final_models_is_computed_once(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "run"
@@ -653,20 +787,23 @@ def test_hardness_by_the_final_models_is_computed_once_and_can_be_resampled_by(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--class", "0"], "--class and --easiest say which samples --top prints: give --top too"),
-        (["--easiest"], "--class and --easiest say which samples --top prints: give --top too"),
+        (["--class", "0"], "--class and --easiest select the samples that --top prints: give --top too"),
+        (["--easiest"], "--class and --easiest select the samples that --top prints: give --top too"),
         (["--top", "0"], "cannot give 0 samples: 240 were observed"),
         (["--top", "81", "--class", "2"], "cannot give 81 samples of class 2: 80 were observed"),
         (["--top", "1", "--class", "cat"], "no class 'cat': the classes are "),
         (["--top", "1", "--class", "3"], "no class '3': the classes are "),
-        (["--estimator", "ssft"], "ssft needs a second training: see hbr_fast.training.ssft.second_split_forgetting"),
+        (
+            ["--estimator", "ssft"],
+            "ssft needs a second training: see hbr_fast.second_split_forgetting",
+        ),
     ],
 )
-def test_what_hardness_cannot_print(run: Path, fails: Fails, words: list[str], message: str) -> None:
+def test_hardness_rejects_invalid_options(run: Path, fails: Fails, words: list[str], message: str) -> None:
     assert message in fails("hardness", run, *words)
 
 
-def test_hardness_does_not_overwrite_a_file_without_force(run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_hardness_does_not_overwrite_without_force(run: Path, tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "scores.csv"
     out.write_bytes(b"precious")
     assert str(out) in fails("hardness", run, "--csv", out)
@@ -675,7 +812,7 @@ def test_hardness_does_not_overwrite_a_file_without_force(run: Path, tmp_path: P
     assert pl.read_csv(out).height == 240
 
 
-def test_an_output_in_a_missing_directory_is_named(run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_resample_names_missing_output_directory(run: Path, tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "nowhere" / "plan.safetensors"
     message = fails("resample", run, out, "--alpha", 0.1)
     assert ".partial" not in message
@@ -696,16 +833,14 @@ def test_an_output_in_a_missing_directory_is_named(run: Path, tmp_path: Path, fa
         (["--alpha", 0.1, "--seed", -1], "seed must be in [0, 2**63), got -1"),
     ],
 )
-def test_a_plan_that_cannot_be_had_is_one_line(
+def test_resample_infeasible_plan_is_one_line(
     run: Path, tmp_path: Path, fails: Fails, options: list[object], message: str
 ) -> None:
     assert message in fails("resample", run, tmp_path / "plan", *options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_run_directory_of_another_recipe_or_dataset_is_refused(
-    data: Path, run: Path, tmp_path: Path, fails: Fails
-) -> None:
+def test_train_rejects_run_of_another_recipe_or_dataset(data: Path, run: Path, tmp_path: Path, fails: Fails) -> None:
     before = files_under(run)
     message = fails("train", data, run, *ONE, *SMALL, "lr=0.07")
     assert message == f"{run} is the run directory of another recipe (lr 0.05, not 0.07): choose another one"
@@ -714,19 +849,19 @@ def test_the_run_directory_of_another_recipe_or_dataset_is_refused(
     assert files_under(run) == before
 
 
-@pytest.mark.parametrize("command", ["hardness", "resample"])
-def test_a_run_whose_dataset_was_replaced_is_refused(tmp_path: Path, fails: Fails, command: str) -> None:
+@pytest.mark.parametrize("command", ["hardness", "resample", "evaluate"])
+def test_commands_reject_run_with_replaced_dataset(tmp_path: Path, fails: Fails, command: str) -> None:
     path = tmp_path / "d.hbr"
     options: dict[str, Any] = {"classes": 3, "train_per_class": 80, "test_per_class": 20, "shape": (1, 8, 8)}
     convert("synthetic", path, **options)
     cli.main(["train", str(path), str(tmp_path / "run"), *ONE, *SMALL, "epochs=1"])
     convert("synthetic", path, force=True, seed=9, **options)
     message = fails(command, tmp_path / "run", *([tmp_path / "plan"] if command == "resample" else []))
-    assert message.endswith(f"d.hbr is not the dataset that {tmp_path / 'run'} was trained on: it was changed since")
+    assert message.endswith(f"d.hbr is not the dataset that {tmp_path / 'run'} was trained on: it has changed since")
     assert not (tmp_path / "plan").exists()
 
 
-def test_a_run_trained_with_a_relative_path_works_from_another_directory(
+def test_train_with_relative_path_works_from_another_directory(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data.parent)
@@ -735,19 +870,19 @@ def test_a_run_trained_with_a_relative_path_works_from_another_directory(
     cli.main(["hardness", "run"])
 
 
-def test_a_damaged_member_is_named(run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_hardness_names_damaged_member(run: Path, tmp_path: Path, fails: Fails) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     damaged = sorted(copy.rglob("hardness.safetensors"))[0]
     flip_a_bit(damaged)
     assert fails("hardness", copy).startswith(f"{damaged} is missing or damaged: remove {damaged.parent} and")
 
 
-def test_a_report_does_not_replace_a_folder_that_is_none(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_report_does_not_replace_other_folder(data: Path, tmp_path: Path, fails: Fails) -> None:
     fails("report", tmp_path, "--out", data)
     assert (data / "meta.json").exists()
 
 
-def test_lists_are_the_options_of_any_number_of_values() -> None:
+def test_options_lists_match_command_signatures() -> None:
     found = {"--set"}
     for command in cli.COMMANDS.values():
         for name, parameter in inspect.signature(command).parameters.items():

@@ -1,16 +1,21 @@
-"""The Python blocks of the pages under docs/ run as they stand, and what they say of the code is true."""
+"""The Python blocks in docs/ run unchanged, commands exist with their options, generated tables are up to date."""
 
+import functools
 import importlib.util
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hbr_fast.hardness import ESTIMATORS
+from hbr_fast import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
-EXTRAS = ("lightning", "transformers", "accelerate")  # a block that imports one runs where it is installed
+PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+EXTRAS = ("lightning", "transformers", "accelerate")  # a block that imports one runs only if it is installed
 
 
 def blocks_of(page: Path) -> list[str]:
@@ -22,12 +27,12 @@ def can_run(block: str) -> bool:
     return all(importlib.util.find_spec(extra) for extra in needed)
 
 
-def test_there_are_blocks_to_run() -> None:
+def test_docs_have_blocks() -> None:
     assert len(blocks_of(DOCS / "recording.md")) >= 8
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
-def test_blocks_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docs_blocks_run_in_sequence(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks_of(page):
@@ -35,7 +40,55 @@ def test_blocks_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: p
             exec(block, names)  # our own pages
 
 
-def test_the_table_of_estimators_is_the_codes() -> None:
-    text = (DOCS / "recording.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", text, flags=re.MULTILINE)
-    assert rows == [(e.name, e.hard_is, e.origin, e.meaning) for e in ESTIMATORS.values()]
+def commands_of(page: Path) -> list[list[str]]:
+    """The words after `hbr-fast`, or after `-m hbr_fast`, of every command of a page's console blocks."""
+    text = page.read_text(encoding="utf-8")
+    variables = dict(re.findall(r'^export (\w+)="(.*)"$', text, flags=re.MULTILINE))
+    found = []
+    for block in re.findall(r"```(?:console|bash)\n(.*?)```", text, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for name, value in variables.items():
+                line = re.sub(rf"\${name}\b", value, line)
+            if call := re.search(r"(?:^|\s|/)(?:hbr-fast|-m hbr_fast) ([^|;&]*)", line):
+                words = shlex.split(call[1], comments=True)
+                if words and words[0] in cli.COMMANDS:
+                    found.append(words)
+    return found
+
+
+def test_docs_commands_are_found() -> None:
+    assert sum(len(commands_of(page)) for page in PAGES) > 30
+    assert ["train", "data.hbr", "runs/base", "--recipe", "paper-resnet18"] in commands_of(DOCS / "clusters.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_docs_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the pages exists, with those options and values; nothing is run."""
+    called = []
+
+    def recording(name: str) -> Any:
+        @functools.wraps(cli.COMMANDS[name])
+        def call(*_: Any, **__: Any) -> None:
+            called.append(name)
+
+        return call
+
+    monkeypatch.setattr(cli, "COMMANDS", {name: recording(name) for name in cli.COMMANDS})
+    wanted = commands_of(page)
+    for words in wanted:
+        cli.main(words)
+    assert called == [words[0] for words in wanted]
+
+
+def test_reproduce_the_paper_names_pictures_of_the_report() -> None:
+    named = set(re.findall(r"`(\w+)\.(?:png|csv)`", (DOCS / "reproduce-the-paper.md").read_text(encoding="utf-8")))
+    report = "".join(path.read_text(encoding="utf-8") for path in (DOCS.parent / "hbr_fast/report").glob("*.py"))
+    assert len(named) > 10
+    report = report.replace("{study.metric}", "recall")
+    assert {name for name in named if f'"{name}"' not in report} == set()
+
+
+def test_docs_generated_tables_are_up_to_date() -> None:
+    command = [sys.executable, str(DOCS.parent / "scripts" / "generate_docs.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

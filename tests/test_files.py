@@ -37,39 +37,39 @@ def permissions(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_sha256_of_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+def test_sha256_of_file_hashes_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"pixels" * 100_000)
     assert sha256_of_file(path) == hashlib.sha256(b"pixels" * 100_000).hexdigest()
 
 
-def test_canonical_json_has_one_spelling() -> None:
+def test_canonical_json_is_unique() -> None:
     assert canonical_json({"b": [1, 2.5], "a": None}) == '{"a":null,"b":[1,2.5]}'
     assert content_hash({"x": 1, "y": 2}) == content_hash({"y": 2, "x": 1})
     assert content_hash({"x": 1}) == hashlib.sha256(b'{"x":1}').hexdigest()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_canonical_json_refuses_what_json_has_no_number_for(value: float) -> None:
+def test_canonical_json_rejects_non_finite_numbers(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json([value])
 
 
-def test_json_round_trip(tmp_path: Path) -> None:
+def test_write_json_and_read_json_round_trip(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"classes": ["cat", "dog"], "mean": 0.5})
     assert read_json(tmp_path / "a.json") == {"classes": ["cat", "dog"], "mean": 0.5}
     assert names(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
-def test_read_json_names_the_file_that_does_not_parse(tmp_path: Path, content: bytes) -> None:
+def test_read_json_names_invalid_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "meta.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"meta\.json is not valid JSON"):
         read_json(path)
 
 
-def test_write_json_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+def test_write_json_failure_keeps_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", float("nan"))
@@ -77,7 +77,7 @@ def test_write_json_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.json"]
 
 
-def test_atomic_write_appears_only_when_whole(tmp_path: Path) -> None:
+def test_atomic_write_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "scores"
     path.write_bytes(b"old")
     with atomic_write(path) as file:
@@ -89,7 +89,7 @@ def test_atomic_write_appears_only_when_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_atomic_write_that_fails_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+def test_atomic_write_failure_keeps_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     def fail_halfway(path: Path) -> None:
         with atomic_write(path) as file:
             file.write(b"half")
@@ -104,7 +104,7 @@ def test_atomic_write_that_fails_leaves_what_was_there(tmp_path: Path, error: ty
 
 
 @pytest.mark.usefixtures("mask_027")
-def test_what_is_written_has_the_permissions_of_ordinary_files(tmp_path: Path) -> None:
+def test_atomic_write_and_directory_use_default_permissions(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "file") as file:
         file.write(b"x")
     with atomic_directory(tmp_path / "directory") as directory:
@@ -113,7 +113,7 @@ def test_what_is_written_has_the_permissions_of_ordinary_files(tmp_path: Path) -
     assert permissions(tmp_path / "directory") == 0o750
 
 
-def test_atomic_directory_appears_only_when_whole(tmp_path: Path) -> None:
+def test_atomic_directory_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "set.hbr"
     with atomic_directory(path) as directory:
         assert directory.parent == path.parent, "a rename across file systems would not be atomic"
@@ -125,7 +125,7 @@ def test_atomic_directory_appears_only_when_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
-def test_a_directory_below_a_file_is_refused_by_the_files_name(tmp_path: Path, below: str) -> None:
+def test_make_directory_below_a_file_names_the_file(tmp_path: Path, below: str) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(FileExistsError, match=re.escape(f"{file} is a file, not a directory: choose another place")):
@@ -137,7 +137,7 @@ def test_a_directory_below_a_file_is_refused_by_the_files_name(tmp_path: Path, b
         pass
 
 
-def test_atomic_directory_refuses_to_replace_without_force(tmp_path: Path) -> None:
+def test_atomic_directory_does_not_replace_without_force(tmp_path: Path) -> None:
     path = tmp_path / "set.hbr"
     path.mkdir()
     (path / "old").write_bytes(b"old")
@@ -159,7 +159,7 @@ def test_atomic_directory_with_force_replaces_everything(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_atomic_directory_that_fails_leaves_what_was_there(tmp_path: Path, force: bool) -> None:
+def test_atomic_directory_failure_keeps_old_directory(tmp_path: Path, force: bool) -> None:
     path = tmp_path / "set.hbr"
     if force:
         path.mkdir()
@@ -177,7 +177,7 @@ def test_atomic_directory_that_fails_leaves_what_was_there(tmp_path: Path, force
         assert names(path) == ["old"]
 
 
-def test_atomic_directory_does_not_replace_what_appeared_meanwhile(tmp_path: Path) -> None:
+def test_atomic_directory_does_not_replace_concurrent_directory(tmp_path: Path) -> None:
     path = tmp_path / "set.hbr"
 
     def lose_the_race() -> None:
@@ -191,7 +191,7 @@ def test_atomic_directory_does_not_replace_what_appeared_meanwhile(tmp_path: Pat
     assert names(path) == ["theirs"]
 
 
-def test_a_held_directory_is_refused_until_its_holder_ends_however_it_ends(tmp_path: Path) -> None:
+def test_locked_directory_is_released_when_holder_dies(tmp_path: Path) -> None:
     program = f"""
 import time
 from hbr_fast.files import locked
@@ -212,17 +212,19 @@ with locked({str(tmp_path)!r}):
         pass
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / ".a.123.partial").write_text("half")
-    (tmp_path / ".b.456.partial").mkdir()
-    (tmp_path / ".b.456.partial" / "file").write_text("half")
-    (tmp_path / "c.partial").write_text("whole")
+def test_remove_partials_removes_only_leftovers(tmp_path: Path) -> None:
+    (tmp_path / ".a.12345678.partial").write_text("half")
+    (tmp_path / ".b.abcd_678.partial").mkdir()
+    (tmp_path / ".b.abcd_678.partial" / "file").write_text("half")
+    kept = {"c.partial", ".download.partial", ".d.123.partial"}
+    for name in kept:
+        (tmp_path / name).write_text("of another program")
     files.remove_partials(tmp_path)
     files.remove_partials(tmp_path / "nowhere")
-    assert [path.name for path in tmp_path.iterdir()] == ["c.partial"]
+    assert set(names(tmp_path)) == kept
 
 
-def test_scratch_of_killed_processes_is_removed_and_that_of_living_ones_kept(tmp_path: Path) -> None:
+def test_scratch_directory_removes_only_those_of_dead_processes(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     program = f"""
 import time

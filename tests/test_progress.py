@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_plain_lines_say_rate_and_remaining_time(
+def test_progress_lines_give_rate_and_remaining_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 2.0)
@@ -32,7 +32,7 @@ def test_plain_lines_say_rate_and_remaining_time(
         assert capsys.readouterr().err == ""  # too early for a line
         clock.now += 4
         advance(5_000)
-        # 10,000 in 5 s: 2,000 a second, and 50,000 to go.
+        # 10,000 in 5 s: 2,000 per second, 50,000 left.
         line = "convert train: 10,000/60,000 images, 2,000 images/s, 25 s left\n"
         assert capsys.readouterr().err == line
         clock.now += 1
@@ -46,7 +46,7 @@ def test_plain_lines_say_rate_and_remaining_time(
     assert captured.out == ""
 
 
-def test_short_work_gives_one_line(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+def test_progress_short_work_gives_one_line(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     with progress.task("check", total=10, unit="files") as advance:
         for _ in range(10):
             clock.now += 0.05
@@ -56,7 +56,7 @@ def test_short_work_gives_one_line(capsys: pytest.CaptureFixture[str], clock: Cl
     assert captured.out == ""
 
 
-def test_a_failure_is_not_summed_up_as_work_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_failure_prints_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     def fail_halfway() -> None:
         with progress.task("convert", total=10, unit="images") as advance:
             advance(5)
@@ -67,13 +67,13 @@ def test_a_failure_is_not_summed_up_as_work_done(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def test_advancing_by_nothing_is_harmless(clock: Clock) -> None:
+def test_progress_advance_by_zero(clock: Clock) -> None:
     with progress.task("convert", total=10, unit="images") as advance:
         clock.now += progress.PLAIN_INTERVAL_S
         advance(0)
 
 
-def test_a_terminal_gets_a_bar_on_standard_error(
+def test_progress_bar_on_terminal_standard_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -91,7 +91,7 @@ def test_a_terminal_gets_a_bar_on_standard_error(
     assert capsys.readouterr().out == ""
 
 
-def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_say_writes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     progress.say("opening cifar10.hbr")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "opening cifar10.hbr\n")

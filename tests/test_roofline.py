@@ -1,4 +1,4 @@
-"""The bounds in docs/roofline.md are what the command prints."""
+"""The bounds in docs/roofline.md match the command's output."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_document_holds_what_the_command_prints() -> None:
+def test_roofline_document_matches_command_output() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "roofline.py"], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -24,7 +24,7 @@ def test_philox_known_answers(
     assert tuple(int(word) for word in philox4x32(*words)) == answer
 
 
-def test_streams_and_members_have_keys_of_their_own() -> None:
+def test_stream_keys_and_member_seeds_are_distinct() -> None:
     keys = {stream_key(seed, stream) for seed in range(50) for stream in Stream}
     assert len(keys) == 50 * len(Stream)
     seeds = [member_seed(0, member) for member in range(1000)]
@@ -34,8 +34,8 @@ def test_streams_and_members_have_keys_of_their_own() -> None:
     assert abs(np.mean(np.array(seeds) / 2**63) - 0.5) < 0.04
 
 
-def test_seeds_are_pinned() -> None:
-    # Stored results are found again by their seeds: these numbers may change with a new schema only.
+def test_member_seeds_are_pinned() -> None:
+    # Stored results are looked up by their seeds: these numbers may only change with a new schema.
     assert [member_seed(0, member) for member in range(3)] == [
         7983899024374184225,
         3770553428171038993,
@@ -44,11 +44,11 @@ def test_seeds_are_pinned() -> None:
     assert generator(7, Stream.RESAMPLING, 3).integers(0, 1000, 5).tolist() == [935, 258, 582, 235, 192]
 
 
-def test_index_above_32_bits_is_not_truncated() -> None:
+def test_spread_seed_does_not_truncate_large_index() -> None:
     assert spread_seed(1, Stream.MEMBER, 5) != spread_seed(1, Stream.MEMBER, 5 + 2**32)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
-def test_seed_out_of_range(seed: int) -> None:
+def test_stream_key_rejects_out_of_range_seed(seed: int) -> None:
     with pytest.raises(ValueError, match=r"seed must be in \[0, 2\*\*63\)"):
         stream_key(seed, Stream.ORDER)

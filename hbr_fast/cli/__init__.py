@@ -1,22 +1,26 @@
-"""The command line: `hbr-fast convert | verify | info | train | hardness | resample | relabel |
-suspects | study | report`.
+"""The command line: `hbr-fast convert | verify | info | train | evaluate | hardness | resample | relabel |
+suspects | study | import | report`.
 
-One file a command. Heavy imports happen inside the commands, so that `--help` answers at once.
+Each command has its own file. Heavy imports happen inside the commands, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import tyro
 
+from hbr_fast import __version__
 from hbr_fast.cli.convert import convert
+from hbr_fast.cli.evaluate import evaluate
 from hbr_fast.cli.hardness import hardness
+from hbr_fast.cli.import_runs import import_runs
 from hbr_fast.cli.info import info
-from hbr_fast.cli.options import require_lists_once
+from hbr_fast.cli.options import paths_expanded, require_lists_once
 from hbr_fast.cli.relabel import relabel
 from hbr_fast.cli.report import report
 from hbr_fast.cli.resample import resample
@@ -29,43 +33,50 @@ from hbr_fast.training.signals import EXIT_CODE as TERMINATED
 from hbr_fast.training.signals import Terminated, raised_at_once
 
 USER_ERROR, INTERRUPTED = 2, 130
+_ARGUMENT = re.compile(r'\b(nonpositive|base|undersample|oversample|estimator)="([\w-]+)"')
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "verify": verify,
     "info": info,
     "train": train,
+    "evaluate": evaluate,
     "hardness": hardness,
     "resample": resample,
     "relabel": relabel,
     "suspects": suspects,
     "study": study,
+    "import": import_runs,
     "report": report,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line and exit code 2, with --debug the whole traceback."""
+    """Run the command line; a user error prints one line and exits with code 2, with --debug the full traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"hbr-fast {__version__}")
+        return
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         if started_by_torchrun() and words[:1] != ["train"]:
-            raise ValueError("only train shares its work among the processes of torchrun: start this one without it")
+            raise ValueError("only train can run under torchrun: start this command without it")
         require_lists_once(words)
-        with raised_at_once(), contextlib.suppress(BrokenPipeError):
+        with raised_at_once(), contextlib.suppress(BrokenPipeError), paths_expanded():
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="hbr-fast",
-                description="Hardness-based resampling at memory speed. --debug shows the traceback of an error.",
+                description="Hardness-based resampling at memory speed. --version prints the version, --debug the "
+                "traceback of an error.",
                 args=words,
             )
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if debug:
             raise
-        _end(str(error), USER_ERROR)
+        _end(command_words(str(error)), USER_ERROR)
     except OtherRankFailed:
-        sys.exit(USER_ERROR)  # that process says why
+        sys.exit(USER_ERROR)  # that process reports why
     except MemoryError:
         if debug:
             raise
@@ -74,11 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         saved = "what was trained is saved, " if words[:1] in (["train"], ["study"]) else ""
         _end(f"ended by SIGTERM; {saved}run the same command again", TERMINATED)
     except KeyboardInterrupt:
-        _end("interrupted; run the same command again to go on", INTERRUPTED)
+        _end("interrupted; run the same command again to resume", INTERRUPTED)
+
+
+def command_words(line: str) -> str:
+    """An error of the library in the command line's words: `--nonpositive shift` for `nonpositive="shift"`."""
+    line = _ARGUMENT.sub(lambda found: f"--{found[1]} {found[2]}", line)
+    return line.replace("clip=True", "--clip").replace("and none was given", "and none was given: --pool does")
 
 
 def _end(line: str, code: int) -> NoReturn:
     rank = own_rank()
-    if rank == 0 or code == USER_ERROR:  # a signal comes to all processes of torchrun, an error may be of one
+    if rank == 0 or code == USER_ERROR:  # a signal reaches all processes of torchrun, an error may occur in one
         print(f"hbr-fast: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr)
     sys.exit(code)

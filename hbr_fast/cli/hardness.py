@@ -24,26 +24,27 @@ def hardness(
     csv: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Print how hard the classes are by a trained ensemble, or which samples are the hardest.
+    """Print the hardness of the classes by a trained ensemble, or its hardest samples.
 
     Args:
         run: A run directory that train wrote.
         estimator: aum, confidence, loss, el2n, forgetting, ... (an unknown name lists them all); aum_final,
             confidence_final, loss_final and dataiq_final evaluate the trained models, once.
-        top: Print so many samples, the hardest first, instead of the classes.
-        class_: With --top, samples of this class only: its name or number.
-        easiest: With --top, the easiest instead.
-        csv: Write every sample's scores by every estimator to this file.
+        top: Print the N hardest samples, and where each came from, instead of the classes.
+        class_: With --top, only samples of this class (name or number).
+        easiest: With --top, print the easiest samples instead.
+        csv: Write every sample's source and its scores by every estimator to this file.
         force: Replace the file.
     """
+    from hbr_fast.data.sample_sources import printable
     from hbr_fast.files import atomic_write
     from hbr_fast.hardness import estimator as estimator_named
+    from hbr_fast.members.ensemble import open_ensemble
+    from hbr_fast.members.scoring.final_model import scores_by
     from hbr_fast.studies.results import sample_table
-    from hbr_fast.training.ensemble import open_ensemble
-    from hbr_fast.training.final import scores_by
 
     if top is None and (class_ is not None or easiest):
-        raise ValueError("--class and --easiest say which samples --top prints: give --top too")
+        raise ValueError("--class and --easiest select the samples that --top prints: give --top too")
     if csv is not None:
         refuse_to_overwrite(csv, force)
     chosen = estimator_named(estimator)
@@ -59,7 +60,12 @@ def hardness(
         number = None if class_ is None else _class_number(class_, opened)
         samples = scores.top(estimator, top, hardest=not easiest, class_=number, labels_n=labels)
         values = scores.per_sample(estimator)
-        lines = [(values[sample], f"sample {sample}  {opened.classes[labels[sample]]}") for sample in samples]
+        sources = opened.train.sources
+        names = ["" if sources is None else f"  {printable(sources[sample])}" for sample in samples.tolist()]
+        lines = [
+            (values[sample], f"sample {sample}  {opened.classes[labels[sample]]}{name}")
+            for sample, name in zip(samples, names, strict=True)
+        ]
     order = f"{'easiest' if easiest else 'hardest'} {'class' if top is None else 'sample'} first"
     print(f"{estimator}: {chosen.meaning}; {chosen.hard_is} is hard; {scores.members} members, {order}")
     for value, what in lines:
@@ -71,7 +77,7 @@ def hardness(
 
 
 def _class_number(name: str, dataset: Dataset) -> int:
-    """The class of a name or, where no class is called that, of a number."""
+    """The class with this name or, if there is none, this number."""
     if name in dataset.classes:
         return dataset.classes.index(name)
     if name.isdecimal() and int(name) < len(dataset.classes):

@@ -1,64 +1,160 @@
-"""Options that several commands have, and what they stand for."""
+"""Options that several commands share, and how they are resolved."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from hbr_fast.members.execution import Execution
 
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
-    from hbr_fast.training.cluster import Cluster
-    from hbr_fast.training.device import Compute
 
-Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
-AtOnce = int | Literal["auto"]
-LISTS = ("--set", "--formats", "--alphas", "--rates", "--oversamplers")  # options of any number of values
+# A name, or the path of a file or dataset; "~" is expanded as in paths.
+NameOrPath = Annotated[
+    str,
+    PrimitiveConstructorSpec[str](
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: os.path.expanduser(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+JSON = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How each model is trained.
+
+    Attributes
+    ----------
+    recipe : str, optional
+        A name (quickstart, small-cnn, paper-resnet18, fast-resnet18) or a file: .toml, or .json such as a run's
+        recipe.json.
+    model : str, optional
+        resnet18, cnn-W-W-..., vgg-W-W-..., whitened-W-W-..., torchvision:NAME, timm:NAME or
+        package.module:function.
+    model_args : str, optional
+        Keyword arguments of the model, as a JSON object.
+    weights : str, optional
+        A file of weights to start from (safetensors or pth).
+    optimizer : str, optional
+        sgd, adamw, torch.optim:CLASS or package.module:function.
+    optimizer_args : str, optional
+        Keyword arguments of the optimizer.
+    schedule : str, optional
+        step, triangular, cosine, constant or package.module:function.
+    schedule_args : str, optional
+        Keyword arguments of the schedule.
+    loss : str, optional
+        cross-entropy, focal, balanced-softmax, logit-adjusted or package.module:function.
+    loss_args : str, optional
+        Keyword arguments of the loss, e.g. '{"class_weight": "balanced"}'.
+    augment : str, optional
+        A transform on the batch: torchvision:CLASS or package.module:function. What is built in: --set
+        augment.color_jitter=0.4,0.4,0.4,0.1 and so on.
+    augment_args : str, optional
+        Keyword arguments of the transform.
+    overrides : tuple of str
+        Any fields of the recipe, e.g. --set epochs=3 lr=0.05 augment.cutout=8 clip_norm=1 ema=0.999 mixup=0.2.
+    """
+
+    recipe: NameOrPath | None = None
+    model: str | None = None
+    model_args: JSON = None
+    weights: NameOrPath | None = None
+    optimizer: str | None = None
+    optimizer_args: JSON = None
+    schedule: str | None = None
+    schedule_args: JSON = None
+    loss: str | None = None
+    loss_args: JSON = None
+    augment: str | None = None
+    augment_args: JSON = None
+    overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")] = ()
+
+    def changes(self) -> tuple[str, ...]:
+        """All changed fields, each as "field=value".
+
+        Raises
+        ------
+        ValueError
+            If a field is changed by its own option and by --set.
+        """
+        own = {
+            _FIELDS.get(field.name, field.name): getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("recipe", "overrides") and getattr(self, field.name) is not None
+        }
+        twice = [name for name in own if any(one.partition("=")[0] == name for one in self.overrides)]
+        if twice:
+            options = {field: option for option, field in _FIELDS.items()}
+            words = ", ".join(f"--{options.get(name, name).replace('_', '-')} and --set {name}=" for name in twice)
+            raise ValueError(f"{words}: give one of the two")
+        return (*(f"{name}={value}" for name, value in own.items()), *self.overrides)
+
+
+# Fields of a recipe whose options have another name.
+_FIELDS = {"augment": "augment.transform", "augment_args": "augment.transform_args"}
+# The fields are options without a prefix, in groups of their own.
+RecipeFlags = Annotated[RecipeOptions, tyro.conf.OmitArgPrefixes]
+DEFAULT_RECIPE = RecipeOptions()
+ExecutionFlags = Annotated[Execution, tyro.conf.OmitArgPrefixes]
+DEFAULT_EXECUTION = Execution(members_at_once="auto")
+LISTS = (  # options that take any number of values
+    "--set", "--formats", "--alphas", "--rates", "--oversamplers", "--merge", "--drop", "--rename", "--classes",
+)  # fmt: skip
 
 
 def require_lists_once(words: Sequence[str]) -> None:
-    """Of a list given twice the first would be dropped without a word; any other option may be, and the last counts."""
+    """Refuse a repeated list option, whose first values would be lost silently; of other options the last counts."""
     for option in LISTS:
         if sum(word.partition("=")[0] == option for word in words) > 1:
             raise ValueError(f"{option} is given twice: give it once, with all of its values after it")
 
 
+def paths_expanded() -> ConstructorRegistry:
+    """Registry in which every option of type `Path` expands "~", which a shell leaves alone in `--root=~/data`.
+
+    As in a shell, the name of an unknown user stays as it is.
+    """
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def path(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if about.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
 def refuse_to_overwrite(out: Path, force: bool) -> None:
-    """Raise where something stands at `out`, unless it may be replaced."""
+    """Raise if `out` exists, unless it may be replaced."""
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
 
 
-def number_at_once(choice: AtOnce, members: int, compute: Compute, *, stacked: bool) -> int:
-    """Members to train at the same time."""
-    from hbr_fast.machine import usable_cpus
-    from hbr_fast.training.parallel import auto_members_at_once
-
-    if choice != "auto":
-        return choice
-    device = "cpu" if stacked else compute.resolved().type  # stacks compute there
-    return auto_members_at_once(members, cpus=usable_cpus(), device=device)
-
-
-def cluster_of(address: str | None, cpus: float, gpus: float) -> Cluster | None:
-    """The cluster that the options name, none without an address."""
-    from hbr_fast.training.cluster import Cluster
-
-    if address is None and (cpus, gpus) != (1, 0):
-        raise ValueError(
-            "--cpus-per-member and --gpus-per-member are what a member holds of a cluster: give --cluster too, or "
-            "leave them out"
-        )
-    return None if address is None else Cluster(address, cpus_per_member=cpus, gpus_per_member=gpus)
-
-
 def dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
-    """The dataset that a run was trained on, where it was then, unchanged since."""
+    """The dataset that a run was trained on, at its recorded path and unchanged."""
     from hbr_fast.data.dataset import open_dataset
 
     opened = open_dataset(run.resolve() / about["dataset"]["path"])
     if opened.fingerprint != about["dataset"]["fingerprint"]:
-        raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it was changed since")
+        raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it has changed since")
     return opened

@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 
 def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Path | None = None) -> None:
-    """Draw the report of a finished study again.
+    """Write the report of a finished study again.
 
     Args:
         study_dir: A directory that study wrote.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -22,6 +22,7 @@ def resample(
     prune_rate: float = 0.0,
     prune_by: Literal["random", "hardness"] = "random",
     prune_level: Literal["class", "dataset"] = "class",
+    base: Literal["own", "balanced"] | float | None = None,
     nonpositive: Literal["shift", "authors"] | None = None,
     clip: bool = False,
     seed: int = 0,
@@ -32,78 +33,62 @@ def resample(
     Args:
         run: A run directory that train wrote.
         out: Plan file to write (.safetensors), for train --plan.
-        alpha: Degree of resampling: 0 balances the classes, 1 takes the hardness ratio itself.
-        estimator: What class hardness is measured by.
+        alpha: Degree of resampling: 0 gives the classes the sizes of --base, 1 takes the hardness ratio itself.
+        estimator: The estimator of class hardness.
         undersample: easy, hard, extreme, random or none.
         oversample: random, weighted-easy, weighted-hard, smote, holdout, pool-random, pool-average, pool-hard or none.
         pool: Generated images for the pool oversamplers: a dataset, an .npz or an .npy file.
-        prune_rate: Share of the samples to leave out first; they are the holdout.
-        prune_by: Leave samples out by chance, or the easiest.
-        prune_level: Leave out the share of each class, or of the whole set.
+        prune_rate: Share of the samples to prune first; they become the holdout.
+        prune_by: Prune at random, or the easiest samples.
+        prune_level: Prune the share of each class, or of the whole set.
+        base: Class sizes to start from: own, balanced, or an exponent of the own sizes in [0, 1]; by default own where
+            they differ by more than a tenth.
         nonpositive: What to do with classes whose mean is not positive.
-        clip: Hold classes at one sample where alpha is too large for them, instead of an error.
-        seed: Of the random choices.
-        force: Replace what is at OUT.
+        clip: Hold classes at one sample where alpha is too large for them, instead of failing.
+        seed: Seed of the random choices.
+        force: Replace OUT if it exists.
     """
-    import numpy as np
+    import functools
 
-    from hbr_fast.allocation import allocate
     from hbr_fast.data.pool import open_pool
-    from hbr_fast.files import read_json
     from hbr_fast.hardness import estimator as estimator_named
-    from hbr_fast.pruning import prune
-    from hbr_fast.resampling import resample as resample_labels
-    from hbr_fast.resampling.smote import same_class_neighbours
-    from hbr_fast.studies.plans import hardness_of, ranked_pool
-    from hbr_fast.training.ensemble import open_ensemble
-    from hbr_fast.training.final import scores_by
-    from hbr_fast.training.recipe import Recipe
+    from hbr_fast.members.ensemble import open_ensemble
+    from hbr_fast.members.scoring.confidence import ranked_pool
+    from hbr_fast.members.scoring.final_model import scores_by
+    from hbr_fast.resampling.pipeline import resample_by_hardness
+    from hbr_fast.resampling.pruning import Pruning
 
     refuse_to_overwrite(out, force)
-    chosen = estimator_named(estimator)
+    estimator_named(estimator)  # refuse an unknown estimator before computing anything
+    pruning = Pruning(prune_rate, prune_by, prune_level) if prune_rate != 0 else None
     ensemble, about = open_ensemble(run)
     opened = dataset_of(run, about)
-    scores = scores_by(ensemble.members, opened, estimator).per_sample(estimator)
-    labels, cache = opened.train.labels, run / "cache"
-    ranked: dict[str, Any] = {"scores_n": scores, "hard_is": chosen.hard_is, "seed": seed, "classes": opened.classes}
-    left = prune(labels, prune_rate, by=prune_by, level=prune_level, **ranked)
-    allocation = allocate(
-        hardness_of(opened, scores, left.kept),
-        hard_is=chosen.hard_is,
+    ranked, cache = None, run / "cache"
+    if pool is not None:
+        opened_pool = open_pool(pool, dataset=opened, cache=cache)
+        ranked = functools.partial(ranked_pool, oversample, opened_pool, opened, ensemble.members, cache=cache)
+    made = resample_by_hardness(
+        opened,
+        scores_by(ensemble.members, opened, estimator),
+        estimator,
         alpha=alpha,
-        total=len(left.kept),
-        nonpositive=nonpositive,
-        clip=clip,
-        classes=opened.classes,
-    )
-    had = np.bincount(labels[left.kept], minlength=len(opened.classes))
-    neighbours = None
-    if oversample == "smote":
-        neighbours = same_class_neighbours(
-            opened.train.images,
-            labels,
-            len(opened.classes),
-            ids=left.kept,
-            wanted_of=np.flatnonzero(allocation.counts > had).tolist(),
-            cache=cache,
-            classes=opened.classes,
-        )
-    opened_pool = None if pool is None else open_pool(pool, dataset=opened, cache=cache)
-    recipe = Recipe.from_json(read_json(run / "recipe.json"))
-    plan = resample_labels(
-        labels,
-        allocation.counts,
-        ids=left.kept,
         undersample=undersample,
         oversample=oversample,
-        holdout=left.holdout,
-        neighbours_nk=neighbours,
-        pool=ranked_pool(oversample, opened_pool, opened, recipe, ensemble.members, cache=cache),
-        provenance={"dataset": opened.fingerprint, "estimator": estimator, "alpha": alpha, "prune_rate": prune_rate},
-        **ranked,
+        pruning=pruning,
+        base=base,
+        nonpositive=nonpositive,
+        clip=clip,
+        pool=ranked,
+        cache=cache,
+        seed=seed,
     )
+    plan, allocation = made.plan, made.allocation
+    assert allocation is not None
     plan.save(out)
-    print(f"{out}: {len(plan):,} rows; the largest feasible alpha is {allocation.max_alpha:.4g}")
+    print(
+        f"{out}: {len(plan):,} rows, base {plan.provenance['base']}; the largest feasible alpha is "
+        f"{allocation.max_alpha:.4g}"
+    )
     for name, before, after in zip(
         opened.classes, opened.train.class_counts().tolist(), plan.provenance["counts"], strict=True
     ):

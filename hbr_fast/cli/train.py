@@ -8,76 +8,53 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from hbr_fast.cli.options import AtOnce, Overrides, cluster_of, number_at_once
+from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, ExecutionFlags, RecipeFlags
 
 if TYPE_CHECKING:
-    from hbr_fast.training.store import StoredMember
+    from hbr_fast.members.store import StoredMember
 
 
 def train(
     dataset: Positional[Path],
     out: Positional[Path],
     *,
-    recipe: str = "small-cnn",
-    overrides: Overrides = (),
     members: int = 1,
     seed: int = 0,
     plan: Path | None = None,
     pool: Path | None = None,
-    members_at_once: AtOnce = "auto",
-    stacked: bool = False,
-    cluster: str | None = None,
-    cpus_per_member: float = 1.0,
-    gpus_per_member: float = 0.0,
-    checkpoint_every_epochs: int = 0,
-    checkpoint_minutes: float = 5.0,
-    tensorboard: bool = False,
-    device: str = "auto",
-    compile: bool = False,
+    recipe: RecipeFlags = DEFAULT_RECIPE,
+    execution: ExecutionFlags = DEFAULT_EXECUTION,
 ) -> None:
-    """Train an ensemble and record the hardness of every sample on the way.
+    """Train an ensemble and record the hardness of every sample during training; by default by the recipe small-cnn.
 
-    Started by torchrun, all its processes train each member together (docs/ensembles.md).
+    Under torchrun, all processes train each member together (docs/ensembles.md).
 
     Args:
         dataset: A directory that convert wrote.
-        out: The run directory; members that are there already are not trained again.
-        recipe: quickstart, small-cnn, paper-resnet18 or fast-resnet18.
-        overrides: Recipe fields to change, e.g. --set epochs=3 lr=0.05.
-        members: Models to train, each with a seed of its own.
-        seed: Everything random follows from it.
-        plan: A resampled set that the resample command wrote; by default every sample once an epoch.
-        pool: The generated images that the plan takes from.
-        members_at_once: Members that train at the same time, on one thread each; auto is one a core, on a GPU 1.
-        stacked: Train them as one network in one process instead (docs/ensembles.md says where that is faster).
-        cluster: Train on a Ray cluster instead: local, auto or HOST:PORT of its head.
-        cpus_per_member: Processors a member holds on the cluster.
-        gpus_per_member: GPUs a member holds on the cluster; a fraction shares one.
-        checkpoint_every_epochs: Save unfinished members after every this many epochs; 0 goes by time alone.
-        checkpoint_minutes: Save unfinished members this often; inf goes by epochs alone.
-        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
-        compile: On a GPU, compile the network with CUDA graphs.
-        tensorboard: Write what epochs did for TensorBoard, below OUT/tensorboard.
+        out: The run directory; finished members in it are not trained again.
+        members: Models to train, each with its own seed.
+        seed: Seed of everything random.
+        plan: A plan that the resample command wrote; by default each sample once per epoch.
+        pool: The generated images that the plan uses.
     """
-    from hbr_fast.data.dataset import open_dataset, verify_dataset
+    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.data.plan import Plan
     from hbr_fast.data.pool import open_pool
     from hbr_fast.data.relabel import real_classes
-    from hbr_fast.evaluation.metrics import evaluate, gaps
-    from hbr_fast.plan import Plan
-    from hbr_fast.training.checkpoint import CheckpointEvery
-    from hbr_fast.training.device import Compute
+    from hbr_fast.data.verify import verify_dataset
+    from hbr_fast.evaluation.measures import gaps
+    from hbr_fast.evaluation.metrics import evaluate
+    from hbr_fast.members.ensemble import train_ensemble
+    from hbr_fast.members.obtain import MembersDiverged
     from hbr_fast.training.distributed import joined
-    from hbr_fast.training.ensemble import train_ensemble
-    from hbr_fast.training.parallel import MembersDiverged
-    from hbr_fast.training.recipe import named_recipe
+    from hbr_fast.training.recipe_files import recipe_of
 
-    compute = Compute(device, compile)
-    with joined(compute.resolved()) as ranks:
+    with joined(execution.compute.resolved()) as ranks:
         with ranks.agreed():
-            checkpoint = CheckpointEvery(epochs=checkpoint_every_epochs, minutes=checkpoint_minutes)
-            settings = named_recipe(recipe, overrides)
-            verify_dataset(dataset)  # results are kept under the hash of what was converted: train on nothing else
-            opened = open_dataset(dataset)
+            execution.checked(processes=ranks.size)
+            settings = recipe_of(recipe.recipe or "small-cnn", recipe.changes())
+            verify_dataset(dataset)  # results are keyed by the hash of what was converted: refuse changed data
+            opened = open_dataset(dataset).at_size(settings.size)
             rows = None if plan is None else Plan.load(plan)
             pools = [] if pool is None else [open_pool(pool, dataset=opened, cache=out / "cache")]
         diverged = None
@@ -90,14 +67,7 @@ def train(
                 seed=seed,
                 plan=rows,
                 pools=pools,
-                members_at_once=number_at_once(
-                    members_at_once, 1 if ranks.size > 1 else members, compute, stacked=stacked
-                ),
-                stacked=stacked,
-                cluster=cluster_of(cluster, cpus_per_member, gpus_per_member),
-                checkpoint=checkpoint,
-                tensorboard=tensorboard,
-                compute=compute,
+                execution=execution,
             ).members
         except MembersDiverged as error:
             diverged, trained = error, error.members
@@ -107,8 +77,13 @@ def train(
                 continue
             logits = member.test_logits()[:, :tested]
             result = evaluate(logits, opened.test.labels, classes=opened.classes[:tested])
+            averaged = ""
+            if (by_average := member.ema_test_logits()) is not None:
+                of_average = evaluate(by_average[:, :tested], opened.test.labels, classes=opened.classes[:tested])
+                averaged = f" (average of weights {of_average.accuracy:.4f})"
             print(
-                f"member {number}: accuracy {result.accuracy:.4f}, recall gap {gaps(result.recall)['max_min']:.4f}, "
+                f"member {number}: accuracy {result.accuracy:.4f}{averaged}, "
+                f"recall gap {gaps(result.recall)['max_min']:.4f}, "
                 f"{member.history()['seconds'].sum():.0f} s, {member.path}"
             )
         if diverged is not None and ranks.first:

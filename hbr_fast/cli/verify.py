@@ -13,7 +13,7 @@ def verify(dataset: Positional[Path]) -> None:
     Args:
         dataset: A directory that convert wrote.
     """
-    from hbr_fast.data.dataset import verify_dataset
+    from hbr_fast.data.verify import verify_dataset
 
     found = verify_dataset(dataset)
     print(

@@ -1,13 +1,14 @@
-"""Reading FFCV's file format (`.beton`, version 2) without FFCV: any with images and labels opens as a Split.
+"""Reading FFCV's file format (`.beton`, version 2) without FFCV: any file with images and labels opens as a Split.
 
-A file is a header, a descriptor a field, a table with an entry a sample, pages of data, and a list of what was
-allocated in them. The writer is FFCV's own (`beton_writer.py`).
+A file is a header, one descriptor per field, a table with one entry per sample, pages of data, and a list of the
+allocations in them. Writing uses FFCV's own writer (`beton_writer.py`).
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hbr_fast.data.dataset import Split, channel_mean_std, channel_sums
-from hbr_fast.data.sources.source import checked_labels, rows_per_block
+from hbr_fast.data.dataset import Split
+from hbr_fast.data.images import RawImages, channel_mean_std, channel_sums, rows_per_block
+from hbr_fast.data.sample_sources import NumberedSources, RowsOf, SampleSources
+from hbr_fast.data.sources.source import checked_labels
 from hbr_fast.machine import usable_cpus
 
 VERSION = 2
@@ -45,12 +48,13 @@ _ENTRY = {_FLOAT: np.dtype("<f8"), _INT: np.dtype("<i8"), _RGB: _IMAGE, 3: _BYTE
 _ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_bytes", "<u8")])
 _JPEG, _RAW = 0, 1
 
+MOST_CLASSES = 100_000  # that are named by numbers where there are fewer samples
 _MOST_CHANNELS = 4  # an axis this short holds channels
 
 
 @dataclass(frozen=True, eq=False)
 class Beton:
-    """A `.beton` file, its table read and checked, its pixels not.
+    """A `.beton` file with its table read and checked, but not its pixels.
 
     Attributes
     ----------
@@ -58,22 +62,22 @@ class Beton:
     fields : tuple of str
         Names of all fields.
     image, label : str
-        Names of those of the images and labels.
+        Names of the image and label fields.
     kind : int
-        FFCV's number of the image field's kind.
+        FFCV's type number of the image field.
     labels : int64 [N]
     place : int64 [N]
-        Where a sample stands in the file: by the field `id` where that numbers the samples 0 to N - 1, else as is.
+        Position of each sample in the file: by the field `id` if that numbers the samples 0 to N - 1, else file order.
     has_ids : bool
-        Whether it does.
+        Whether the field `id` does so.
     encoded : bool
-        Whether some image is a JPEG.
+        Whether any image is a JPEG.
     planar : bool
         Whether images are stored [C, H, W] and not [H, W, C].
     shape : tuple of int, or None
-        (C, H, W), or None where images differ in size.
+        (C, H, W), or None if images differ in size.
     read : callable
-        Takes a place in the file, returns its image decoded: uint8 [H, W, C].
+        Takes a position in the file, returns its decoded image: uint8 [H, W, C].
     """
 
     path: Path
@@ -92,8 +96,15 @@ class Beton:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def sources(self) -> SampleSources:
+        """The sample of the file behind each row: `cifar10.train.beton[17]`."""
+        if np.array_equal(self.place, np.arange(len(self))):
+            return NumberedSources([(self.path.name, len(self))])
+        return RowsOf(self.path.name, self.place)
+
     def decoded(self, start: int, stop: int, size: tuple[int, int] | None) -> np.ndarray:
-        """Samples `start` to `stop - 1`, uint8 [stop - start, C, H, W]; `size` resizes, which different sizes need."""
+        """Samples `start` to `stop - 1`, uint8 [stop - start, C, H, W]; `size` resizes, required if sizes differ."""
         images = []
         for at in self.place[start:stop]:
             pixels = self.read(int(at))
@@ -132,21 +143,27 @@ def open_beton(
     Returns
     -------
     Split
-        Row i is the sample with id i where the file numbers its samples (field `id`), else the file's i-th. Mean and
-        standard deviation are this file's own.
+        Row i is the sample with id i if the file numbers its samples (field `id`), else the file's i-th. Mean and
+        standard deviation are those of this file.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not a whole `.beton` of version 2 with images and labels; the message says what is wrong.
+        If it is not a complete `.beton` of version 2 with images and labels; the message says what is wrong.
     """
     found = read_beton(path, image=image, label=label)
     shape = shape_of(found, size)
-    names = tuple(map(str, range(int(found.labels.max()) + 1))) if classes is None else tuple(classes)
+    names = numbered_classes(found) if classes is None else tuple(classes)
     labels_n = checked_labels(found.labels, len(names), where=f"{found.path} {found.label}")
-    images_nchw = np.empty((len(found), *shape), np.uint8)
+    try:
+        images_nchw = np.empty((len(found), *shape), np.uint8)
+    except (MemoryError, ValueError):
+        needed = len(found) * math.prod(shape)
+        raise ValueError(
+            f"{found.path} holds {needed / 1e9:,.1f} GB of pixels, which do not fit into memory: convert it"
+        ) from None
     sums_c, squares_c = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
     rows = rows_per_block(shape)
 
@@ -164,28 +181,47 @@ def open_beton(
         array.setflags(write=False)
     return Split(
         name=name or found.path.stem,
-        images=images_nchw,
+        store=RawImages(images_nchw),
         labels=labels_n,
         classes=names,
         mean=np.array(mean, np.float32),
         std=np.array(std, np.float32),
         beton=found.path if size is None else None,
+        sources=found.sources,
     )
 
 
+def numbered_classes(*files: Beton) -> tuple[str, ...]:
+    """Class names "0", "1", ... up to the largest label of the files.
+
+    Raises
+    ------
+    ValueError
+        If that exceeds both `MOST_CLASSES` and the number of samples: the label is damaged.
+    """
+    largest = max(files, key=lambda file: int(file.labels.max()))
+    count, samples = int(largest.labels.max()) + 1, sum(map(len, files))
+    if count > max(samples, MOST_CLASSES):
+        raise ValueError(
+            f"{largest.path}: label {count - 1} of sample {largest.labels.argmax()} is far beyond the number of "
+            f"samples, {samples:,}: correct it, or give the names of the classes"
+        )
+    return tuple(map(str, range(count)))
+
+
 def shape_of(found: Beton, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """(C, H, W) of the images of a file, resized to `size` if it is given."""
+    """(C, H, W) of the images of a file, after resizing to `size` if given."""
     if size is not None and found.kind == _RGB:
         return (3, *size)
     if size is not None:
-        raise ValueError(f"{found.path}: field {found.image!r} holds arrays, which are not resized: leave out size")
+        raise ValueError(f"{found.path}: field {found.image!r} holds arrays, which cannot be resized: leave out size")
     if found.shape is None:
         raise ValueError(f"{found.path}: images differ in size: give a size (height, width) to resize them to")
     return found.shape
 
 
 def read_beton(path: str | os.PathLike[str], *, image: str | None = None, label: str | None = None) -> Beton:
-    """Read and check everything in a `.beton` but its pixels; see `open_beton`."""
+    """Read and check everything in a `.beton` except its pixels; see `open_beton`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: write one with hbr-fast convert SOURCE OUT --formats beton")
@@ -198,9 +234,11 @@ def read_beton(path: str | os.PathLike[str], *, image: str | None = None, label:
     samples, start = int(header["samples"]), int(header["allocations_at"])
     descriptors = _part(path, _FIELD, int(header["fields"]), _HEADER.itemsize, length)
     kinds = {_name(descriptor["name"]): int(descriptor["kind"]) for descriptor in descriptors}
+    if len(kinds) != len(descriptors):
+        raise ValueError(f"{path} is damaged: two of its fields have one name: write it again")
     for field, kind in kinds.items():
         if kind not in _ENTRY:
-            raise ValueError(f"{path}: field {field!r} is of a kind of its own ({kind}), which only its program reads")
+            raise ValueError(f"{path}: field {field!r} is of a custom kind ({kind}), readable only by its program")
     if samples == 0:
         raise ValueError(f"{path} holds no samples")
     entry = np.dtype([("", _ENTRY[kind]) for kind in kinds.values()], align=True)
@@ -267,7 +305,7 @@ def _name(name: np.ndarray) -> str:
 def _chosen(
     path: Path, kinds: Mapping[str, int], use: str, given: str | None, wanted: tuple[int, ...], what: str
 ) -> str:
-    """The field for a use: the one given, the one of that name, or the only one of a wanted kind."""
+    """The field for a use: the given one, the one of that name, or the only one of a suitable kind."""
     fitting = [name for name, kind in kinds.items() if kind in wanted and (name != "id" or given == "id")]
     if given is not None:
         if given not in fitting:
@@ -283,16 +321,17 @@ def _chosen(
 
 
 def _sizes(path: Path, column: np.ndarray, allocations: np.ndarray, end: int) -> np.ndarray:
-    """Bytes of each image, int64 [N]: a raw one's follow from its size, a JPEG's stand in the allocations."""
+    """Bytes of each image, int64 [N]: computed from the size for raw images, listed in the allocations for JPEG."""
     order = np.argsort(allocations["at"])
     found = np.minimum(np.searchsorted(allocations["at"], column["at"], sorter=order), len(order) - 1)
     if (allocations["at"][order[found]] != column["at"]).any():
         raise ValueError(f"{path} is damaged: its list of allocations lacks an image: write it again")
     sizes = allocations["size"][order[found]].astype(np.int64)
     raw = 3 * column["height"].astype(np.int64) * column["width"]
-    wrong = (column["mode"] > _RAW) | ((column["mode"] == _RAW) & (sizes != raw))
-    if wrong.any() or (column["at"].astype(np.int64) + sizes > end).any():
-        raise ValueError(f"{path} is damaged: an image's place or size cannot be: write it again")
+    wrong = (column["mode"] > _RAW) | ((column["mode"] == _RAW) & (sizes != raw)) | (sizes <= 0) | (sizes > end)
+    # Compare unsigned first: a position beyond 2^63 would turn negative and pass.
+    if wrong.any() or (column["at"] > end).any() or (column["at"].astype(np.int64) + sizes > end).any():
+        raise ValueError(f"{path} is damaged: an image's position or size is impossible: write it again")
     return sizes
 
 
@@ -302,25 +341,25 @@ def _rgb(path: Path, pages: np.ndarray, entry: np.ndarray, size: int) -> np.ndar
     if entry["mode"] == _RAW:
         return content.reshape(height, width, 3)
     try:
-        with Image.open(io.BytesIO(content.tobytes())) as image:
+        with Image.open(io.BytesIO(content.tobytes()), formats=("JPEG",)) as image:
+            if image.size != (width, height):
+                raise ValueError(f"it is {image.size}, and the table says {(width, height)}")
             pixels = np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:  # whose words are an address in memory
+    except UnidentifiedImageError:  # its message is an address in memory
         raise ValueError(f"{path}: the image at byte {at} is not a readable JPEG: write it again") from None
-    except Exception as error:  # Pillow's decoders raise all sorts on damaged images
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged images
         raise ValueError(f"{path}: the image at byte {at} is not a readable JPEG ({error}): write it again") from None
-    if pixels.shape != (height, width, 3):
-        raise ValueError(f"{path}: the image at byte {at} is {pixels.shape}, not {(height, width, 3)}: write it again")
     return pixels
 
 
 def _stored_shape(path: Path, field: str, arguments: np.ndarray) -> tuple[int, int, int]:
-    """[H, W, C] or [C, H, W] of a field of arrays, as it is stored; [H, W] is one channel."""
+    """[H, W, C] or [C, H, W] of a field of arrays, as stored; [H, W] is one channel."""
     header = arguments[: _ARRAY_ARGUMENTS.itemsize].view(_ARRAY_ARGUMENTS)[0]
     end = _ARRAY_ARGUMENTS.itemsize + int(header["type_bytes"])
     shape = tuple(int(side) for side in header["shape"] if side)
     try:
         ((_, dtype),) = json.loads(arguments[_ARRAY_ARGUMENTS.itemsize : end].tobytes())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         dtype = "unknown"
     if len(shape) == 2:
         shape = (*shape, 1)

@@ -1,7 +1,7 @@
-"""Writing a split as a `.beton` with FFCV's own writer, in processes that are watched.
+"""Writing a split as a `.beton` with FFCV's own writer, in supervised processes.
 
-FFCV's writer waits for ever for a worker that died. So it runs in a process of its own, which ends with the first
-worker that fails, and this one ends all of them.
+FFCV's writer waits forever for a worker that died. So it runs in its own process, which ends with the first worker
+that fails, and the calling process then ends all of them.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def write_beton(
     path : path
         The file to write; its name ends in `.beton`.
     mode : "auto", "raw" or "jpg"
-        How images are stored; "auto" is raw up to 64 KiB and JPEG, which changes pixels, above. Arrays are raw always.
+        How images are stored; "auto" is raw up to 64 KiB and JPEG, which changes pixels, above. Arrays are always raw.
     quality : int
-        Of JPEG, in [1, 100].
+        JPEG quality, in [1, 100].
     workers : int, optional
-        Processes, by default one a processor. FFCV gives out the pages of the file to whoever asks first, so the
+        Processes, by default one per processor. FFCV hands out the pages of the file first come, first served, so the
         same split gives the same bytes with one worker, and the same samples with more.
     force : bool
         Whether to replace what is at `path`.
@@ -69,7 +69,7 @@ def write_beton(
     Returns
     -------
     Split
-        The same, with `beton` set: the FFCV backend reads from the file.
+        The same split with `beton` set: the FFCV backend reads from the file.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def write_beton(
     ValueError
         If an argument is out of range.
     ChildProcessError
-        If a process of the writer dies or fails; the message has its reason. Nothing is left behind.
+        If a writer process dies or fails; the message gives the reason. Nothing is left behind.
     OSError
         If the disk is full.
     """
@@ -97,18 +97,18 @@ def write_beton(
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already: choose another name or replace it with --force")
     require_ffcv()
-    channels = split.images.shape[1]
+    channels, height, width = split.image_shape
     if mode == "jpg" and channels != 3:
         raise ValueError(f"JPEG is for 3 channels, and split {split.name!r} has {channels}: mode must be raw")
     if mode == "auto":
-        mode = "raw" if split.images[0].nbytes <= RAW_BYTES or channels != 3 else "jpg"
+        mode = "raw" if channels * height * width <= RAW_BYTES or channels != 3 else "jpg"
     with atomic_path(path) as temporary:
         _write(split, temporary, path, mode, quality, min(workers, len(split)))
     return dataclasses.replace(split, beton=path)
 
 
 def require_ffcv() -> None:
-    """Raise where FFCV is not installed.
+    """Raise if FFCV is not installed.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def require_ffcv() -> None:
 
 
 def _write(split: Split, temporary: Path, path: Path, mode: Mode, quality: int, workers: int) -> None:
-    context = multiprocessing.get_context("fork")  # as FFCV's own workers; the split is inherited, not sent
+    context = multiprocessing.get_context("fork")  # like FFCV's own workers; the split is inherited, not sent
     done = context.Value("q", 0)
     with (
         tempfile.TemporaryFile() as messages,
@@ -128,7 +128,7 @@ def _write(split: Split, temporary: Path, path: Path, mode: Mode, quality: int, 
         writer = context.Process(
             target=_run, args=(split, temporary, mode, quality, workers, done, messages), name="hbr-beton"
         )
-        with warnings.catch_warnings():  # Python 3.12 warns of threads at a fork: the writer uses none of them
+        with warnings.catch_warnings():  # Python 3.12 warns about forking with threads: the writer uses none of them
             warnings.simplefilter("ignore", DeprecationWarning)
             writer.start()
         assert writer.pid is not None
@@ -139,7 +139,7 @@ def _write(split: Split, temporary: Path, path: Path, mode: Mode, quality: int, 
                 now = done.value
                 advance(now - seen)
                 seen = now
-        finally:  # after an interrupt, or when the writer died: what is left of its group
+        finally:  # after an interrupt, or if the writer died: end the rest of its group
             writer.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(writer.pid, signal.SIGKILL)
@@ -159,38 +159,38 @@ def _failure(exitcode: int | None, messages: IO[bytes], path: Path) -> OSError:
 
 
 def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, done: Any, messages: IO[bytes]) -> None:
-    """The writer's process: its main thread runs FFCV's loop; the end of a worker that failed ends them all."""
-    os.setpgid(0, 0)  # one group with the workers: ended together
-    os.dup2(messages.fileno(), 2)  # FFCV's bar, and what its workers say before they fail
+    """The writer's process: its main thread runs FFCV's loop; a failing worker ends all of them."""
+    os.setpgid(0, 0)  # one process group with the workers, ended together
+    os.dup2(messages.fileno(), 2)  # FFCV's progress bar, and what its workers print before they fail
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     threading.Thread(target=_end_with_parent, daemon=True).start()
     multiprocessing.set_start_method("fork", force=True)  # FFCV's workers inherit its shared table
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
     try:
         from ffcv.fields import IntField, NDArrayField, RGBImageField
         from ffcv.writer import DatasetWriter
         from tqdm import tqdm
 
-        # FFCV's bar takes tqdm's lock, which a process inherits where its parent used tqdm: ended with it in its hand,
-        # this one would leave it locked for the parent and for every later writer.
+        # FFCV's bar takes tqdm's lock, inherited if the parent used tqdm: if this process ended while holding it,
+        # it would stay locked for the parent and for every later writer.
         tqdm.set_lock(threading.RLock())
 
         class Writer(DatasetWriter):
             metadata_sm: Any
 
             def prepare(self) -> None:
-                """Put the shared table into memory that has no name: it ends with its processes, however they end."""
+                """Put the shared table into anonymous memory: it is freed with its processes, however they end."""
                 super().prepare()
                 self.metadata_sm.close()
                 self.metadata_sm.unlink()
                 self.metadata_sm = _Nameless(self.num_samples * self.metadata_type.itemsize)
 
-        channels, height, width = split.images.shape[1:]
+        channels, height, width = split.image_shape
         if channels == 3:
             image = RGBImageField(write_mode=mode, jpeg_quality=quality)
         else:
             image = NDArrayField(np.dtype(np.uint8), (height, width, channels))
-        page = max(_PAGE_BYTES, 1 << (split.images[0].nbytes - 1).bit_length())
+        page = max(_PAGE_BYTES, 1 << (channels * height * width - 1).bit_length())
         fields = {"image": image, "label": IntField(), "id": IntField()}
         signal.signal(signal.SIGCHLD, _end_if_failed)
         writer = Writer(str(temporary), fields, page_size=page, num_workers=workers)
@@ -202,12 +202,12 @@ def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, 
 
 
 def _end_if_failed(*_: object) -> None:
-    """When children end: end all of this group, if one did not end well, and say so.
+    """On the end of children: if one failed, report it and end the whole group.
 
-    At once, not by an exception: one that is raised where Python swallows it, in a callback of the garbage collector,
-    would leave the others waiting for ever.
+    Immediately, not by an exception: raised where Python swallows it, in a callback of the garbage collector, it
+    would leave the others waiting forever.
     """
-    with contextlib.suppress(ChildProcessError):  # of waitpid: there are none left
+    with contextlib.suppress(ChildProcessError):  # from waitpid: none are left
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -227,7 +227,7 @@ def _end_with_parent() -> None:
 
 
 class _Nameless:
-    """What FFCV uses of shared memory, inherited by its workers instead of found by name."""
+    """The part of `SharedMemory` that FFCV uses, inherited by its workers instead of found by name."""
 
     def __init__(self, size: int) -> None:
         self.buf = mmap.mmap(-1, size)
@@ -239,7 +239,7 @@ class _Nameless:
 
 
 class _Samples:
-    """A split as FFCV's writer takes it: [H, W, C], label and id, counted as they are taken."""
+    """A split in the form FFCV's writer takes: [H, W, C], label and id, counted as they are read."""
 
     def __init__(self, split: Split, done: Any) -> None:
         self.split, self.done = split, done
@@ -250,5 +250,5 @@ class _Samples:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, int]:
         with self.done.get_lock():
             self.done.value += 1
-        image = np.ascontiguousarray(self.split.images[index].transpose(1, 2, 0))
+        image = np.ascontiguousarray(self.split.store.gather([index])[0].transpose(1, 2, 0))
         return image, int(self.split.labels[index]), int(index)

@@ -1,33 +1,85 @@
-"""A dataset on disk (`NAME.hbr/`, plain `.npy` files and a `meta.json`): open, verify and describe it."""
+"""A dataset on disk (`NAME.hbr/`, plain `.npy` files and a `meta.json`): open and describe it."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from hbr_fast import progress
-from hbr_fast.files import content_hash, read_json, sha256_of_file
+from hbr_fast.data.encoded_images import EncodedImages
+from hbr_fast.data.images import ImageStore, RawImages
+from hbr_fast.data.npy import read_npy
+from hbr_fast.data.sample_sources import PARTS, NamedSources, SampleSources, numbered_of_meta
+from hbr_fast.data.shards import INDEX, INDEX_PART, SHARD_PART, STORE, ShardFiles
+from hbr_fast.data.views import Fit, checked_size
+from hbr_fast.files import content_hash, sha256_of_file
+from hbr_fast.json_schema import Natural, read_sealed_json, require_schema
 
-SCHEMA = 1
+SCHEMA, SCHEMA_ENCODED = 2, 3
+_SCHEMAS = (1, SCHEMA, SCHEMA_ENCODED)  # schema 1 has no sample sources; schema 3 has encoded pictures
+_FINGERPRINT_SCHEMA = 1
 META = "meta.json"
 
-_REMEDY = "convert it again with --force"
-_META_FIELDS: dict[str, type] = {
-    "name": str,
-    "source": dict,
-    "classes": list,
-    "mean": list,
-    "std": list,
-    "splits": dict,
-    "files": dict,
-}
-_SUM_BLOCK_BYTES = 1 << 20
+REMEDY = "convert it again with --force"
+
+
+class _File(TypedDict):
+    sha256: str
+    bytes: Natural
+
+
+class _Parts(TypedDict):
+    images: str
+    labels: str
+
+
+class _Split(TypedDict):
+    samples: Natural
+    shape: list[Natural]
+    files: _Parts
+
+
+class _EncodedParts(TypedDict):
+    index: str
+    shard00000: str
+    labels: str
+
+
+class _EncodedSplit(TypedDict):
+    samples: Natural
+    store: Literal["encoded"]
+    channels: Natural
+    files: _EncodedParts
+
+
+class _Splits(TypedDict):
+    train: dict
+    test: dict
+
+
+class _WithPixels(TypedDict):
+    splits: dict[str, _Split]
+
+
+class _WithPictures(TypedDict):
+    splits: dict[str, _EncodedSplit]
+
+
+class _Meta(TypedDict):
+    """`meta.json`, beside its schema."""
+
+    name: str
+    source: dict
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    splits: _Splits
+    files: dict[str, _File]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +90,9 @@ class Split:
     ----------
     name : str
         "train" or "test".
-    images : uint8 [N, C, H, W]
-        Memory-mapped, read-only, planar.
+    store : ImageStore
+        The images; `RawImages` are uint8 [N, C, H, W], on disk memory-mapped and read-only; `EncodedImages` are
+        pictures of any sizes (see `at_size`).
     labels : int64 [N]
         In memory, read-only; indices into `classes`.
     classes : tuple of str
@@ -49,16 +102,30 @@ class Split:
         The known hardness in [0, 1], larger being harder (synthetic datasets only).
     beton : Path or None
         A `.beton` with the same samples, for the FFCV backend to read.
+    sources : SampleSources or None
+        Where each sample came from, read on demand: `split.sources[17]` is a relative path, a member of an archive or
+        a row of a file, e.g. `data_batch_1.bin[17]`. None in datasets of schema 1, which did not keep it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hbr_fast import convert
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> sizes = {"classes": 2, "train_per_class": 4, "test_per_class": 2, "shape": (1, 8, 8)}
+    >>> data = convert("synthetic", f"{folder.name}/toy.hbr", **sizes)
+    >>> (data.train.image_shape, data.train.class_counts().tolist())
+    ((1, 8, 8), [4, 4])
     """
 
     name: str
-    images: np.ndarray
+    store: ImageStore
     labels: np.ndarray
     classes: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
     truth: np.ndarray | None = None
     beton: Path | None = None
+    sources: SampleSources | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,6 +133,62 @@ class Split:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image.
+
+        Raises
+        ------
+        ValueError
+            If the images vary in size.
+        """
+        shape = self.store.image_shape
+        if shape is None:
+            raise ValueError(
+                f"images of split {self.name!r} vary in size: choose one, e.g. split.at_size(224), Loader(size=224) or "
+                "--set size=224"
+            )
+        return shape
+
+    def at_size(self, size: int | tuple[int, int], fit: Fit = "crop") -> Split:
+        """The split with its pictures as images of one size, H = W or (H, W), which they get when they are read.
+
+        Parameters
+        ----------
+        size : int or (int, int)
+        fit : {"crop", "pad", "stretch"}
+            "crop": the shortest side becomes 256/224 of the size, and the middle is taken, as usual in evaluation;
+            "pad": the whole picture, on black; "stretch": the whole picture, distorted.
+
+        Raises
+        ------
+        ValueError
+            If the split's images are stored at another size.
+        """
+        if isinstance(self.store, EncodedImages):
+            return dataclasses.replace(self, store=self.store.at_size(size, fit))
+        wanted = checked_size(size, fit)
+        if self.image_shape[1:] != wanted:
+            raise ValueError(
+                f"images of split {self.name!r} are stored at {self.image_shape[1]} x {self.image_shape[2]} pixels, "
+                f"not {wanted[0]} x {wanted[1]}: convert them with --size {wanted[0]} {wanted[1]}, or with --store "
+                "encoded, which leaves the size open"
+            )
+        return self
+
+    @property
+    def images(self) -> np.ndarray:
+        """The array of a split whose images are raw: uint8 [N, C, H, W].
+
+        Raises
+        ------
+        ValueError
+            If they are stored otherwise.
+        """
+        if not isinstance(self.store, RawImages):
+            raise ValueError(f"images of split {self.name!r} are not one array: get some with split.store.gather(ids)")
+        return self.store.array
 
     def class_counts(self) -> np.ndarray:
         """Samples of each class, int64 [num_classes]."""
@@ -86,9 +209,19 @@ class Dataset:
         population's.
     splits : mapping of str to Split
     fingerprint : str
-        64 hex digits that change if and only if images, labels, truth, class names or the schema do.
+        64 hex digits that change if and only if images, labels, truth or class names change.
     meta : dict
         The whole of `meta.json`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hbr_fast import convert
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> sizes = {"classes": 2, "train_per_class": 4, "test_per_class": 2, "shape": (1, 8, 8)}
+    >>> data = convert("synthetic", f"{folder.name}/toy.hbr", **sizes)
+    >>> (data.classes, len(data.train), len(data.test))
+    (('class_0', 'class_1'), 8, 4)
     """
 
     path: Path
@@ -108,26 +241,37 @@ class Dataset:
     def test(self) -> Split:
         return self.splits["test"]
 
+    def at_size(self, size: int) -> Dataset:
+        """The dataset with every split `at_size`; 0 is the dataset as it is.
 
-@dataclass(frozen=True)
-class Verification:
-    """What `verify_dataset` went through without finding a fault."""
+        The fingerprint stays: it is that of what is stored.
 
-    path: Path
-    files: int
-    bytes: int
-    samples: int
-    fingerprint: str
+        Raises
+        ------
+        ValueError
+            As `Split.at_size`.
+        """
+        if size == 0:
+            return self
+        return dataclasses.replace(self, splits={name: split.at_size(size) for name, split in self.splits.items()})
 
 
 @dataclass(frozen=True)
 class SplitDescription:
-    """Sizes of one split; `class_counts` is in the order of the classes."""
+    """Sizes of one split, `class_counts` in class order, and the sources of its first and last sample.
+
+    `shape` is (C, H, W) of every image. Of encoded pictures it is None, and `smallest` and `largest` are the (H, W) of
+    least and of most pixels.
+    """
 
     samples: int
-    shape: tuple[int, int, int]
+    channels: int
+    shape: tuple[int, int, int] | None
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
     class_counts: tuple[int, ...]
     has_truth: bool
+    sources: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -148,41 +292,54 @@ class Description:
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Open a dataset without reading its images.
 
-    Checks schema, presence, sizes, shapes and types of the files; `verify_dataset` checks what is in them.
+    Checks schema, presence, sizes, shapes and types of the files and the checksums of `meta.json`, labels and truth.
+    `verify_dataset` checks the images too, and `require_unchanged` does if they changed since they were last checked.
 
     Raises
     ------
     FileNotFoundError
         If there is no dataset at `path`, or one of its files is missing.
     ValueError
-        If it is of another schema, or a file does not agree with `meta.json`: the message names the file.
+        If its schema differs, or a file does not agree with `meta.json`: the message names the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hbr_fast import convert
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> sizes = {"classes": 2, "train_per_class": 4, "test_per_class": 2, "shape": (1, 8, 8)}
+    >>> data = convert("synthetic", f"{folder.name}/toy.hbr", **sizes)
+    >>> open_dataset(f"{folder.name}/toy.hbr").fingerprint == data.fingerprint
+    True
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no dataset at {path}: make one with hbr-fast convert SOURCE {path}")
     meta_path = path / META
     if not meta_path.is_file():
-        raise FileNotFoundError(f"{meta_path} is missing, so {path} is not a dataset: {_REMEDY}")
-    meta = _checked_meta(read_json(meta_path), meta_path)
+        raise FileNotFoundError(f"{meta_path} is missing, so {path} is not a dataset: {REMEDY}")
+    meta = _checked_meta(read_sealed_json(meta_path, remedy=REMEDY), meta_path)
     files = meta["files"]
     for name, entry in files.items():
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name} is missing: {_REMEDY}")
+            raise FileNotFoundError(f"{path / name} is missing: {REMEDY}")
         size = (path / name).stat().st_size
         if size != entry["bytes"]:
-            raise ValueError(f"{path / name} has {size} bytes instead of {entry['bytes']}: {_REMEDY}")
+            raise ValueError(f"{path / name} has {size} bytes instead of {entry['bytes']}: {REMEDY}")
 
     classes = tuple(meta["classes"])
     mean, std = np.array(meta["mean"], dtype=np.float32), np.array(meta["std"], dtype=np.float32)
     splits: dict[str, Split] = {}
     for name, entry in meta["splits"].items():
-        samples, shape, parts = entry["samples"], tuple(entry["shape"]), entry["files"]
-        if len(shape) != 3 or not len(mean) == len(std) == shape[0]:
-            raise ValueError(f"{meta_path}: shape {shape} of split {name!r} does not fit mean and std: {_REMEDY}")
-        images = _load(path / parts["images"], np.uint8, (samples, *shape), mmap_mode="r")
+        samples, parts = entry["samples"], entry["files"]
+        store = _opened_store(path, name, entry, channels=len(mean) if len(mean) == len(std) else -1)
         labels = _load(path / parts["labels"], np.int64, (samples,))
         truth = _load(path / parts["hardness"], np.float64, (samples,)) if "hardness" in parts else None
-        splits[name] = Split(name, images, labels, classes, mean, std, truth)
+        for part in ("labels", "hardness"):  # in memory: what they cost to read is spent already
+            if part in parts and sha256_of_file(path / parts[part]) != files[parts[part]]["sha256"]:
+                raise ValueError(f"{path / parts[part]} was changed after conversion (another checksum): {REMEDY}")
+        sources = _sources(path, name, entry)
+        splits[name] = Split(name, store, labels, classes, mean, std, truth, sources=sources)
     return Dataset(
         path=path,
         name=meta["name"],
@@ -195,57 +352,15 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
-def verify_dataset(path: str | os.PathLike[str]) -> Verification:
-    """Read a dataset whole and check everything that can be checked.
-
-    Beyond `open_dataset`: every checksum, every label's range, a sample of every class in train, the truth's
-    range, and channel mean and standard deviation computed again from the pixels.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        At the first fault: the message names the file and what to do.
-    """
-    dataset = open_dataset(path)
-    files = dataset.meta["files"]
-    total = sum(entry["bytes"] for entry in files.values())
-    with progress.task(f"verify {dataset.path.name}", total=total, unit="bytes") as advance:
-        for name, entry in files.items():
-            if sha256_of_file(dataset.path / name) != entry["sha256"]:
-                raise ValueError(f"{dataset.path / name} was changed after conversion (another checksum): {_REMEDY}")
-            advance(entry["bytes"])
-    if dataset.fingerprint != dataset.meta.get("fingerprint"):
-        raise ValueError(f"{dataset.path / META} was changed after conversion (another fingerprint): {_REMEDY}")
-
-    for name, split in dataset.splits.items():
-        parts = dataset.meta["splits"][name]["files"]
-        bad = np.flatnonzero((split.labels < 0) | (split.labels >= split.num_classes))
-        if len(bad):
-            raise ValueError(
-                f"{dataset.path / parts['labels']}: "
-                f"the label at position {bad[0]} is {split.labels[bad[0]]}, "
-                f"outside 0..{split.num_classes - 1}: correct the source and {_REMEDY}"
-            )
-        if split.truth is not None and not np.all((split.truth >= 0) & (split.truth <= 1)):
-            raise ValueError(f"{dataset.path / parts['hardness']} has values outside 0..1: {_REMEDY}")
-    empty = np.flatnonzero(dataset.train.class_counts() == 0)
-    if len(empty):
-        labels_file = dataset.meta["splits"]["train"]["files"]["labels"]
-        raise ValueError(
-            f"{dataset.path / labels_file}: class {dataset.classes[empty[0]]!r} has no sample: "
-            f"correct the source and {_REMEDY}"
-        )
-    mean, std = channel_mean_std(*_all_channel_sums(dataset.train.images))
-    for field, stored, found in (("mean", dataset.mean, mean), ("std", dataset.std, std)):
-        if not all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(stored, found, strict=True)):
-            raise ValueError(f"{dataset.path / META}: {field} {stored} is not that of the pixels, {found}: {_REMEDY}")
-    return Verification(
-        path=dataset.path,
-        files=len(files),
-        bytes=total,
-        samples=sum(len(split) for split in dataset.splits.values()),
-        fingerprint=dataset.fingerprint,
-    )
+def _opened_store(path: Path, name: str, entry: Mapping[str, Any], *, channels: int) -> RawImages | EncodedImages:
+    samples, parts = entry["samples"], entry["files"]
+    shape = (entry["channels"],) if entry.get("store") == STORE else tuple(entry["shape"])
+    if len(shape) not in (1, 3) or channels != shape[0]:
+        raise ValueError(f"{path / META}: shape {shape} of split {name!r} does not fit mean and std: {REMEDY}")
+    if len(shape) == 3:
+        return RawImages(_load(path / parts["images"], np.uint8, (samples, *shape), mapped=True))
+    shards = [path / parts[part] for part in sorted(parts) if part.startswith(SHARD_PART)]
+    return EncodedImages(ShardFiles(shards), _load(path / parts[INDEX_PART], INDEX, (samples,), mapped=True), shape[0])
 
 
 def describe(dataset: Dataset) -> Description:
@@ -253,9 +368,13 @@ def describe(dataset: Dataset) -> Description:
     splits = {
         name: SplitDescription(
             samples=len(split),
-            shape=(split.images.shape[1], split.images.shape[2], split.images.shape[3]),
+            channels=len(split.mean),
+            shape=split.store.image_shape,
+            smallest=_extreme_size(split, np.argmin),
+            largest=_extreme_size(split, np.argmax),
             class_counts=tuple(int(count) for count in split.class_counts()),
             has_truth=split.truth is not None,
+            sources=None if split.sources is None else (split.sources[0], split.sources[len(split) - 1]),
         )
         for name, split in dataset.splits.items()
     }
@@ -273,107 +392,70 @@ def describe(dataset: Dataset) -> Description:
     )
 
 
+def _extreme_size(split: Split, choose: Callable[[np.ndarray], np.intp]) -> tuple[int, int]:
+    if not isinstance(split.store, EncodedImages):
+        return split.image_shape[1], split.image_shape[2]
+    height, width = split.store.index["height"], split.store.index["width"]
+    row = choose(height.astype(np.int64) * width)
+    return int(height[row]), int(width[row])
+
+
 def fingerprint_of(files: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """Hash of what a dataset holds: checksums of its files, class names and schema."""
-    checksums = {name: entry["sha256"] for name, entry in files.items()}
-    return content_hash({"schema": SCHEMA, "classes": list(classes), "files": checksums})
+    """Hash of the training content: checksums of images, labels and truth, and class names.
 
-
-def channel_sums(block_nchw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and sum of squares of each channel of a contiguous uint8 block, exact: int64 [C] each."""
-    count, channels = block_nchw.shape[:2]
-    planes = block_nchw.reshape(count * channels, -1)
-    sums = planes.sum(axis=1, dtype=np.int64)
-    squares = planes.astype(np.uint16)
-    squares *= squares  # 255 squared fits into 16 bits
-    return (
-        sums.reshape(count, channels).sum(axis=0),
-        squares.sum(axis=1, dtype=np.int64).reshape(count, channels).sum(axis=0),
-    )
-
-
-def channel_mean_std(
-    pixels: int, sums_c: np.ndarray, squares_c: np.ndarray
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel, pixels scaled to [0, 1].
-
-    Parameters
-    ----------
-    pixels : int
-        Pixels a channel, over all images.
-    sums_c, squares_c : int64 [C]
-        Sums of the bytes and of their squares. All arithmetic up to the last division is in whole numbers.
+    Sample sources are left out, and the schema stays that of datasets without them: stored members and plans refer to
+    the dataset by this hash and stay valid when it is converted again. Sources have their own checksums.
     """
-    mean = tuple(int(total) / (pixels * 255) for total in sums_c)
-    std = tuple(
-        math.sqrt(pixels * int(squares) - int(total) ** 2) / (pixels * 255)
-        for total, squares in zip(sums_c, squares_c, strict=True)
-    )
-    return mean, std
-
-
-def _all_channel_sums(images_nchw: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    count, channels, height, width = images_nchw.shape
-    sums_c, squares_c = np.zeros(channels, dtype=np.int64), np.zeros(channels, dtype=np.int64)
-    step = max(1, _SUM_BLOCK_BYTES // (channels * height * width))
-    for start in range(0, count, step):
-        sums, squares = channel_sums(images_nchw[start : start + step])
-        sums_c += sums
-        squares_c += squares
-    return count * height * width, sums_c, squares_c
+    not_learnt_from = tuple(f".{part}.npy" for part in PARTS)
+    checksums = {name: entry["sha256"] for name, entry in files.items() if not name.endswith(not_learnt_from)}
+    return content_hash({"schema": _FINGERPRINT_SCHEMA, "classes": list(classes), "files": checksums})
 
 
 def _checked_meta(meta: Any, path: Path) -> dict[str, Any]:
-    """`meta.json` with every field that opening relies on present and of its type."""
+    """Read `meta.json`, checking that every field that opening relies on is present and of the right type."""
     if not isinstance(meta, dict) or "schema" not in meta:
-        raise ValueError(f"{path} is not a dataset's description (it has no schema): {_REMEDY}")
-    if meta["schema"] != SCHEMA:
+        raise ValueError(f"{path} is not a dataset's description (it has no schema): {REMEDY}")
+    if meta["schema"] not in _SCHEMAS:
         raise ValueError(
-            f"{path} has schema {meta['schema']!r} but this version of hbr-fast reads {SCHEMA}: "
-            f"{_REMEDY} or use the version that wrote it"
+            f"{path} has schema {meta['schema']!r} but this version of hbr-fast reads {SCHEMA_ENCODED} and older: "
+            f"{REMEDY} or use the version that wrote it"
         )
-    for field, kind in _META_FIELDS.items():
-        _require(meta.get(field), kind, field, path)
-    for field, kind in (("classes", str), ("mean", float), ("std", float)):
-        for index, value in enumerate(meta[field]):
-            _require(value, kind, f"{field}[{index}]", path)
-    for name, entry in meta["files"].items():
+    require_schema(meta, _Meta, where=str(path), remedy=REMEDY)
+    for name in meta["files"]:
         if Path(name).name != name:
-            raise ValueError(f"{path}: {name!r} in files is not a plain file name: {_REMEDY}")
-        _require(entry, dict, f"files.{name}", path)
-        _require(entry.get("sha256"), str, f"files.{name}.sha256", path)
-        _require(entry.get("bytes"), int, f"files.{name}.bytes", path)
-    for field in ("train", "test"):
-        _require(meta["splits"].get(field), dict, f"splits.{field}", path)
+            raise ValueError(f"{path}: {name!r} in files is not a plain file name: {REMEDY}")
     for name, entry in meta["splits"].items():
-        _require(entry, dict, f"splits.{name}", path)
-        _require(entry.get("samples"), int, f"splits.{name}.samples", path)
-        _require(entry.get("shape"), list, f"splits.{name}.shape", path)
-        for index, side in enumerate(entry["shape"]):
-            _require(side, int, f"splits.{name}.shape[{index}]", path)
-        _require(entry.get("files"), dict, f"splits.{name}.files", path)
-        for part in ("images", "labels"):
-            _require(entry["files"].get(part), str, f"splits.{name}.files.{part}", path)
+        schema = _WithPictures if isinstance(entry, dict) and entry.get("store") == STORE else _WithPixels
+        require_schema({"splits": {name[:80]: entry}}, schema, where=str(path), remedy=REMEDY)
         for file in entry["files"].values():
-            if file not in meta["files"]:
-                raise ValueError(f"{path}: split {name!r} has a file {file!r} that is not under files: {_REMEDY}")
+            if not isinstance(file, str) or file not in meta["files"]:
+                raise ValueError(f"{path}: split {name!r} has a file {file!r} that is not under files: {REMEDY}")
+    if not all(0 <= one <= 1 for one in meta["mean"]) or not all(0 < one <= 1 for one in meta["std"]):
+        raise ValueError(f"{path}: mean {meta['mean']} or std {meta['std']} cannot be those of pixels: {REMEDY}")
     return meta
 
 
-def _require(value: Any, kind: type, field: str, path: Path) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{path}: field {field} is missing or not a {kind.__name__}: {_REMEDY}")
-
-
-def _load(path: Path, dtype: type, shape: tuple[int, ...], *, mmap_mode: Any = None) -> np.ndarray:
-    """A C-ordered, read-only array of exactly this type and shape."""
+def _sources(path: Path, name: str, entry: Mapping[str, Any]) -> SampleSources | None:
+    """The sample sources of a split's entry in `meta.json`, without reading any."""
+    parts, samples = entry["files"], entry["samples"]
+    if all(part in parts for part in PARTS):
+        offsets = _load(path / parts[PARTS[1]], np.int64, (samples + 1,), mapped=True)
+        return NamedSources(_load(path / parts[PARTS[0]], np.uint8, (int(offsets[-1]),), mapped=True), offsets)
+    if "sources" not in entry:
+        return None
     try:
-        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable .npy file ({error}): {_REMEDY}") from None
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        numbered = numbered_of_meta(entry["sources"])
+    except ValueError as error:
+        raise ValueError(f"{path / META}: field splits.{name}.sources {error}: {REMEDY}") from None
+    if len(numbered) != samples:
         raise ValueError(
-            f"{path} holds {array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} {list(shape)}: {_REMEDY}"
+            f"{path / META}: field splits.{name}.sources is of {len(numbered)} samples, not {samples}: {REMEDY}"
         )
+    return numbered
+
+
+def _load(path: Path, dtype: Any, shape: tuple[int, ...], *, mapped: bool = False) -> np.ndarray:
+    """A C-ordered, read-only array of exactly this type and shape."""
+    array = read_npy(path, dtype=dtype, shape=shape, mapped=mapped, remedy=REMEDY)
     array.setflags(write=False)
     return array

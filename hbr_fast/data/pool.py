@@ -1,24 +1,43 @@
-"""Pools of generated images: a dataset of ours, or an `.npz` or `.npy` file that is written once as plain arrays."""
+"""Pools of generated images: an hbr-fast dataset, or an `.npz` or `.npy` file, converted once to plain arrays."""
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired, TypedDict
 
 import numpy as np
 
 from hbr_fast import progress
+from hbr_fast.data.checksums import require_checksums
 from hbr_fast.data.dataset import Dataset, Split, open_dataset
-from hbr_fast.data.sources.source import rows_per_block
-from hbr_fast.files import atomic_directory, content_hash, read_json, sha256_of_file, write_json
+from hbr_fast.data.images import RawImages, rows_per_block
+from hbr_fast.data.npy import NPZ_DAMAGE, check_npz_member, npy_header, read_npy, read_npz
+from hbr_fast.data.sample_sources import NumberedSources
+from hbr_fast.data.verify import require_unchanged
+from hbr_fast.files import atomic_directory, content_hash, sha256_of_file
+from hbr_fast.json_schema import Natural, read_sealed_json, require_schema, write_sealed_json
 
 SCHEMA = 1
 META = "pool.json"
-IMAGES, LABELS = ("images", "image"), ("labels", "label")  # what published pools call their arrays
+IMAGES, LABELS = ("images", "image"), ("labels", "label")  # array names in published pools
+
+
+class _File(TypedDict):
+    sha256: str
+
+
+class _Meta(TypedDict):
+    """`pool.json`, beside its schema; earlier versions wrote neither `file` nor `files`."""
+
+    fingerprint: str
+    images: NotRequired[Natural]
+    file: NotRequired[str]
+    files: NotRequired[dict[str, _File]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +47,9 @@ class Pool:
     Attributes
     ----------
     path : Path
-        Where its arrays are: `open_pool` opens it again in another process.
+        Location of its arrays: `open_pool` opens it again in another process.
     fingerprint : str
-        Of its content.
+        Hash of its content.
     split : Split
         Images, memory-mapped, and labels: a store of a `Loader`.
     """
@@ -46,14 +65,15 @@ def open_pool(path: str | os.PathLike[str], *, dataset: Dataset, cache: Path | N
     Parameters
     ----------
     path : path
-        A dataset of ours, whose train split is the pool; an `.npz` file with arrays `images` (or `image`) and `labels`
-        (or `label`); an `.npy` file of images with "images" in its name, beside one of labels of the same name with
-        "labels"; or a directory that this function wrote. Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W].
+        An hbr-fast dataset, whose train split is the pool; an `.npz` file with arrays `images` (or `image`) and
+        `labels` (or `label`); an `.npy` file of images with "images" in its name, beside a file of labels of the same
+        name with "labels"; or a directory that this function wrote. Images are uint8 [N, H, W], [N, H, W, C] or
+        [N, C, H, W].
     dataset : Dataset
-        Its classes and the shape of its images are the pool's.
+        The pool must have its classes and image shape.
     cache : path, optional
-        Where files are written as plain arrays, once, a block at a time: millions of images need little memory. Needed
-        for files.
+        Where files are written as plain arrays, once, a block at a time: millions of images need little memory.
+        Required for files.
 
     Raises
     ------
@@ -61,6 +81,17 @@ def open_pool(path: str | os.PathLike[str], *, dataset: Dataset, cache: Path | N
         If there is nothing at `path`.
     ValueError
         If it is not a pool, or its images or labels do not fit the dataset.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hbr_fast import convert
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> sizes = {"classes": 2, "train_per_class": 4, "test_per_class": 2, "shape": (1, 8, 8)}
+    >>> data = convert("synthetic", f"{folder.name}/toy.hbr", **sizes)
+    >>> more = convert("synthetic", f"{folder.name}/more.hbr", **{**sizes, "train_per_class": 6})
+    >>> len(open_pool(more.path, dataset=data).split)
+    12
     """
     path = Path(path)
     if not path.exists():
@@ -71,13 +102,13 @@ def open_pool(path: str | os.PathLike[str], *, dataset: Dataset, cache: Path | N
         if cache is None:
             raise ValueError(f"{path} is a file: say where its images are to be kept as plain arrays")
         target = cache / f"pool-{_fingerprint_of_file(path)[:20]}"
-        if not target.exists():
-            _write(path, target, dataset.train.images.shape[1:])
+        if not _is_whole(target):
+            _write(path, target, dataset.train.image_shape)
         pool = _of_directory(target, dataset)
-    shape = dataset.train.images.shape[1:]
-    if pool.split.images.shape[1:] != shape:
+    shape = dataset.train.image_shape
+    if pool.split.image_shape != shape:
         raise ValueError(
-            f"images of {path} are {list(pool.split.images.shape[1:])} but those of {dataset.path} are {list(shape)} "
+            f"images of {path} are {list(pool.split.image_shape)} but those of {dataset.path} are {list(shape)} "
             "(channels, height, width): make them alike"
         )
     labels = pool.split.labels
@@ -93,23 +124,47 @@ def _of_dataset(path: Path, dataset: Dataset) -> Pool:
     opened = open_dataset(path)
     if opened.classes != dataset.classes:
         raise ValueError(f"pool {path} has other classes than {dataset.path}: give both the same, in the same order")
+    require_unchanged(opened)
     return Pool(path, opened.fingerprint, opened.train)
 
 
-def _of_directory(path: Path, dataset: Dataset) -> Pool:
-    meta = read_json(path / META)
+def _is_whole(target: Path) -> bool:
+    """Whether a pool's arrays are there as they were written; if they are damaged, that is reported."""
+    if not target.exists():
+        return False
+    try:
+        meta = _meta_of(target)
+        require_checksums(target, meta.get("files", {}), remedy="writing them again")
+    except (FileNotFoundError, ValueError) as error:
+        progress.say(str(error))
+        return False
+    return "files" in meta
+
+
+def _meta_of(path: Path) -> dict[str, Any]:
+    remedy = f"remove {path} and open the pool's file again"
+    meta: Any = read_sealed_json(path / META, remedy=remedy)
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{path / META} is not a pool of schema {SCHEMA}: remove {path} and open the pool's file again"
-        )
-    images: np.ndarray = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-    labels: np.ndarray = np.load(path / "labels.npy", allow_pickle=False)
+        raise ValueError(f"{path / META} is not a pool of schema {SCHEMA}: {remedy}")
+    require_schema(meta, _Meta, where=str(path / META), remedy=remedy)
+    return dict(meta)
+
+
+def _of_directory(path: Path, dataset: Dataset) -> Pool:
+    meta = _meta_of(path)
+    remedy = f"remove {path} and open the pool's file again"
+    require_checksums(path, meta.get("files", {}), remedy=remedy)
+    images = read_npy(path / "images.npy", mapped=True, remedy=remedy)
+    labels = read_npy(path / "labels.npy", dtype=np.int64, shape=images.shape[:1], remedy=remedy)
     train = dataset.train
-    return Pool(path, meta["fingerprint"], Split("pool", images, labels, dataset.classes, train.mean, train.std))
+    # Pools written by earlier versions do not name their file.
+    sources = NumberedSources([(meta["file"], len(labels))]) if "file" in meta else None
+    split = Split("pool", RawImages(images), labels, dataset.classes, train.mean, train.std, sources=sources)
+    return Pool(path, meta["fingerprint"], split)
 
 
 def _fingerprint_of_file(path: Path) -> str:
-    """Of the file, with that of its labels' file where it has one."""
+    """Hash of the file, combined with that of its label file if it has one."""
     own = sha256_of_file(path)
     return own if path.suffix == ".npz" else content_hash([own, sha256_of_file(_labels_beside(path))])
 
@@ -130,17 +185,20 @@ def _write(path: Path, target: Path, shape: tuple[int, ...]) -> None:
         with zipfile.ZipFile(path) as archive, archive.open(_member(archive, IMAGES, path)) as file:
             _write_arrays(file, path, labels, target, shape)
     else:
-        labels = np.load(_labels_beside(path), allow_pickle=False)
+        labels = read_npy(_labels_beside(path))
         with open(path, "rb") as file:
             _write_arrays(file, path, labels, target, shape)
 
 
 def _npz_labels(path: Path) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        name = _member(archive, LABELS, path).removesuffix(".npy")
-    with np.load(path, allow_pickle=False) as arrays:
-        labels: np.ndarray = arrays[name]
-    return labels
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = _member(archive, LABELS, path).removesuffix(".npy")
+            for array in (name, _member(archive, IMAGES, path).removesuffix(".npy")):
+                check_npz_member(path, archive, array)
+    except NPZ_DAMAGE as error:
+        raise ValueError(f"{path} is not a readable .npz file ({error}): fetch it again") from None
+    return read_npz(path, name, remedy="fetch it again")
 
 
 def _member(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path) -> str:
@@ -151,14 +209,17 @@ def _member(archive: zipfile.ZipFile, names: tuple[str, ...], path: Path) -> str
 
 
 def _write_arrays(file: IO[bytes], path: Path, labels: np.ndarray, target: Path, shape: tuple[int, ...]) -> None:
-    """Planar copies of the images, which stream through memory, and of the labels."""
+    """Write planar copies of the images, streamed block by block, and of the labels."""
     count, stored, blocks = _stream(file, path)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(f"{path} has {count} images but labels of {labels.dtype} {list(labels.shape)}")
     flat, channels_last = stored == shape[1:] and shape[0] == 1, stored == (*shape[1:], shape[0]) and stored != shape
     if stored != shape and not flat and not channels_last:
         raise ValueError(f"{path} has images of {list(stored)}, the dataset of {list(shape)}: make them alike")
-    with atomic_directory(target) as directory, progress.task("pool", total=count, unit="images") as advance:
+    with (
+        atomic_directory(target, force=True) as directory,
+        progress.task("pool", total=count, unit="images") as advance,
+    ):
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
         with open(directory / "images.npy", "wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
@@ -167,16 +228,16 @@ def _write_arrays(file: IO[bytes], path: Path, labels: np.ndarray, target: Path,
                 out.write(np.ascontiguousarray(planar).data)
                 advance(len(block))
         np.save(directory / "labels.npy", labels.astype(np.int64), allow_pickle=False)
-        write_json(directory / META, {"schema": SCHEMA, "fingerprint": _fingerprint_of_file(path), "images": count})
+        meta = {"schema": SCHEMA, "fingerprint": _fingerprint_of_file(path), "images": count, "file": path.name}
+        meta["files"] = {name: {"sha256": sha256_of_file(directory / name)} for name in ("images.npy", "labels.npy")}
+        write_sealed_json(directory / META, meta)
 
 
 def _stream(file: IO[bytes], path: Path) -> tuple[int, tuple[int, ...], Iterator[np.ndarray]]:
-    """Number of images in an `.npy` stream, the shape of one, and blocks of them."""
+    """Number of images in an `.npy` stream, their shape, and blocks of them."""
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except ValueError as error:
+        shape, fortran, dtype = npy_header(file)
+    except NPZ_DAMAGE as error:
         raise ValueError(f"{path} does not hold an array of images ({error}): save it with numpy") from None
     if dtype != np.uint8 or fortran or len(shape) not in (3, 4):
         raise ValueError(
@@ -185,10 +246,13 @@ def _stream(file: IO[bytes], path: Path) -> tuple[int, tuple[int, ...], Iterator
     stored = tuple(int(side) for side in shape[1:])
 
     def blocks() -> Iterator[np.ndarray]:
-        left, step, size = int(shape[0]), rows_per_block(stored), int(np.prod(stored))
+        left, step, size = shape[0], rows_per_block(stored), math.prod(stored)
         while left:
             rows = min(step, left)
-            content: Any = file.read(rows * size)
+            try:
+                content: Any = file.read(rows * size)
+            except NPZ_DAMAGE as error:
+                raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
             if len(content) != rows * size:
                 raise ValueError(f"{path} ends {left - len(content) // size} images early: fetch it again")
             yield np.frombuffer(content, np.uint8).reshape(rows, *stored)

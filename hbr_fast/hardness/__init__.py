@@ -2,6 +2,7 @@
 
 from hbr_fast.hardness.cross_entropy import hardness_cross_entropy
 from hbr_fast.hardness.estimators import ESTIMATORS, FINAL, RECORDED, Estimator, estimator
+from hbr_fast.hardness.growing import GrowingRecorder
 from hbr_fast.hardness.recorder import HardnessRecorder
 from hbr_fast.hardness.scores import HardnessScores, stack_scores
 from hbr_fast.hardness.stability import EnsembleSizeCurve, ensemble_size_curve
@@ -13,6 +14,7 @@ __all__ = [
     "RECORDED",
     "EnsembleSizeCurve",
     "Estimator",
+    "GrowingRecorder",
     "HardnessRecorder",
     "HardnessScores",
     "NeverLearnt",

@@ -1,7 +1,7 @@
 """`AUMCalculator` of the `aum` package (Pleiss et al. 2020), with its names, files and numbers.
 
-For code that uses that package: change the import. New code is better off with `HardnessRecorder`, which keeps state of
-constant size and every other estimator too.
+A drop-in replacement: existing code only changes the import. New code should use `HardnessRecorder`, whose state has
+constant size and which supports every other estimator too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AUMRecord:
     num_measurements : int
         Updates of this sample so far.
     target_logit, other_logit : int
-        Class of the label, and the other class of the largest logit.
+        Class of the label, and the other class with the largest logit.
     target_val, other_val : float
         Their logits.
     margin : float
@@ -59,7 +59,7 @@ class AUMCalculator:
     save_dir : path
         Folder that `finalize` writes into.
     compressed : bool
-        False: keep the record of every update as well.
+        False: also keep the record of every update.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class AUMCalculator:
     def update(
         self, logits: torch.Tensor, targets: torch.Tensor, sample_ids: Sequence[SampleId] | torch.Tensor
     ) -> dict[SampleId, AUMRecord]:
-        """Add one margin a row.
+        """Add one margin per row.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class AUMCalculator:
         Returns
         -------
         dict of sample id to AUMRecord
-            The state of each sample of the batch; of one that occurs twice, the later.
+            The state of each sample of the batch; if one occurs twice, the later.
 
         Raises
         ------

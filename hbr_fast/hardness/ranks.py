@@ -1,9 +1,9 @@
-"""Recorders of several processes as one: what each rank visited, and the order in which all of them visited it.
+"""Merging the recorders of several processes: the visits of each rank, and their common order.
 
 Sums and counts of different visits simply add up. Forgetting does not: it compares consecutive visits, and those of one
 sample may fall to different ranks, in one epoch (it was drawn twice, or a sampler padded the last batch) or in two. So
-a recorder of a distributed run keeps a short log, one row a visit, and transitions are counted from the logs of all
-ranks put in one order when they are merged.
+a recorder of a distributed run keeps a short log with one row per visit, and a merge counts transitions from the logs
+of all ranks put in one order.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from typing import Literal
 import torch
 import torch.distributed
 
-from hbr_fast.kernels import cpu_hardness as k
+from hbr_fast.kernels.hardness import layout
 
-WRONG, RIGHT, NOT_FINITE, IGNORED = range(4)  # what a visit was; two bits of a log row
-
-
-ADDED = [k.OBSERVATIONS, k.CORRECT, k.EL2N_OBSERVATIONS]  # counters that add up over visits in any order
+# Counters that add up over visits in any order.
+ADDED = [layout.OBSERVATIONS, layout.CORRECT, layout.EL2N_OBSERVATIONS]
 
 
 class VisitLog:
-    """Visits since the last merge: epoch, sample id and whether it was classified right, in their order."""
+    """Visits since the last merge, in order: epoch, and sample id with the outcome in its lowest two bits."""
 
     def __init__(self) -> None:
         self._rows: list[torch.Tensor] = []
@@ -32,10 +30,11 @@ class VisitLog:
         return sum(len(rows) for rows in self._rows)
 
     def add(self, logits_bc: torch.Tensor, labels_b: torch.Tensor, ids_b: torch.Tensor, *, epoch: int) -> None:
-        """Note the visits of one batch; nothing is read back from the device."""
+        """Log the visits of one batch; nothing is read back from the device."""
+        logits_bc = logits_bc.float()  # as the kernels read them: a float64 may be out of range
         outcome = (logits_bc.argmax(1) == labels_b).long()
-        outcome = torch.where(logits_bc.isfinite().all(1), outcome, NOT_FINITE)
-        outcome = torch.where(labels_b == k.IGNORED_LABEL, IGNORED, outcome)
+        outcome = torch.where(is_recorded(logits_bc, labels_b), outcome, layout.NOT_FINITE)
+        outcome = torch.where(labels_b == layout.IGNORED_LABEL, layout.IGNORED, outcome)
         self._rows.append(torch.stack([torch.full_like(ids_b, epoch), ids_b << 2 | outcome], dim=1))
 
     def clear(self) -> None:
@@ -45,45 +44,55 @@ class VisitLog:
     def gathered(self, *, device: torch.device, group: torch.distributed.ProcessGroup | None) -> torch.Tensor:
         """Visits of all ranks in the order (epoch, row of the rank in the epoch, rank): int64 [V, 2].
 
-        That is the order of one process where rank r of W takes the positions r, r + W, ... of an epoch, as our
+        This equals the order of one process if rank r of W takes the positions r, r + W, ... of an epoch, as our
         shards and torch's `DistributedSampler` do.
         """
         own = torch.cat(self._rows) if self._rows else torch.empty(0, 2, dtype=torch.int64, device=device)
         ranks = _all_gather(own, group)
         rows = torch.cat(ranks)
         within = torch.cat([_place_in_run(log[:, 0]) for log in ranks])
-        order = torch.argsort(within, stable=True)  # ranks stand in their order already, and keep it
+        order = torch.argsort(within, stable=True)  # rows are already sorted by rank, and the sort is stable
         order = order[torch.argsort(rows[order, 0], stable=True)]
         return rows[order]
+
+
+def is_recorded(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> torch.Tensor:
+    """Whether the kernels record these rows, bool [B]: `kernels.reference.is_recorded` of float32 logits.
+
+    Labels out of range, which the kernels refuse or count, are clamped to the nearest class.
+    """
+    own = labels_b.long().clamp(0, logits_bc.shape[1] - 1)[:, None]
+    rival = logits_bc.scatter(1, own, float("-inf")).amax(1)
+    return logits_bc.gather(1, own)[:, 0].isfinite() & rival.isfinite()
 
 
 def add_visits(
     sums: torch.Tensor, counters: torch.Tensor, more_sums: torch.Tensor, more_counters: torch.Tensor
 ) -> None:
-    """Add the sums and counters of other visits, in place: all but transitions, which depend on the visits' order."""
+    """Add the sums and counters of other visits, in place, except transitions, which depend on the visits' order."""
     sums += more_sums
     for column in ADDED:
         counters[:, column] += more_counters[:, column]
-    first, more = counters[:, k.FIRST_LEARNED], more_counters[:, k.FIRST_LEARNED]
-    counters[:, k.FIRST_LEARNED] = torch.where((first < 0) | ((more >= 0) & (more < first)), more, first)
+    first, more = counters[:, layout.FIRST_LEARNED], more_counters[:, layout.FIRST_LEARNED]
+    counters[:, layout.FIRST_LEARNED] = torch.where((first < 0) | ((more >= 0) & (more < first)), more, first)
 
 
 def reduce_visits(sums: torch.Tensor, counters: torch.Tensor, group: torch.distributed.ProcessGroup | None) -> None:
-    """What `add_visits` does, over the ranks: afterwards every rank has the visits of all, all but transitions."""
+    """`add_visits` over the ranks: afterwards every rank has the visits of all, except transitions."""
     all_reduce(sums, group)
     added = counters[:, ADDED].contiguous()
     all_reduce(added, group)
     counters[:, ADDED] = added
     never = torch.iinfo(counters.dtype).max
-    first = counters[:, k.FIRST_LEARNED].contiguous()
+    first = counters[:, layout.FIRST_LEARNED].contiguous()
     first[first < 0] = never
     all_reduce(first, group, "MIN")
     first[first == never] = -1
-    counters[:, k.FIRST_LEARNED] = first
+    counters[:, layout.FIRST_LEARNED] = first
 
 
 def replay_transitions(counters: torch.Tensor, visits: torch.Tensor) -> int:
-    """Count right -> wrong transitions of visits in order, going on from the last ones in `counters`, in place.
+    """Count right -> wrong transitions of visits in order, continuing from the last ones in `counters`, in place.
 
     Returns
     -------
@@ -91,18 +100,18 @@ def replay_transitions(counters: torch.Tensor, visits: torch.Tensor) -> int:
         Id of the first visit whose logits were not finite, or -1.
     """
     ids, outcome = visits[:, 1] >> 2, visits[:, 1] & 3
-    not_finite = ids[outcome == NOT_FINITE]
-    observed = outcome <= RIGHT
+    not_finite = ids[outcome == layout.NOT_FINITE]
+    observed = outcome <= layout.RIGHT
     ids, right = ids[observed], outcome[observed].int()
     ids, order = torch.sort(ids, stable=True)
     right = right[order]
     follows = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # another visit of the same sample
     follows[1:] = ids[1:] == ids[:-1]
-    before = torch.where(follows, right.roll(1), counters[ids, k.LAST_CORRECT])
+    before = torch.where(follows, right.roll(1), counters[ids, layout.LAST_CORRECT])
     forgotten = ((before == 1) & (right == 0)).int()
-    counters[:, k.FORGOTTEN].index_add_(0, ids, forgotten)
+    counters[:, layout.FORGOTTEN].index_add_(0, ids, forgotten)
     last = ~follows.roll(-1) if len(ids) else follows
-    counters[ids[last], k.LAST_CORRECT] = right[last]
+    counters[ids[last], layout.LAST_CORRECT] = right[last]
     return int(not_finite[0]) if len(not_finite) else -1
 
 
@@ -111,7 +120,7 @@ def all_reduce(
     group: torch.distributed.ProcessGroup | None,
     operation: Literal["SUM", "MIN", "MAX"] = "SUM",
 ) -> None:
-    """Over the ranks, in place; nothing to do outside a distributed run."""
+    """Reduce over the ranks, in place; does nothing outside a distributed run."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation), group=group)
@@ -135,7 +144,7 @@ def _all_gather(own: torch.Tensor, group: torch.distributed.ProcessGroup | None)
 
 
 def _place_in_run(values: torch.Tensor) -> torch.Tensor:
-    """Place of each element in its run of equal values: 0, 1, ... from the run's beginning."""
+    """Position of each element in its run of equal values: 0, 1, ... from the run's beginning."""
     _, lengths = torch.unique_consecutive(values, return_counts=True)
     starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
     return torch.arange(len(values), device=values.device) - starts

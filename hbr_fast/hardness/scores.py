@@ -1,8 +1,7 @@
-"""Scores of every sample by every member of an ensemble, with where they come from; saved without pickle."""
+"""Scores of every sample by every member of an ensemble, with their provenance; saved without pickle."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,35 +10,62 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hbr_fast.files import atomic_write, canonical_json
-from hbr_fast.hardness.estimators import ESTIMATORS, estimator
+from hbr_fast.files import atomic_write
+from hbr_fast.hardness.class_means import class_means
+from hbr_fast.hardness.estimators import ESTIMATORS, Hard, estimator
+from hbr_fast.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import polars as pl
 
 SCHEMA = 1
+FORMS = {"observations": "int64 [M, N]", "never_learnt": "bool [M, N]"}  # in a file; any other tensor is an estimator's
 
 
 @dataclass(frozen=True)
 class HardnessScores:
-    """Scores of every sample by every member of an ensemble, and where they come from.
+    """Scores of every sample by every member of an ensemble, with their provenance.
 
     Attributes
     ----------
     values : dict of str to float64 [M, N]
         Estimator name to scores of M members for N samples; NaN where a member never observed a sample.
     observations : int64 [M, N]
-        Visits a score rests on.
+        Number of visits behind each score.
     never_learnt : bool [M, N]
         Samples a member observed and never classified right.
     provenance : dict
         Dataset, recipe, seeds, epochs, options: JSON values.
+    hard_is : dict of str to "low" or "high"
+        The hard end of user-defined estimators, which `ESTIMATORS` does not list.
+
+    Examples
+    --------
+    >>> own = {"entropy": np.array([[0.2, 0.9, 0.4]])}
+    >>> seen, never = np.ones((1, 3), np.int64), np.zeros((1, 3), bool)
+    >>> HardnessScores(own, seen, never, hard_is={"entropy": "high"}).top("entropy", 1)
+    array([1])
     """
 
     values: Mapping[str, np.ndarray]
     observations: np.ndarray
     never_learnt: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    hard_is: Mapping[str, Hard] = field(default_factory=dict)
+
+    def hard_end(self, name: str) -> Hard:
+        """Which end of an estimator's scale is hard.
+
+        Raises
+        ------
+        ValueError
+            If it is not known.
+        """
+        if name in self.hard_is:
+            return self.hard_is[name]
+        if name not in ESTIMATORS and name in self.values:
+            raise ValueError(f"which end of {name!r} is hard? Say so: HardnessScores(..., hard_is={{{name!r}: 'low'}})")
+        return estimator(name).hard_is
 
     @property
     def members(self) -> int:
@@ -56,7 +82,7 @@ class HardnessScores:
         Raises
         ------
         ValueError
-            If there are none of that name; the message lists those there are.
+            If the name is unknown; the message lists the available ones.
         """
         if name not in self.values:
             raise ValueError(f"no scores of estimator {name!r}: these hold {', '.join(self.values)}")
@@ -77,17 +103,11 @@ class HardnessScores:
         ValueError
             If the labels do not fit the scores or a class has no observed sample.
         """
-        labels_n = _labels_of(labels_n, len(self))
-        if not 0 <= labels_n.min() <= labels_n.max() < num_classes:
-            raise ValueError(
-                f"labels must be classes in [0, {num_classes}), got some from {labels_n.min()} to {labels_n.max()}"
-            )
-        scores = self.per_sample(name)
-        seen = ~np.isnan(scores)
-        counts = np.bincount(labels_n[seen], minlength=num_classes)
-        if not counts.all():
-            raise ValueError(f"class {int(np.argmin(counts))} has no observed sample, so it has no {name} hardness")
-        return np.bincount(labels_n[seen], weights=scores[seen], minlength=num_classes) / counts
+        return class_means(self.per_sample(name), _labels_of(labels_n, len(self)), num_classes)
+
+    def hardest_low(self, scores: np.ndarray, name: str) -> np.ndarray:
+        """Scores of an estimator, negated if needed so that the hardest is the lowest."""
+        return scores if self.hard_end(name) == "low" else -scores
 
     def ranks(self, name: str) -> np.ndarray:
         """Rank of each sample by its mean over members, float64 [N]: 1 is the hardest.
@@ -96,22 +116,22 @@ class HardnessScores:
         """
         from scipy import stats
 
-        return stats.rankdata(hardest_low(self.per_sample(name), name), nan_policy="omit")
+        return stats.rankdata(self.hardest_low(self.per_sample(name), name), nan_policy="omit")
 
     def correlations(self, names: Sequence[str] | None = None) -> pl.DataFrame:
-        """Spearman correlation of the estimators' ranks from the hardest: how far they agree on what is hard.
+        """Spearman correlation of the estimators' ranks: how far they agree on what is hard.
 
         Returns
         -------
         polars.DataFrame
-            Column `estimator`, then one column a name, by default all there are. Over the samples that both of a pair
-            observed; NaN where an estimator gives all of them the same score.
+            Column `estimator`, then one column per name, by default all. Over the samples that both of a pair
+            observed; NaN if an estimator gives all of them the same score.
         """
         import polars as pl
         from scipy import stats
 
         chosen = list(self.values) if names is None else list(names)
-        oriented = [hardest_low(self.per_sample(name), name) for name in chosen]
+        oriented = [self.hardest_low(self.per_sample(name), name) for name in chosen]
         table = np.ones((len(chosen), len(chosen)))
         for i, one in enumerate(oriented):
             for j, other in enumerate(oriented[: i + 1]):
@@ -135,7 +155,7 @@ class HardnessScores:
         ----------
         name : str
         k : int
-            At least 1. Equal scores go by the smaller id.
+            At least 1. Ties go to the smaller id.
         hardest : bool
             False: the easiest.
         class_ : int, optional
@@ -146,7 +166,7 @@ class HardnessScores:
         ValueError
             If there are fewer than k observed samples, or the class or the labels do not fit.
         """
-        scores = hardest_low(self.per_sample(name), name)
+        scores = self.hardest_low(self.per_sample(name), name)
         candidates = ~np.isnan(scores)
         if class_ is not None:
             if labels_n is None:
@@ -159,7 +179,7 @@ class HardnessScores:
         return ids[np.argsort(scores[ids] if hardest else -scores[ids], kind="stable")[:k]]
 
     def to_frame(self, labels_n: np.ndarray | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:
-        """One row a sample, as a polars table.
+        """One row per sample, as a polars table.
 
         Parameters
         ----------
@@ -172,7 +192,7 @@ class HardnessScores:
         -------
         polars.DataFrame
             `sample_id`, the class, every estimator's mean over members (NaN: no member observed the sample),
-            `observations` summed over members, and `never_learnt`: the members that never classified it right.
+            `observations` summed over members, and `never_learnt`: how many members never classified it right.
         """
         import polars as pl
 
@@ -208,14 +228,25 @@ class HardnessScores:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as one safetensors file, atomically."""
-        from safetensors.numpy import save
+        """Write everything as one safetensors file, atomically.
 
-        arrays = {**self.values, "observations": self.observations, "never_learnt": self.never_learnt}
-        # One key: the order of several would differ from write to write, and equal scores are equal bytes.
-        metadata = {"hbr_fast": canonical_json({"schema": SCHEMA, "provenance": self.provenance})}
-        with atomic_write(path) as file:
-            file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata=metadata))
+        Raises
+        ------
+        ValueError
+            If an estimator's name is reserved for something else in the file.
+        """
+        if taken := set(FORMS) & set(self.values):
+            raise ValueError(f"an estimator cannot be called {', '.join(sorted(taken))}: give it another name")
+        wrong = [name for name, values in self.values.items() if values.shape != self.observations.shape]
+        if wrong:
+            raise ValueError(
+                f"the scores of {', '.join(wrong)} must be {list(self.observations.shape)}, as observations"
+            )
+        arrays = {name: np.asarray(values, np.float64) for name, values in self.values.items()}
+        arrays["observations"] = np.asarray(self.observations, np.int64)
+        arrays["never_learnt"] = np.asarray(self.never_learnt, bool)
+        own = {"hard_is": dict(self.hard_is)} if self.hard_is else {}
+        write_tensors(path, arrays, {"schema": SCHEMA, "provenance": self.provenance, **own})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HardnessScores:
@@ -223,26 +254,37 @@ class HardnessScores:
 
         Raises
         ------
+        FileNotFoundError
+            If there is no such file.
         ValueError
             If the file does not hold scores of this schema.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no file of hardness scores {path}: record them first")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = json.loads((file.metadata() or {}).get("hbr_fast", "{}"))
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a file of hardness scores ({error}): record them again") from None
-        if metadata.get("schema") != SCHEMA or not {"observations", "never_learnt"} <= set(arrays):
-            raise ValueError(f"{path} does not hold hardness scores of schema {SCHEMA}: record them again")
+        remedy = "record them again"
+        arrays, about = read_tensors(
+            path,
+            {**FORMS, "*": "float64 [M, N]"},
+            what="hardness scores",
+            remedy=remedy,
+            about={"schema": SCHEMA, "provenance": dict},
+        )
+        observations, never_learnt = arrays.pop("observations"), arrays.pop("never_learnt")
+        hard_is = about.get("hard_is", {})
+        faults = []
+        if (observations < 0).any():
+            faults.append("there are fewer than 0 observations of a sample")
+        if not isinstance(hard_is, dict) or any(end not in ("low", "high") for end in hard_is.values()):
+            faults.append(f"hard_is is {hard_is!r:.60}")
+        if faults:
+            raise ValueError(f"{path} does not hold hardness scores ({'; '.join(faults)}): {remedy}")
         return cls(
-            observations=arrays.pop("observations"),
-            never_learnt=arrays.pop("never_learnt"),
-            values={name: arrays[name] for name in ESTIMATORS if name in arrays},
-            provenance=metadata["provenance"],
+            observations=observations,
+            never_learnt=never_learnt,
+            # Known estimators in the table's order, then others by name: a file keeps no order.
+            values={
+                name: arrays[name] for name in (*ESTIMATORS, *sorted(set(arrays) - set(ESTIMATORS))) if name in arrays
+            },
+            provenance=about["provenance"],
+            hard_is=hard_is,
         )
 
 
@@ -252,7 +294,7 @@ def _labels_of(labels_n: Any, samples: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there are more or fewer, or they are not whole numbers.
+        If their number is wrong, or they are not whole numbers.
     """
     labels = np.asarray(labels_n)
     if labels.shape != (samples,):
@@ -263,25 +305,20 @@ def _labels_of(labels_n: Any, samples: int) -> np.ndarray:
     return labels
 
 
-def hardest_low(scores: np.ndarray, name: str) -> np.ndarray:
-    """Scores turned so that the hardest is the lowest, by the estimator's hard end."""
-    return scores if estimator(name).hard_is == "low" else -scores
-
-
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Correlation of two vectors; of ranks it is Spearman's. NaN where one of them is constant."""
+    """Correlation of two vectors; Spearman's if they are ranks. NaN if one of them is constant."""
     x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt((x @ x) * (y @ y))
     return float(x @ y) / norm if norm > 0 else math.nan
 
 
 def stack_scores(members: Sequence[HardnessScores]) -> HardnessScores:
-    """Scores of several members as those of one ensemble, members in the order given.
+    """Combine scores of several members into those of one ensemble, in the given order.
 
     Raises
     ------
     ValueError
-        If there is none, or they disagree in the number of samples, the estimators or the dataset.
+        If the list is empty, or they differ in the number of samples, the estimators or the dataset.
     """
     if not members:
         raise ValueError("no scores to stack")
@@ -290,6 +327,7 @@ def stack_scores(members: Sequence[HardnessScores]) -> HardnessScores:
         for what, own, other in (
             ("samples", len(first), len(scores)),
             ("estimators", sorted(first.values), sorted(scores.values)),
+            ("hard ends", dict(first.hard_is), dict(scores.hard_is)),
             ("dataset", first.provenance.get("dataset"), scores.provenance.get("dataset")),
         ):
             if own != other:
@@ -302,4 +340,5 @@ def stack_scores(members: Sequence[HardnessScores]) -> HardnessScores:
             "dataset": first.provenance.get("dataset"),
             "members": [dict(scores.provenance) for scores in members],
         },
+        hard_is=first.hard_is,
     )

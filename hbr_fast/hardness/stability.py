@@ -1,4 +1,4 @@
-"""How many members an ensemble needs: hardness by its first members against hardness by all of them."""
+"""How many members an ensemble needs: hardness by its first members compared with hardness by all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hbr_fast.hardness.scores import HardnessScores, hardest_low, pearson
+from hbr_fast.hardness.class_means import class_means
+from hbr_fast.hardness.scores import HardnessScores, pearson
 from hbr_fast.seeding import Stream, generator
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ class EnsembleSizeCurve:
     Attributes
     ----------
     spearman_samples, kendall_samples : float64 [O, M]
-        Correlation of sample scores: column j - 1 is of j members. NaN where a correlation is not defined.
+        Correlation of sample scores: column j - 1 is for j members. NaN where a correlation is undefined.
     spearman_classes, kendall_classes : float64 [O, M]
         Correlation of class means.
     jaccard_hardest : float64 [O, M]
-        Size of the intersection of the two sets of hardest samples over that of their union.
+        Jaccard index of the two sets of hardest samples: size of the intersection over that of the union.
     hardest : int
         Size of those sets.
     """
@@ -41,7 +42,7 @@ class EnsembleSizeCurve:
     hardest: int
 
     def smallest_size(self, agreement: str, tolerance: float) -> int:
-        """The smallest j from which on, in the mean over orders, 1 - agreement stays at or under a tolerance.
+        """The smallest j from which on 1 - agreement, averaged over orders, stays at or below a tolerance.
 
         Raises
         ------
@@ -53,12 +54,12 @@ class EnsembleSizeCurve:
         if not 0 <= tolerance <= 1:
             raise ValueError(f"the tolerance must be in [0, 1], got {tolerance}")
         within = 1 - getattr(self, agreement).mean(axis=0) <= tolerance + 1e-12
-        within[-1] = True  # all members agree with themselves, also where a correlation is not defined
+        within[-1] = True  # all members agree with themselves, even if a correlation is undefined
         beyond = np.flatnonzero(~within)
         return int(beyond[-1]) + 2 if len(beyond) else 1
 
     def to_frame(self) -> pl.DataFrame:
-        """One row an order and a size: `order`, `members`, and the five agreements."""
+        """One row per order and size: `order`, `members`, and the five agreements."""
         import polars as pl
 
         orders, members = self.spearman_samples.shape
@@ -72,8 +73,8 @@ class EnsembleSizeCurve:
 
 
 def observed_by_all(scores: HardnessScores, name: str, labels_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the samples that every member observed, the hardest the lowest, and their classes: [M, K], [K]."""
-    values_mn = hardest_low(scores.member_values(name), name)
+    """Scores of the samples that every member observed (hardest lowest), and their classes: [M, K], [K]."""
+    values_mn = scores.hardest_low(scores.member_values(name), name)
     observed = ~np.isnan(values_mn).any(axis=0)
     return values_mn[:, observed], np.asarray(labels_n)[observed]
 
@@ -106,7 +107,7 @@ def ensemble_size_curve(
     Parameters
     ----------
     scores : HardnessScores
-        Of M members.
+        Scores of M members.
     name : str
         The estimator.
     labels_n : int64 [N]
@@ -114,12 +115,12 @@ def ensemble_size_curve(
     orders : int
         Random orders of the members.
     hardest : int, optional
-        Size of the set of hardest samples that is compared; by default a tenth of the samples.
+        Size of the compared sets of hardest samples; by default a tenth of the samples.
     ranked : int, optional
-        Correlate about so many of the samples, evenly chosen, where there are more: all of 60,000 take minutes and
-        change the third digit.
+        Correlate at most about this many samples, evenly chosen: all of 60,000 take minutes and change the third
+        digit.
     seed : int
-        Of the orders.
+        Seed of the orders.
 
     Raises
     ------
@@ -142,7 +143,7 @@ def ensemble_size_curve(
     if ranked is not None and ranked < 2:
         raise ValueError(f"a correlation needs at least 2 ranked samples, got {ranked}")
     step = 1 if ranked is None else max(1, len(labels) // ranked)
-    full = _Reference(values.mean(axis=0), labels, sizes, k, step)
+    full = _Reference(values.mean(axis=0), labels, num_classes, k, step)
     curves = np.empty((len(AGREEMENTS), orders, len(values)))
     for order, number, scores_n in partial_scores(values, orders=orders, seed=seed):
         curves[:, order, number - 1] = full.agreements(scores_n)
@@ -150,21 +151,19 @@ def ensemble_size_curve(
 
 
 class _Reference:
-    """Scores of the whole ensemble, the lowest the hardest, with what comparing others to them needs."""
+    """Scores of the whole ensemble (hardest lowest), prepared for comparison with others."""
 
-    def __init__(
-        self, scores_n: np.ndarray, labels_n: np.ndarray, sizes_c: np.ndarray, hardest: int, step: int
-    ) -> None:
-        self.labels_n, self.sizes_c, self.hardest, self.step = labels_n, sizes_c, hardest, step
+    def __init__(self, scores_n: np.ndarray, labels_n: np.ndarray, num_classes: int, hardest: int, step: int) -> None:
+        self.labels_n, self.hardest, self.step = labels_n, hardest, step
         self.scores_r, self.ranks_r = scores_n[::step], _ranks(scores_n[::step])
-        self.means_c = self._class_means(scores_n)
+        self.means_c = class_means(scores_n, labels_n, num_classes)
         self.set_n = self._hardest(scores_n)
 
     def agreements(self, scores_n: np.ndarray) -> tuple[float, ...]:
-        """In the order of `AGREEMENTS`."""
+        """The agreements, in the order of `AGREEMENTS`."""
         from scipy import stats
 
-        means_c, scores_r = self._class_means(scores_n), scores_n[:: self.step]
+        means_c, scores_r = class_means(scores_n, self.labels_n, len(self.means_c)), scores_n[:: self.step]
         shared = int((self.set_n & self._hardest(scores_n)).sum())
         return (
             pearson(_ranks(scores_r), self.ranks_r),
@@ -174,11 +173,8 @@ class _Reference:
             shared / (2 * self.hardest - shared),
         )
 
-    def _class_means(self, scores_n: np.ndarray) -> np.ndarray:
-        return np.bincount(self.labels_n, weights=scores_n, minlength=len(self.sizes_c)) / self.sizes_c
-
     def _hardest(self, scores_n: np.ndarray) -> np.ndarray:
-        """Whether each sample is among the hardest; equal ones go by the smaller id."""
+        """Whether each sample is among the hardest; ties go to the smaller id."""
         chosen = np.zeros(len(scores_n), bool)
         chosen[np.argsort(scores_n, kind="stable")[: self.hardest]] = True
         return chosen

@@ -1,4 +1,4 @@
-"""What a recorder keeps of every sample, and the estimators that are read from it."""
+"""A recorder's state per sample, and the estimators computed from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hbr_fast.hardness.estimators import ESTIMATORS
+from hbr_fast.kernels.hardness import layout
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,90 +17,86 @@ if TYPE_CHECKING:
 
 NeverLearnt = Literal["max+1", "zero", "inf"]
 
+_BLOCK = 1 << 16  # samples
+
 
 def columns_of(estimators: Sequence[str]) -> int:
-    """The mask of the kernels' sums that these estimators are made of; counters are always kept."""
-    from hbr_fast.kernels import cpu_hardness as k
-
-    made_of = {
-        "aum": [k.AUM],
-        "aum_softmax": [k.AUM_SOFTMAX],
-        "confidence": [k.CONFIDENCE],
-        "confidence_logit": [k.CONFIDENCE_LOGIT],
-        "variability": [k.CONFIDENCE, k.CONFIDENCE_SQUARED],
-        "dataiq": [k.CONFIDENCE, k.CONFIDENCE_SQUARED],
-        "loss": [k.LOSS],
-        "el2n": [k.EL2N],
-    }
-    return sum(1 << column for column in {column for name in estimators for column in made_of.get(name, [])})
+    """The mask of the kernels' sums that these estimators need; counters are always kept."""
+    return sum(1 << column for column in {column for name in estimators for column in ESTIMATORS[name].columns})
 
 
-def empty_state(num_samples: int, device: torch.device | str, members: int | None = None) -> State:
-    """Sums float64 [N, 8], counters int32 [N, 8] and status int64 [4] (see `cpu_hardness`), nothing recorded.
-
-    Of members: [M, N, 8].
-    """
+def empty_state(num_samples: int, device: torch.device | str) -> State:
+    """Sums, counters and status before anything is recorded; see `kernels.hardness.layout`."""
     import torch
 
-    from hbr_fast.kernels import cpu_hardness as k
-
-    rows = (num_samples,) if members is None else (members, num_samples)
-    sums = torch.zeros(*rows, k.SUM_COLUMNS, dtype=torch.float64, device=device)
-    counters = torch.zeros(*rows, k.COUNTER_COLUMNS, dtype=torch.int32, device=device)
-    counters[..., k.LAST_CORRECT] = -1
-    counters[..., k.FIRST_LEARNED] = -1
-    return sums, counters, torch.tensor([0, -1, 0, 0], device=device)
+    sums = torch.zeros(num_samples, layout.SUM_COLUMNS, dtype=torch.float64, device=device)
+    counters = torch.zeros(num_samples, layout.COUNTER_COLUMNS, dtype=torch.int32, device=device)
+    counters[..., layout.LAST_CORRECT] = -1
+    counters[..., layout.FIRST_LEARNED] = -1
+    status = torch.zeros(layout.STATUS_ENTRIES, dtype=torch.int64, device=device)
+    status[layout.FIRST_NOT_FINITE] = -1
+    return sums, counters, status
 
 
 def values_of_state(
-    sums: np.ndarray, counters: np.ndarray, *, num_samples: int, epochs: int, never_learnt: NeverLearnt
+    sums: np.ndarray,
+    counters: np.ndarray,
+    *,
+    estimators: Sequence[str],
+    num_samples: int,
+    epochs: int,
+    never_learnt: NeverLearnt,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Every in-loop estimator, observations and never-learnt flags, each [M, N], of a state.
+    """Estimators, observations and never-learnt flags of a state, each [1, N].
 
     Parameters
     ----------
-    sums : float64 [..., R, 8], counters : int32 [..., R, 8]
-        One member or M; rows past the first `num_samples` are left out.
+    sums : float64 [R, 8], counters : int32 [R, 8]
+        Rows past the first `num_samples` are left out.
+    estimators : sequence of str
+        Names from `RECORDED`.
     epochs : int
         The first-learned value of samples never classified right.
     never_learnt
         See `HardnessRecorder.scores`.
     """
-    from hbr_fast.kernels import cpu_hardness as k
+    count, correct = counters[:num_samples, layout.OBSERVATIONS], counters[:num_samples, layout.CORRECT]
+    most = counters[:num_samples, layout.FORGOTTEN].max(where=correct > 0, initial=-1)
+    forgetting = _forgetting_of_never_learnt(never_learnt, int(most))
+    values = {name: np.empty((1, num_samples)) for name in estimators}
+    for start in range(0, num_samples, _BLOCK):  # a block's temporaries are small: the state may fill the memory
+        rows = slice(start, min(start + _BLOCK, num_samples))
+        for name, scores in values.items():
+            scores[0, rows] = _scores(name, sums[rows], counters[rows], epochs, forgetting)
+    return values, count.astype(np.int64)[None], ((count > 0) & (correct == 0))[None]
 
-    sums = sums.reshape(-1, *sums.shape[-2:])[:, :num_samples]
-    counters = counters.reshape(-1, *counters.shape[-2:])[:, :num_samples]
-    count = counters[..., k.OBSERVATIONS].astype(np.int64)
-    seen = count > 0
+
+def _scores(name: str, sums: np.ndarray, counters: np.ndarray, epochs: int, forgetting: float) -> np.ndarray:
+    """Scores of one estimator, NaN where nothing was observed; the last two are of samples never classified right."""
+    count, correct = counters[:, layout.OBSERVATIONS], counters[:, layout.CORRECT]
 
     def mean(total: np.ndarray, number: np.ndarray = count) -> np.ndarray:
         return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
-    confidence, square = mean(sums[..., k.CONFIDENCE]), mean(sums[..., k.CONFIDENCE_SQUARED])
-    never = seen & (counters[..., k.CORRECT] == 0)
-    first_learned = np.where(never, epochs, counters[..., k.FIRST_LEARNED]).astype(np.float64)
-    forgetting = counters[..., k.FORGOTTEN].astype(np.float64)
-    for own, never_n, seen_n in zip(forgetting, never, seen, strict=True):
-        own[never_n] = _forgetting_of_never_learnt(never_learnt, own[seen_n & ~never_n])
-    values = {
-        "aum": mean(sums[..., k.AUM]),
-        "aum_softmax": mean(sums[..., k.AUM_SOFTMAX]),
-        "confidence": confidence,
-        "confidence_logit": mean(sums[..., k.CONFIDENCE_LOGIT]),
-        "variability": np.sqrt(np.maximum(square - confidence**2, 0)),
-        "correctness": mean(counters[..., k.CORRECT].astype(np.float64)),
-        "dataiq": np.maximum(confidence - square, 0),
-        "loss": mean(sums[..., k.LOSS]),
-        "el2n": mean(sums[..., k.EL2N], counters[..., k.EL2N_OBSERVATIONS]),
-        "forgetting": np.where(seen, forgetting, np.nan),
-        "first_learned": np.where(seen, first_learned, np.nan),
-    }
-    return values, count, never
+    def counted(column: int, if_never: float) -> np.ndarray:
+        return np.where(count > 0, np.where(correct > 0, counters[:, column], if_never), np.nan)
+
+    if name == "correctness":
+        return mean(correct)
+    if name == "forgetting":
+        return counted(layout.FORGOTTEN, forgetting)
+    if name == "first_learned":
+        return counted(layout.FIRST_LEARNED, epochs)
+    early, entry = counters[:, layout.EL2N_OBSERVATIONS], ESTIMATORS[name]
+    return entry.of_means(
+        *(mean(sums[:, column], early if column == layout.EL2N else count) for column in entry.columns)
+    )
 
 
-def _forgetting_of_never_learnt(policy: NeverLearnt, learnt: np.ndarray) -> float:
+def _forgetting_of_never_learnt(policy: NeverLearnt, most: int) -> float:
+    """`most` is the largest count of the other samples, -1 if there are none."""
     if policy == "max+1":
-        return float(learnt.max(initial=-1)) + 1
+        return float(most + 1)
     if policy == "zero":
         return 0.0
     if policy == "inf":

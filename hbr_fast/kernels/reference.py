@@ -1,7 +1,7 @@
-"""The obvious definition of every kernel, in plain numpy and float64: the specification, and the oracle of the tests.
+"""Reference implementation of every kernel, in plain numpy and float64: the specification and the test oracle.
 
-Nothing here is fast. A kernel and its definition here must agree exactly in what they pick and to rounding in what they
-compute.
+Nothing here is fast. A kernel must agree with its definition here exactly in what it selects and to rounding in what it
+computes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from hbr_fast.seeding import Stream, philox, stream_key
+
+IntOrArray = TypeVar("IntOrArray", int, np.ndarray)
 
 
 def make_batch(
@@ -34,6 +37,8 @@ def make_batch(
     resized_crop: tuple[float, float] | None = None,
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     cutout: int = 0,
+    keyed_by: str = "position",
+    copy_b: np.ndarray | None = None,
 ) -> np.ndarray:
     """The images of one batch, float64 [B, C, H, W].
 
@@ -43,11 +48,15 @@ def make_batch(
     index_b, partner_b : int64 [B], weight_b : float32 [B]
         Sample, interpolation partner (-1: none) and share of the sample of each row.
     first_position, step, epoch, seed : int
-        Row b of the batch stands at position `first_position + b * step` of the epoch.
+        Row b of the batch is at position `first_position + b * step` of the epoch.
     mean_c, std_c : float [C]
-        Normalisation, of pixels scaled to [0, 1].
+        Normalisation, for pixels scaled to [0, 1].
     flip, alternating_flip, pad, padding, resized_crop, aspect, cutout
-        As in `hbr_fast.Augment`. Applied in this order: interpolate, crop, flip, cut out, normalise.
+        As in `hbr_fast.Augment`, applied in this order: interpolate, crop, flip, cut out, normalise.
+    keyed_by : {"position", "sample"}
+        What the random numbers depend on, beside the epoch: the position, or the sample and `copy_b`.
+    copy_b : int64 [B], optional
+        How many earlier rows of the plan have the same sample; by default 0.
     """
     _, channels, height, width = images_nchw.shape
     key = stream_key(seed, Stream.AUGMENTATION)
@@ -58,8 +67,10 @@ def make_batch(
         if partner_b[b] >= 0:
             share = float(weight_b[b])
             image = share * image + (1 - share) * images_nchw[partner_b[b]]
-        position = first_position + b * step
-        place = (position & 0xFFFFFFFF, position >> 32, epoch)
+        drawn_by = first_position + b * step
+        if keyed_by == "sample":
+            drawn_by = draw_key(int(index_b[b]), 0 if copy_b is None else int(copy_b[b]))
+        place = (drawn_by & 0xFFFFFFFF, drawn_by >> 32, epoch)
         words = philox((*place, 0), key)
         if sizes is not None:
             tall, wide = (int(side) for side in sizes[words[3] * len(sizes) >> 32])
@@ -85,13 +96,21 @@ def make_batch(
     return out
 
 
+def draw_key(sample: IntOrArray, copy: IntOrArray) -> IntOrArray:
+    """The counter of a plan row's random numbers, where they are keyed by sample, in place of the position.
+
+    Copy k of a sample is the row that k earlier rows of the plan with the same sample precede.
+    """
+    return sample | copy << 40
+
+
 def mean_level(mean_c: np.ndarray) -> np.ndarray:
-    """The mean of each channel as a grey level, float64 [C]: a whole number, so that a byte can hold it."""
+    """The mean of each channel rounded to a grey level that fits a byte, float64 [C]."""
     return np.rint(255 * np.asarray(mean_c, np.float64))
 
 
 def padded(image_chw: np.ndarray, pad: int, padding: str, mean_c: np.ndarray) -> np.ndarray:
-    """An image with `pad` pixels more on each side: zeros, the channel's mean, the edge repeated, or a reflection.
+    """An image padded by `pad` pixels on each side: zeros, the channel's mean, the edge repeated, or a reflection.
 
     A reflection does not repeat the pixel at the edge.
     """
@@ -105,10 +124,10 @@ def padded(image_chw: np.ndarray, pad: int, padding: str, mean_c: np.ndarray) ->
 
 
 def resized(image_chw: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image scaled to another size: bilinear between pixel centres; beyond the outermost centres, the edge."""
+    """An image scaled to another size: bilinear between pixel centres; the edge beyond the outermost centres."""
 
     def between(size: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # Centre x of the new pixels lies at ((2 x + 1) size - new) / (2 new): whole numbers, the same on every device.
+        # The centre of new pixel x is at ((2 x + 1) size - new) / (2 new): integers, the same on every device.
         at = np.clip((2 * np.arange(new) + 1) * size - new, 0, (size - 1) * 2 * new)
         low = at // (2 * new)
         return low, np.minimum(low + 1, size - 1), (at - low * 2 * new) / (2 * new)
@@ -120,22 +139,85 @@ def resized(image_chw: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def crop_sizes(height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]) -> np.ndarray:
-    """Height and width of the crops that a random-resized crop may take, each as likely: int64 [4096, 2].
+    """Height and width of the equally likely crops of a random-resized crop: int64 [4096, 2].
 
-    The middles of 64 equal parts of the area's range by 64 of the logarithm of the aspect ratio's (width over height),
-    and a side longer than the image's is cut to it. A table, so that every device takes the same crops: logarithms and
-    roots round differently on each. torchvision draws the two from the same ranges, and draws again where a side is
-    too long.
+    The midpoints of 64 equal parts of the area's range by 64 of the log aspect ratio's range (width over height); a
+    side longer than the image's is cut to it. A table, so that every device takes the same crops: logarithms and roots
+    round differently on each. torchvision draws the two from the same ranges, and draws again if a side is too long.
     """
-    middles = (np.arange(64) + 0.5) / 64
-    areas = height * width * (area[0] + (area[1] - area[0]) * middles)[:, None]
-    ratios = aspect[0] * (aspect[1] / aspect[0]) ** middles
+    shares, ratios = _crop_grid(area, aspect)
+    areas = height * width * shares[:, None]
     sides = np.stack([np.sqrt(areas / ratios), np.sqrt(areas * ratios)], axis=-1).reshape(-1, 2)
     return np.clip(np.rint(sides), 1, (height, width)).astype(np.int64)
 
 
+def _crop_grid(area: tuple[float, float], aspect: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The 64 shares of the area and the 64 aspect ratios of crops."""
+    middles = (np.arange(64) + 0.5) / 64
+    return area[0] + (area[1] - area[0]) * middles, aspect[0] * (aspect[1] / aspect[0]) ** middles
+
+
+def crops(
+    heights_n: np.ndarray,
+    widths_n: np.ndarray,
+    words_4n: np.ndarray,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> np.ndarray:
+    """The random-resized crops of pictures of any sizes: int64 [N, 4], top, left, height and width.
+
+    The definition is that of `make_batch`: word 3 takes one of `crop_sizes`, of the picture's own size, words 1 and 2
+    its place. All at once, without a table for each size.
+
+    Parameters
+    ----------
+    heights_n, widths_n : int [N]
+    words_4n : uint64 [4, N]
+        32-bit words.
+    """
+    tall_n, wide_n = np.asarray(heights_n, np.int64), np.asarray(widths_n, np.int64)
+    words = np.asarray(words_4n, np.uint64).astype(np.int64)
+    shares, ratios = _crop_grid(area, aspect)
+    chosen = words[3] * 4096 >> 32
+    areas, ratio = tall_n * wide_n * shares[chosen // 64], ratios[chosen % 64]
+    found = np.empty((len(tall_n), 4), np.int64)
+    found[:, 2] = np.clip(np.rint(np.sqrt(areas / ratio)), 1, tall_n)
+    found[:, 3] = np.clip(np.rint(np.sqrt(areas * ratio)), 1, wide_n)
+    found[:, 0] = words[1] * (tall_n - found[:, 2] + 1) >> 32
+    found[:, 1] = words[2] * (wide_n - found[:, 3] + 1) >> 32
+    return found
+
+
+def box_resized(image_chw: np.ndarray, box: Sequence[float], height: int, width: int) -> np.ndarray:
+    """A box of a picture scaled to another size: bilinear, antialiased; float64 [C, height, width].
+
+    Each new pixel is the mean of the pixels whose centres lie within one new pixel of its own centre (or within one
+    old pixel, if the box is enlarged), weighted by a triangle. Pixels of the picture outside of the box take part,
+    and outside of the picture there are none. This is Pillow's `resize(box=...)`, and torchvision's `antialias=True`.
+
+    Parameters
+    ----------
+    image_chw : [C, H, W]
+    box : (top, left, height, width)
+        In pixels and fractions of them.
+    """
+
+    def weights(start: float, length: float, size: int, new: int) -> np.ndarray:
+        scale = length / new
+        support = max(scale, 1.0)
+        centres = start + (np.arange(new) + 0.5) * scale
+        distance = np.abs(np.arange(size) + 0.5 - centres[:, None])
+        found = np.maximum(0.0, 1 - distance / support)
+        return found / found.sum(axis=1, keepdims=True)
+
+    _, tall, wide = image_chw.shape
+    rows, columns = weights(box[0], box[2], tall, height), weights(box[1], box[3], wide, width)
+    scaled: np.ndarray = rows @ image_chw.astype(np.float64) @ columns.T
+    return scaled
+
+
 def bijection(position: int, length: int, a: int, b: int, keys: Sequence[int]) -> int:
-    """The element at one position of the permutation of [0, length) that the round keys name.
+    """The element at one position of the permutation of [0, length) defined by the round keys.
 
     A Feistel network on the grid a x b with cycle-walking (Black & Rogaway, CT-RSA 2002).
     """
@@ -169,9 +251,9 @@ def quota_row(
 ) -> int:
     """The sample at one position of an epoch that takes `counts_c[c]` samples of class c.
 
-    The slots 0, 1, ... belong to class 0, then to class 1, and so on; a bijection says which slot stands at the
-    position. Slot k of a class takes one member after the other, round and round: in the order of a second bijection,
-    or with a preference the most preferred first.
+    The slots 0, 1, ... belong to class 0, then to class 1, and so on; a bijection maps the position to a slot. The
+    slots of a class cycle through its members: in the order of a second bijection, or with a preference the most
+    preferred first.
 
     Parameters
     ----------
@@ -180,9 +262,9 @@ def quota_row(
     labels_n : int64 [N]
     counts_c : sequence of int [C]
     keys, member_keys : sequence of int
-        Round keys of the two bijections; a class's own are `member_keys` XOR its number of `salts_c`.
+        Round keys of the two bijections; those of class c are `member_keys` XOR `salts_c[c]`.
     preference_n : float [N], optional
-        Ties go to the smaller id. `member_keys` are not used.
+        Ties go to the smaller id. `member_keys` are then not used.
     """
 
     def grid(length: int) -> tuple[int, int]:
@@ -207,8 +289,8 @@ def alias_draw(
 ) -> int:
     """The draw at one position of an epoch by an alias table (Walker, ACM TOMS 1977).
 
-    Column i gives i with probability `thresholds_n[i]` / 2**64, else `aliases_n[i]`. A number u in [0, 1) with 64 bits
-    names the column, the whole part of u n, and decides within it by the fraction.
+    Column i gives i with probability `thresholds_n[i]` / 2**64, else `aliases_n[i]`. For a 64-bit number u in [0, 1)
+    the integer part of u n selects the column, and the fraction decides within it.
     """
     block = position >> 1
     words = philox((block & 0xFFFFFFFF, block >> 32, epoch, 0), key)
@@ -218,19 +300,28 @@ def alias_draw(
 
 
 def exponential_key(row: int, weight: float, epoch: int, key: tuple[int, int]) -> float:
-    """An exponential variate over the weight: rows in the order of their keys are drawn without replacement."""
+    """An exponential variate divided by the weight: sorting rows by key draws them without replacement."""
     words = philox((row & 0xFFFFFFFF, row >> 32, epoch, 1), key)
     uniform = ((words[0] << 32 | words[1]) // 2**12 + 0.5) / 2**52
     return -math.log(uniform) / weight if weight > 0 else math.inf
 
 
+def is_recorded(logits_c: np.ndarray, label: int) -> bool:
+    """Whether a visit is an observation: the own and at least one other logit finite, the rest finite or -inf.
+
+    A class of logit -inf is masked: it has no probability and is ignored. If all others are masked, there is no margin.
+    """
+    others = np.delete(np.asarray(logits_c, np.float64), label)
+    return bool(np.isfinite(logits_c[label]) and np.isfinite(others.max()))
+
+
 def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
-    """What one visit says about a sample (method, section 2): one number an estimator.
+    """The observations of one visit of a sample (method, section 2): one number per estimator.
 
     Parameters
     ----------
     logits_c : float [C]
-        Finite logits.
+        For which `is_recorded` holds.
     label : int
         In [0, C).
     """
@@ -238,7 +329,7 @@ def observation(logits_c: np.ndarray, label: int) -> dict[str, float]:
     others = np.delete(z, label)
     p = np.exp(z - z.max())
     p /= p.sum()
-    error = p.copy()  # p less the one-hot label; its own entry as far below 0 as the others are above, not p_y - 1,
+    error = p.copy()  # p minus the one-hot label; the own entry is minus the sum of the others, not p_y - 1,
     error[label] = -np.delete(p, label).sum()  # which has no digits left where p_y is near 1
     return {
         "aum": z[label] - others.max(),
@@ -258,7 +349,7 @@ def hardness(visits: Sequence[tuple[int, np.ndarray, int]], *, epochs: int, el2n
     Parameters
     ----------
     visits : sequence of (epoch, logits float [C], label)
-        Epochs count from 0. Visits with a logit that is not finite are left out.
+        Epochs count from 0. Visits that are not recorded (see `is_recorded`) are left out.
     epochs : int
         Epochs trained: the first-learned value of a sample never classified right.
     el2n_epochs : int
@@ -270,7 +361,7 @@ def hardness(visits: Sequence[tuple[int, np.ndarray, int]], *, epochs: int, el2n
         Estimator name to score. `forgetting` of a never-learnt sample is NaN here: its value is a policy over all
         samples (see `HardnessRecorder.scores`).
     """
-    seen = [(epoch, observation(z, y)) for epoch, z, y in visits if np.isfinite(z).all()]
+    seen = [(epoch, observation(z, y)) for epoch, z, y in visits if is_recorded(z, y)]
     if not seen:
         names = (
             "aum",
@@ -312,8 +403,8 @@ def batch_norm(
     eps : float
         Added to the variance.
     after : {"nothing", "relu", "residual", "pool"}
-        "residual": the sum with `other_bhwc`, then ReLU. "pool": ReLU, then the largest of 2x2 pixels, what an odd
-        height or width leaves over being left out.
+        "residual": the sum with `other_bhwc`, then ReLU. "pool": ReLU, then a 2x2 max-pool that drops the remainder of
+        an odd height or width.
 
     Returns
     -------
@@ -339,7 +430,7 @@ def batch_norm_gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients by x, other, weight and bias of a loss whose gradient by the output of `batch_norm` is `g`.
 
-    ReLU lets it pass where its input is above 0; a window of the pool gives it to the first of its largest pixels.
+    ReLU passes it where its input is above 0; a pool window passes it to the first of its largest pixels.
     """
     normal = _normal(x_bhwc, weight_c, bias_c, eps)
     if after == "pool":
@@ -368,6 +459,6 @@ def _normal(x_bhwc: np.ndarray, weight_c: np.ndarray, bias_c: np.ndarray, eps: f
 
 
 def _windows(images_bhwc: np.ndarray) -> np.ndarray:
-    """The pixels of each window of 2x2, in the order of memory: [B, H // 2, W // 2, 4, C]."""
+    """The pixels of each 2x2 window, in memory order: [B, H // 2, W // 2, 4, C]."""
     height, width = 2 * (images_bhwc.shape[1] // 2), 2 * (images_bhwc.shape[2] // 2)
     return np.stack([images_bhwc[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)], axis=3)

@@ -1,13 +1,13 @@
-"""Run a compiled kernel on several threads: those of torch, so that nothing waits for a thread to wake up.
+"""Runs a compiled kernel on torch's own threads, so that nothing waits for a thread to wake up.
 
-torch's CPU operators run on an OpenMP team that stays hot between them. A kernel that ran on threads of its own would
-compete with that team for the cores; here it joins it, by the very entry that torch's compiler emits calls to
-(`GOMP_parallel` of the OpenMP library that torch is linked with). Calling a team costs a few microseconds.
+torch's CPU operators share a team of OpenMP threads that keep spinning between calls. Threads of our own would compete
+with them for the cores, so kernels run on the same team, through the entry that code from torch's compiler uses
+(`GOMP_parallel` of the OpenMP library that torch is linked with). Calling the team costs a few microseconds.
 
-A kernel is a C function that numba compiled. It works on the items `[first, last)` and finds everything else through
-`words`, the integers that the caller of `run` passed: numbers, and addresses of arrays that the caller keeps alive::
+A kernel is a C function compiled by numba. It works on the items `[first, last)` and finds everything else through
+`words`, integers that the caller of `run` passes: numbers, and addresses of arrays that the caller keeps alive::
 
-    @nb.cfunc(team.KERNEL, cache=True)
+    @nb.cfunc(team.KERNEL, cache=CACHE)
     def double(first, last, words):
         values = team.array_at(words[0], (words[1],), np.float32)
         for i in range(first, last):
@@ -15,13 +15,14 @@ A kernel is a C function that numba compiled. It works on the items `[first, las
 
     team.run(double, len(values), (values.ctypes.data, len(values)))
 
-* Every thread has a share of the items, the same in every call, so that what a core wrote is still in its cache when it
-  is read; it takes pieces of it, and then of the others' shares. Each item is done exactly once, but kernels must not
-  depend on who does what. Scratch memory is best made in the kernel (once a piece).
-* A kernel cannot raise: it writes a code where its caller looks. An exception in it is printed and lost.
-* The GIL is released meanwhile. Any Python thread may call `run`, several at once too.
-* One thread is a direct call. So is everything where there is no such team: another build of torch, and a process
-  forked from one that had a team (its threads do not survive a fork).
+* Each thread has the same share of the items in every call, so that what a core wrote is still in its cache when it is
+  read. It works through its share in pieces, then takes pieces of other threads' shares. Each item is done exactly
+  once, but a kernel must not depend on which thread does it. Scratch memory is best allocated in the kernel, once per
+  piece.
+* A kernel cannot raise: an exception in it is printed and lost. It writes a code where its caller looks instead.
+* The GIL is released meanwhile. Any Python thread may call `run`, also several at once.
+* With one thread, `run` is a direct call. So it is without a team: with another build of torch, or in a process forked
+  from one that had a team, whose threads do not survive the fork.
 """
 
 from __future__ import annotations
@@ -40,22 +41,25 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from hbr_fast.kernels.cache import CACHE
+
 KERNEL = types.void(types.int64, types.int64, types.CPointer(types.int64))  # first, last, words
 
-_PIECES = 4  # a thread: one that starts late leaves some of them to the others
-# A task: its numbers of stages and threads, the addresses of the functions that tell a thread its number and that wait
-# for all threads (0 where there is one thread), and of the counters, one a stage and thread, of items claimed; then for
-# each stage
+_PIECES = 4  # per thread: others take over some of the pieces of a thread that starts late
+# A task is an array of words. Its head: the number of stages and of threads, the addresses of the functions that return
+# a thread's number and that wait for all threads (0 with one thread), and the address of the counters of claimed items,
+# one per stage and thread. Then for each stage: items, items per piece, kernel, its words, and whether to wait before
+# it.
 _STAGES, _THREADS, _THREAD_NUMBER, _BARRIER, _CLAIMED, _HEAD_WORDS = range(6)
 _COUNT, _PIECE, _KERNEL, _WORDS, _WAIT, _STAGE_WORDS = range(6)
-_LINE = 8  # words between two counters: threads that claim at once do not share a cache line
+_LINE = 8  # words between two counters, so that they never share a cache line
 
 
 class Stage(NamedTuple):
-    """One thing that a team does: the parameters of `run`, `items` its `count`.
+    """One step of a task: the parameters of `run`, with `items` for `count`.
 
-    Words that are an `array("q")` are handed over as they are: stages may share one. Threads wait for each other before
-    a stage, unless it needs nothing of the stage before.
+    Words in an `array("q")` are used in place, so that stages may share them and a caller may change them between runs.
+    Threads wait for each other before a stage unless `wait` is false: then it must need nothing from the stage before.
     """
 
     kernel: Any
@@ -86,23 +90,23 @@ def run(kernel: Any, count: int, words: Sequence[int], *, threads: int | None = 
     count : int
         How many items there are.
     words : sequence of int
-        What the kernel finds in `words`; addresses stay valid only while the caller holds what they point to.
+        What the kernel finds in `words`. The caller keeps alive what addresses among them point to.
     threads : int, optional
         How many at most; default `torch.get_num_threads()`.
     piece : int, optional
-        Items a call gets at most; default a quarter of a thread's share.
+        At most this many items per call; default a quarter of a thread's share.
     """
     if count:
         run_stages(Stage(kernel, count, words, piece), threads=threads)
 
 
 def run_stages(*stages: Stage, threads: int | None = None) -> None:
-    """Do one stage after the other, each by all threads; cheaper than a call of `run` for each. No count may be 0."""
+    """Run stages one after another, each on all threads: cheaper than calling `run` for each. No count may be 0."""
     Task(*stages, threads=threads).run()
 
 
 class Task:
-    """What `run_stages` does, to be done again and again while the words change: by one caller at a time."""
+    """What `run_stages` does, prepared once and run many times while the words change; one caller at a time."""
 
     def __init__(self, *stages: Stage, threads: int | None = None) -> None:
         threads = torch.get_num_threads() if threads is None else threads
@@ -140,7 +144,7 @@ def _call_alone(work: int, task: int, threads: int, flags: int) -> None:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a kernel may be handed the address of a tensor as it is: one on the CPU, no subclass, nothing traced.
+    """Whether a kernel may use the tensor's address: it is on the CPU, not of a subclass, and nothing is being traced.
 
     Under `torch.compile` and `torch.func`, and for fake tensors, torch must see an operator instead.
     """
@@ -157,11 +161,11 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 @functools.cache
 def team() -> tuple[Callable[[int, int, int, int], None], int, int] | None:
-    """The entry into the OpenMP team of torch, and the addresses of two functions of its threads; None without one.
+    """The function that runs code on torch's OpenMP team, and the addresses of two more; None if there is no team.
 
-    The entry takes the address of a function, its argument, the number of threads, and 0. The functions give a thread
-    its number, and wait until all threads have called it. They are looked up among the libraries that torch itself is
-    linked with: a process may have loaded several.
+    The first takes the address of a function, its argument, the number of threads, and 0. The others return a thread's
+    number, and wait until all threads have called. All are looked up among the libraries that torch itself is linked
+    with, because a process may have loaded several OpenMP libraries.
     """
     try:
         library = ctypes.CDLL(torch._C.__file__)
@@ -190,7 +194,7 @@ def _pointer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def _claim(typingctx: Any, address: Any, size: Any) -> Any:
-    """Add `size` to the int64 at an address, atomically; returns what it was."""
+    """Add `size` to the int64 at an address, atomically; returns its value before."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -215,7 +219,7 @@ def _call(typingctx: Any, kernel: Any, first: Any, last: Any, words: Any) -> Any
 
 @intrinsic
 def _wait(typingctx: Any, barrier: Any) -> Any:
-    """Call the function of nothing at an address."""
+    """Call the function without arguments at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
@@ -226,7 +230,7 @@ def _wait(typingctx: Any, barrier: Any) -> Any:
 
 @intrinsic
 def _number(typingctx: Any, function: Any) -> Any:
-    """What the function of nothing at an address gives, an int32."""
+    """Call the function without arguments at an address; returns its int32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), []).as_pointer()), [])
@@ -234,9 +238,9 @@ def _number(typingctx: Any, function: Any) -> Any:
     return types.int32(types.int64), codegen
 
 
-@nb.cfunc(types.void(types.int64), cache=True)  # the address of a task
+@nb.cfunc(types.void(types.int64), cache=CACHE)  # the address of a task
 def _work(address):
-    """What each thread of the team does: pieces of a stage, until none is left, then of the next."""
+    """Run by each thread of the team: takes pieces of a stage until none is left, then of the next stage."""
     head = array_at(address, (_HEAD_WORDS,), np.int64)
     threads = head[_THREADS]
     me = np.int64(0) if threads == 1 else np.int64(_number(head[_THREAD_NUMBER]))

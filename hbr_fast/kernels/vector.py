@@ -1,8 +1,8 @@
-"""The few vector operations that the CPU kernels are made of, written as LLVM vector instructions.
+"""Building blocks of the CPU kernels' vector operations, written as LLVM vector instructions.
 
-LLVM does not find these in plain numba loops (measured: 0.4 of the memory bound for pixels, a fifth of the speed
-for exponentials), so each is spelled out once here: one call is one vector load, a few vector operations and a store.
-Addresses are plain uint64, so that a kernel walks memory without bounds checks: the callers own the bounds.
+LLVM does not vectorise the plain numba loops well (measured: 0.4 of the memory bound for pixels, a fifth of the speed
+for exponentials), so the `*_vectors.py` modules emit the instructions themselves, with the helpers here: load a vector,
+do a few operations on it, store it. Addresses are plain uint64 and nothing checks bounds: that is up to the callers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def from_float16(typingctx: Any, bits: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, to write to it soon. Any address will do."""
+    """Prefetch the cache line at an address for writing. Any address is allowed."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = I8.as_pointer()
@@ -64,7 +64,7 @@ def store(builder: Any, value: Any, address: Any) -> None:
 
 
 def masked_load(builder: Any, address: Any, vector: Any, count: Any, behind: float) -> Any:
-    """The first `count` (int32) float32 at an address as a vector, then `behind`: nothing is read from there on."""
+    """The first `count` (int32) float32 at an address; the other lanes are `behind`, and are not read."""
     pointer, mask = vector.as_pointer(), ir.VectorType(ir.IntType(1), vector.count)
     function = ir.FunctionType(vector, [pointer, I32, mask, vector])
     name = f"llvm.masked.load.v{vector.count}f32.p0v{vector.count}f32"
@@ -94,7 +94,7 @@ def lane_numbers(lanes: int) -> Any:
 
 
 def shuffle(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
-    """A vector of numbers at these places among those of `a` and then of `b`."""
+    """The vector that takes its numbers from these places in `a` followed by `b`."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
 
 
@@ -111,7 +111,7 @@ def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def round_bf16(builder: Any, value: Any) -> Any:
-    """float32 to bfloat16 bits, to the nearest, ties to even; NaN stays NaN where its low 16 bits are 0."""
+    """float32 to bfloat16 bits, to nearest, ties to even; a NaN stays one if its low 16 bits are 0."""
     lanes = value.type.count
     wide, narrow = ir.VectorType(I32, lanes), ir.VectorType(I16, lanes)
     sixteen = ir.Constant(wide, [16] * lanes)

@@ -1,4 +1,4 @@
-"""The backends: what each can do, what it needs, and where its class is. Asking imports none of them."""
+"""Table of the backends: features, requirements and classes. Looking one up imports none of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# What a job may ask of a backend; the first seven are `Augment.features`.
+# Operations of an `Augment` on a whole batch: `batch_transforms` applies them to the batches of a backend that says so.
+ON_BATCH = (
+    "vertical flip",
+    "rotation and affine",
+    "TrivialAugment",
+    "RandAugment",
+    "color jitter",
+    "grayscale",
+    "Gaussian blur",
+    "transform of torchvision or the user",
+    "random erasing",
+)
+# Features that a job may require of a backend; all but the last four are `Augment.features`. Each backend lists its
+# own: a new feature is refused by every backend that does not name it.
 FEATURES = (
     "flip",
     "alternating flip",
@@ -17,30 +30,39 @@ FEATURES = (
     "crop with mean padding",
     "random-resized crop",
     "cutout",
+    "augmentation keyed by sample",
+    *ON_BATCH,
     "interpolated rows",
     "several stores",
+    "encoded pictures",
+    "cache of decoded pictures",
 )
+
+_FLIPS = frozenset({"flip", "alternating flip"})
+_CONSTANT_CROPS = frozenset({"crop with zero padding", "crop with mean padding"})
+_CROPS = _CONSTANT_CROPS | {"crop with reflect padding", "crop with edge padding"}
+_COMMON = _FLIPS | {"random-resized crop", "cutout", "augmentation keyed by sample", "interpolated rows", *ON_BATCH}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend that there is.
+    """An entry of the table of backends.
 
     Attributes
     ----------
     classes : mapping of str to str
-        By device type, e.g. "cpu": the class, as "module:Class" below `hbr_fast.loaders`. It is made from a `Job` and
-        has `epoch(epoch, start)`, an iterator of batches.
+        By device type, e.g. "cpu": the class, as "module:Class" below `hbr_fast.loaders`. It is constructed from a
+        `Job` and has `epoch(epoch, start)`, an iterator of batches.
     features : frozenset of str
-        Which of `FEATURES` it can do.
+        The supported `FEATURES`.
     keyed : bool
-        Whether its augmentation is the reference's, pixel for pixel; else it draws numbers of its own.
+        Whether its augmentation equals the reference pixel for pixel; else it draws its own random numbers.
     prefetch : int
-        Batches made ahead where the caller does not say.
+        Default number of batches made ahead.
     prefetch_on_gpu : int
-        The same where batches are made on a GPU.
+        The same for batches made on a GPU.
     extra : str, optional
-        The extra of hbr-fast that installs what it needs.
+        The extra of hbr-fast that installs its requirements.
     """
 
     classes: Mapping[str, str]
@@ -54,27 +76,27 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "native": Backend(
         classes={"cpu": "native:NativeBackend", "cuda": "native_cuda:NativeCudaBackend"},
-        features=frozenset(FEATURES),
+        features=_COMMON | _CROPS | {"several stores", "encoded pictures", "cache of decoded pictures"},
         keyed=True,
         prefetch=0,
     ),
     "ffcv": Backend(
         classes={"cpu": "ffcv:FfcvBackend"},
-        features=frozenset(FEATURES) - {"random-resized crop", "several stores"},
+        features=_COMMON | _CROPS,
         keyed=True,
         prefetch=2,
         extra="ffcv",
     ),
     "dali": Backend(
         classes={"cpu": "dali:DaliBackend", "cuda": "dali:DaliBackend"},
-        features=frozenset(FEATURES) - {"crop with reflect padding", "crop with edge padding"},
+        features=_COMMON | _CONSTANT_CROPS | {"several stores", "encoded pictures", "cache of decoded pictures"},
         keyed=True,
         prefetch=2,
         extra="dali",
     ),
     "torchvision": Backend(
         classes={"cpu": "torchvision:TorchvisionBackend"},
-        features=frozenset(FEATURES),
+        features=_COMMON | _CROPS | {"several stores", "encoded pictures"},
         keyed=True,
         prefetch=4,
     ),
@@ -82,13 +104,13 @@ BACKENDS: dict[str, Backend] = {
 
 
 def find(name: str, device: str, features: Collection[str]) -> Backend:
-    """The backend of a name, which must be able to do `features` on a type of device.
+    """Look up a backend that supports `features` on a type of device.
 
     Raises
     ------
     ValueError
-        If there is none of that name, it does not make batches on that device, or lacks one of the features; the
-        message names the backends that would do.
+        If the name is unknown, or the backend does not support the device or a feature; the message names the
+        backends that do.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: available are auto, {', '.join(BACKENDS)}")
@@ -117,7 +139,7 @@ def load(name: str, device: str) -> Any:
     Raises
     ------
     ImportError
-        If what it needs is not installed; the message says how to install it.
+        If a requirement is not installed; the message says how to install it.
     """
     module, _, class_name = BACKENDS[name].classes[device].partition(":")
     try:

@@ -1,7 +1,7 @@
 """The DALI backend: one pipeline, on the CPU or a GPU, fed with our rows, crops and flips.
 
-DALI's own readers and random operators know neither plans nor our numbers. So a batch's pixels and draws are fed in
-from outside, and the pixels that come out are those of the other backends.
+DALI's own readers and random operators support neither plans nor our random numbers. So a batch's pixels and draws are
+fed in from outside, and the resulting pixels equal those of the other backends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hbr_fast.loaders.rows import Rows, RowsOfJob
 
 
 class DaliBackend:
-    """Batches of a job through a DALI pipeline, which is built anew for each epoch: that takes milliseconds."""
+    """Batches of a job through a DALI pipeline, which is rebuilt for each epoch: that takes milliseconds."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -46,23 +46,23 @@ class DaliBackend:
             yield self._batch(images, rows)
 
     def _inputs(self, rows: Rows) -> dict[str, np.ndarray]:
-        """What the pipeline is fed with for a batch."""
+        """The pipeline's inputs for a batch."""
         augment = self.job.augment
         inputs = {"images": self._rows.images(rows), "mirror": rows.flipped.astype(np.int32)}
         if augment.pad or augment.resized_crop:
             inputs["start"] = rows.crop[:, :2].astype(np.int32)
         if augment.resized_crop:
             inputs["shape"] = rows.crop[:, 2:].astype(np.int32)
-        if augment.cutout:  # erased before the image is mirrored, so that it lies right afterwards
+        if augment.cutout:  # erased before mirroring, so that it is in the right place afterwards
             top, left = rows.cutout.T
-            mirrored = self.job.split.images.shape[3] - augment.cutout - left
+            mirrored = self.job.split.image_shape[2] - augment.cutout - left
             inputs["anchor"] = np.stack([top, np.where(rows.flipped, mirrored, left)], axis=1).astype(np.float32)
         return inputs
 
     def _pipeline(self, names: Sequence[str], feed: Callable[[int], Sequence[np.ndarray]]) -> Pipeline:
-        """The pipeline, built; `feed(batch)` gives it the inputs of these names."""
+        """The built pipeline; `feed(batch)` returns its inputs by these names."""
         job, augment = self.job, self.job.augment
-        height, width = job.split.images.shape[2:]
+        _, height, width = job.split.image_shape
         pipeline = Pipeline(
             batch_size=job.batch_size,
             num_threads=job.threads,
@@ -105,8 +105,8 @@ class DaliBackend:
             images = fn.crop_mirror_normalize(
                 images,
                 mirror=inputs["mirror"],
-                mean=(255 * job.split.mean.astype(np.float64)).tolist(),
-                std=(255 * job.split.std.astype(np.float64)).tolist(),
+                mean=[0.0] if job.levels else (255 * job.split.mean.astype(np.float64)).tolist(),
+                std=[1.0] if job.levels else (255 * job.split.std.astype(np.float64)).tolist(),
                 dtype=DALIDataType.FLOAT,
                 output_layout="HWC" if job.channels_last else "CHW",
             )
@@ -115,7 +115,7 @@ class DaliBackend:
         return pipeline
 
     def _batch(self, images: Any, rows: Rows) -> Batch:
-        pixels = torch.from_dlpack(images.as_tensor())  # not copied: DALI lets go of what it gave out
+        pixels = torch.from_dlpack(images.as_tensor())  # not copied: DALI releases the memory that it handed out
         if self.job.channels_last:
             pixels = pixels.permute(0, 3, 1, 2)
         labels, ids, numbers = (torch.from_numpy(column) for column in (rows.labels, rows.ids, rows.rows))

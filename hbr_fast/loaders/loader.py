@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from hbr_fast.arguments import whole_number
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.plan import Plan
+from hbr_fast.data.views import Fit
 from hbr_fast.loaders import backends
-from hbr_fast.loaders.batch import DTYPES, Augment, Batch, Job
-from hbr_fast.machine import usable_cpus
-from hbr_fast.plan import Plan
-from hbr_fast.sampler import Sampler, uniform_order
-from hbr_fast.sampler.order import check_epoch
+from hbr_fast.loaders.augment import Augment
+from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.batch_transforms import BatchTransforms, level_job
+from hbr_fast.loaders.checks import checked_job
+from hbr_fast.loaders.iteration import Batches, Place
+from hbr_fast.loaders.picture_cache import CacheUse
+from hbr_fast.loaders.pictures import decoding_job
+from hbr_fast.orders import Sampler
+from hbr_fast.orders.order import checked_epoch, checked_rank
+from hbr_fast.orders.torch_sampler import process_place
 
 
 class Loader:
@@ -29,15 +37,15 @@ class Loader:
     plan : Plan, optional
         The rows of an epoch; by default every sample of the split once.
     stores : sequence of Split
-        Image stores beside the split, e.g. pools of generated images: a plan's store 1, 2, ... Images have the shape of
-        the split's and are normalised as they are.
+        Additional image stores, e.g. pools of generated images: a plan's store 1, 2, ... Their images have the split's
+        shape and are normalised like the split's.
     order : Sampler, optional
-        Which plan row stands where; it draws from as many rows as the plan has. By default
+        The order of the plan's rows; it must draw from as many rows as the plan has. By default
         `uniform_order(len(plan), seed=seed)`.
     augment : Augment
-        By default none: images are normalised only.
+        By default none: images are only normalised.
     batch_size : int
-        Rows a batch. The last batch of an epoch may be smaller; `drop_last` leaves it out.
+        Rows per batch. The last batch of an epoch may be smaller; `drop_last` leaves it out.
     seed : int
         Keys the order and the augmentation, in [0, 2**63).
     dtype : torch.dtype
@@ -45,28 +53,33 @@ class Loader:
     channels_last : bool
         Memory format of the images.
     device : torch.device or str
-        Where the batches are.
+        Device of the batches.
     threads : int, optional
-        Threads that make batches, at least 1; by default torch's, at most as many as the process may use.
+        Threads that make batches, at least 1; by default torch's thread count, at most the CPUs of the process.
     prefetch : int, optional
-        Batches made ahead while the caller has one; 0 makes a batch when it is asked for. By default what was best for
-        the backend (docs/loading.md).
+        Batches made ahead while the caller uses one; 0 makes each batch on request. The default is what measured best
+        for the backend (docs/loading.md).
     backend : str
         One of `hbr_fast.loaders.backends.BACKENDS`; "auto" is "native".
+    size, fit : optional
+        For encoded pictures: `split.at_size(size, fit)`, and the same of the stores. A random-resized crop is taken
+        from the picture as it is stored.
+    cache : int or str
+        Memory for decoded pictures, in bytes or e.g. "256 MB": those decoded first are not decoded again, as far as
+        they fit (`cache_use`). Random-resized crops, which are new in every epoch, are not kept.
 
     Raises
     ------
     ValueError
         If an argument is out of range, the plan does not fit the split, or the backend lacks an augmentation.
     ImportError
-        If what the backend needs is not installed; the message has the command that installs it.
+        If a requirement of the backend is not installed; the message has the command that installs it.
 
     Examples
     --------
     >>> loader = Loader(split, augment=Augment(flip=0.5, pad=4), batch_size=128)  # doctest: +SKIP
-    >>> for epoch in range(10):  # doctest: +SKIP
-    ...     for images, labels, ids, rows in loader.epoch(epoch):
-    ...         ...
+    >>> for images, labels, ids, rows in loader:  # doctest: +SKIP
+    ...     ...  # epoch 0; the next loop is epoch 1, and loader.epoch(7) gives any
     """
 
     def __init__(
@@ -86,57 +99,16 @@ class Loader:
         threads: int | None = None,
         prefetch: int | None = None,
         backend: str = "auto",
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "crop",
+        cache: int | str = 0,
     ) -> None:
-        _check_images((split, *stores))
-        if plan is None:
-            plan = Plan.of_rows(np.arange(len(split)))
-        elif not isinstance(plan, Plan):
-            raise ValueError(f"plan must be a Plan, e.g. Plan.of_rows(ids), got {type(plan).__name__}")
-        _check_plan(plan, (split, *stores))
-        if order is None:
-            order = uniform_order(len(plan), seed=seed)
-        elif not isinstance(order, Sampler):
-            raise ValueError(
-                f"order must be a Sampler, e.g. uniform_order(len(plan), seed=0), got {type(order).__name__}: for ids "
-                "as they stand give plan=Plan.of_rows(ids) and order=sequential_order(len(ids))"
-            )
-        if order.num_rows != len(plan):
-            raise ValueError(
-                f"the order draws from {order.num_rows} rows but the plan has {len(plan)}: make it of as many"
-            )
-        batch_size = whole_number("batch_size", batch_size)
-        if not 1 <= batch_size <= len(order):
-            raise ValueError(
-                f"batch_size must be in [1, {len(order)}], the rows of an epoch of split {split.name!r}, "
-                f"got {batch_size}"
-            )
-        device = _device(device)
-        dtypes = (*DTYPES, torch.float16) if device.type == "cuda" else DTYPES
-        if dtype not in dtypes:
-            raise ValueError(f"dtype must be one of {', '.join(map(str, dtypes))}, got {dtype}")
-        augment = Augment() if augment is None else augment
-        if not isinstance(augment, Augment):
-            raise ValueError(f"augment must be an Augment, e.g. Augment(flip=0.5), got {type(augment).__name__}")
-        augment.check_fits(*split.images.shape[2:])
-        backend = "native" if backend == "auto" else backend
-        needs = (
-            *augment.features,
-            *(("interpolated rows",) if (plan.partner >= 0).any() else ()),
-            *(("several stores",) if stores else ()),
-        )
-        found = backends.find(backend, device.type, needs)
-        if device.type == "cuda":
-            _require_gpu(device)
-        threads = torch.get_num_threads() if threads is None else whole_number("threads", threads)
-        if prefetch is None:
-            prefetch = found.prefetch_on_gpu if device.type == "cuda" else found.prefetch
-        prefetch = whole_number("prefetch", prefetch)
-        if threads < 1 or prefetch < 0:
-            raise ValueError(f"threads must be >= 1 and prefetch >= 0, got {threads} and {prefetch}")
-        self.job = Job(
-            split=split,
-            stores=tuple(stores),
+        if size is not None:
+            split, stores = split.at_size(size, fit), [one.at_size(size, fit) for one in stores]
+        job, backend = checked_job(
+            split,
             plan=plan,
+            stores=stores,
             order=order,
             augment=augment,
             batch_size=batch_size,
@@ -145,136 +117,204 @@ class Loader:
             channels_last=channels_last,
             drop_last=drop_last,
             device=device,
-            threads=min(threads, usable_cpus()),
+            threads=threads,
             prefetch=prefetch,
+            backend=backend,
+            cache=cache,
         )
-        self._backend = backends.load(backend, device.type)(self.job)
+        self._set_up(job, backend)
+
+    def _set_up(self, job: Job, backend: str, *, whole: Job | None = None, part: tuple[int, int] | None = None) -> None:
+        self.job = job
+        self._whole, self._part = whole or job, part  # the job of all ranks, and (rank, world size) after `shard`
         self._backend_name = backend
+        made_by = decoding_job(job)
+        self._pictures = made_by.pictures
+        self._transforms = BatchTransforms(job) if job.augment.on_batch else None
+        if self._transforms is not None:
+            made_by = level_job(made_by)
+        self._backend = backends.load(backend, job.device.type)(made_by)
+        self._place = Place()
+        self._parts: dict[tuple[int, int], Loader] = {}
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        return self.job.batches
+        """Batches in an epoch: the same number on every rank."""
+        return self._whole.batches
 
     @property
     def samples(self) -> int:
         """Rows an epoch visits."""
-        return min(len(self) * self.job.batch_size, len(self.job.order))
+        return min(self.job.batches * self.job.batch_size, len(self.job.order))
+
+    @property
+    def bad_pictures(self) -> dict[int, str]:
+        """What is wrong with the encoded pictures that could not be used so far, by sample id.
+
+        Their images are mean grey and their labels -100, which losses and recorders leave out.
+        """
+        return dict(self._pictures.bad) if self._pictures is not None else {}
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """How many of the decoded pictures that were needed so far were in the cache, and how many it holds."""
+        return self._pictures.cache_use() if self._pictures is not None else CacheUse(0, 0, 0, 0)
 
     def with_order(self, order: Sampler) -> Loader:
-        """The same loader with another order, e.g. other weights or counts from the next epoch on.
+        """The same loader, or the same rank's part of it, with another order: e.g. other weights or counts.
 
         Raises
         ------
         ValueError
             If the order does not draw from as many rows as the plan has, or is shorter than a batch.
         """
-        return self._changed(order=order)
+        options = {field.name: getattr(self._whole, field.name) for field in dataclasses.fields(self._whole)}
+        del options["most_batches"], options["pictures"], options["levels"]
+        changed = Loader(**{**options, "order": order}, backend=self._backend_name)
+        return changed if self._part is None else changed.shard(*self._part)
 
     def shard(self, rank: int, world_size: int) -> Loader:
-        """The loader of one of several processes: its rows of every batch, augmented as they are in the whole batch.
+        """The loader of one of several processes: its rows of every batch, augmented as in the whole batch.
 
-        Rank r of W has the rows r, r + W, ... of a batch. Where the epoch's last batch has too few rows, some ranks
-        have one batch less.
+        Rank r of W has the rows r, r + W, ... of a batch, and every rank has as many batches as the whole loader. If
+        the epoch's last batch has fewer rows than there are ranks, some ranks get a batch of length 0.
 
         Raises
         ------
         ValueError
-            If the ranks cannot share the batch size equally, or the rank is outside of the world size.
+            If the batch size is not divisible by the world size, the rank is out of range, or the loader is already a
+            rank's part.
         """
-        order = self.job.order.shard(rank, world_size, uneven="keep")
+        rank, world_size = checked_rank(rank, world_size)
+        if self._part is not None:
+            raise ValueError(
+                f"this loader is the part of rank {self._part[0]} of {self._part[1]} already: shard the whole one"
+            )
         size, rest = divmod(self.job.batch_size, world_size)
         if rest:
             raise ValueError(
                 f"{world_size} processes cannot share batches of {self.job.batch_size} rows equally: choose a "
                 f"batch_size that {world_size} divides"
             )
-        return self._changed(order=order, batch_size=size)
+        job = dataclasses.replace(
+            self.job,
+            order=self.job.order.shard(rank, world_size, uneven="keep"),
+            batch_size=size,
+            most_batches=self.job.batches,
+        )
+        part = object.__new__(type(self))
+        part._set_up(job, self._backend_name, whole=self.job, part=(rank, world_size))
+        return part
 
-    def _changed(self, **changes: Any) -> Loader:
-        options = {field.name: getattr(self.job, field.name) for field in dataclasses.fields(self.job)}
-        return Loader(**{**options, **changes}, backend=self._backend_name)
+    def of_this_process(self) -> Loader:
+        """The loader that a loop takes batches from: this rank's part if `torch.distributed` is initialised.
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch number `start` on.
+        `shard` overrides this: after `shard(0, 1)` every rank has every row.
+        """
+        place = process_place()
+        if self._part is not None or place == (0, 1):
+            return self
+        if place not in self._parts:
+            self._parts[place] = self.shard(*place)
+        return self._parts[place]
 
-        The same epoch is the same batches, whenever and however often it is asked for; iterators do not disturb each
-        other. Leaving early frees the iterator's threads.
+    def __iter__(self) -> Iterator[Batch]:
+        """The next epoch: a whole one, or the rest of the epoch whose state was loaded.
+
+        In a distributed run, this rank's rows of its batches. Loops are independent of each other; a loop that was left
+        early is followed by a whole epoch.
+        """
+        return Batches(self, self._place)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next loop this epoch, from its beginning unless a position in the same epoch was loaded."""
+        self._place.set_epoch(checked_epoch(epoch))
+
+    batch_sampler = None  # Lightning looks for it where there is a sampler
+
+    @property
+    def sampler(self) -> Loader:
+        """The loader itself: Lightning calls `set_epoch` of what is a `DataLoader`'s `sampler`."""
+        return self
+
+    @property
+    def dataset(self) -> Any:
+        """Not available: batches are made of a plan, not of a data set's items.
+
+        Raises
+        ------
+        AttributeError
+            Always. Accelerate's `skip_first_batches` would make another loader from the items.
+        """
+        raise AttributeError(
+            "a Loader has no dataset whose batches could be skipped: call loader.load_state_dict(state) instead of "
+            "skip_first_batches, and give Hugging Face's Trainer ignore_data_skip=True"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batches that the latest loop yielded, in constant size; for any number of ranks."""
+        epoch, batches = self._place.now()
+        order = self._whole.order
+        return order.state(epoch=epoch, position=min(batches * self._whole.batch_size, len(order)))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next loop resume where a state was taken; `set_epoch` of the same epoch keeps the position.
 
         Raises
         ------
         ValueError
-            If the epoch is not a whole number in [0, 2**32), or the start not one up to the number of batches.
+            If the state is from another order or version, or lies within a batch.
         """
-        check_epoch(epoch)
+        order, size = self._whole.order, self._whole.batch_size
+        epoch, position = order.restore(state)
+        if position % size and position != len(order):
+            raise ValueError(
+                f"this state is at position {position}, within a batch of {size} rows: load it into a loader with the "
+                "batch size that it was saved with"
+            )
+        self._place = Place(epoch, min(-(-position // size), len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Job and position; threads, buffers and device memory are recreated on unpickling."""
+        place = self._place.epoch, self._place.start
+        return {
+            "job": self.job,
+            "whole": self._whole,
+            "part": self._part,
+            "backend": self._backend_name,
+            "place": place,
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._set_up(state["job"], state["backend"], whole=state["whole"], part=state["part"])
+        self._place = Place(*state["place"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Loader:
+        """A loader with its own position; immutable parts, including images, are shared."""
+        return copy.copy(self)
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, starting at batch number `start`.
+
+        The same epoch always gives the same batches; iterators are independent of each other. Leaving early frees the
+        iterator's threads.
+
+        Raises
+        ------
+        ValueError
+            If the epoch is not a whole number in [0, 2**32), or the start exceeds the number of batches.
+        """
+        epoch = checked_epoch(epoch)
         if not 0 <= whole_number("start", start) <= len(self):
             raise ValueError(f"start must be in [0, {len(self)}], the batches of an epoch, got {start}")
-        return self._backend.epoch(epoch, start)
+        own = self.job.batches
+        batches = self._backend.epoch(epoch, min(start, own))
+        if self._transforms is not None:
+            batches = self._transforms.applied(batches, epoch, min(start, own))
+        return batches if own == len(self) else itertools.chain(batches, self._empty(len(self) - max(start, own)))
 
-
-def _device(name: torch.device | str) -> torch.device:
-    try:
-        return torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
-
-
-def _require_gpu(device: torch.device) -> None:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus == 0:
-        raise ValueError(f"device '{device}' asked for, but torch sees no GPU here: use device='cpu'")
-    if (device.index or 0) >= gpus:
-        raise ValueError(f"device '{device}' asked for, but there are GPUs 0 to {gpus - 1} only: name one of them")
-
-
-def _check_images(splits: Sequence[Split]) -> None:
-    for split in splits:
-        if split.images.dtype != np.uint8 or split.images.ndim != 4 or not split.images.flags.c_contiguous:
-            raise ValueError(
-                f"images of split {split.name!r} must be uint8 [N, C, H, W] in one piece, got {split.images.dtype} "
-                f"{split.images.shape}{'' if split.images.flags.c_contiguous else ' with gaps'}: make a copy"
-            )
-        channels = split.images.shape[1]
-        if not len(splits[0].mean) == len(splits[0].std) == channels:
-            raise ValueError(
-                f"images of split {split.name!r} have {channels} channels but mean and std are of "
-                f"{len(splits[0].mean)} and {len(splits[0].std)}: give one number a channel"
-            )
-        if not (np.isfinite(splits[0].mean).all() and np.isfinite(splits[0].std).all()):
-            raise ValueError(
-                f"mean and std of split {splits[0].name!r} must be finite, got {np.asarray(splits[0].mean).tolist()} "
-                f"and {np.asarray(splits[0].std).tolist()}: take those of its images"
-            )
-        if not (np.asarray(splits[0].std) > 0).all():
-            raise ValueError(
-                f"std of split {splits[0].name!r} is {np.asarray(splits[0].std).tolist()}: a channel that is the same "
-                "everywhere cannot be divided by it; leave it out, or set its std to 1"
-            )
-        if split.images.shape[1:] != splits[0].images.shape[1:]:
-            raise ValueError(
-                f"images of store {split.name!r} are {list(split.images.shape[1:])} (C, H, W) but those of split "
-                f"{splits[0].name!r} are {list(splits[0].images.shape[1:])}: give both one shape"
-            )
-
-
-def _check_plan(plan: Plan, splits: Sequence[Split]) -> None:
-    if len(plan) == 0:
-        raise ValueError("the plan has no rows")
-    bad = np.flatnonzero((plan.store < 0) | (plan.store >= len(splits)))
-    if len(bad):
-        row, given = int(bad[0]), len(splits) - 1
-        raise ValueError(
-            f"plan row {row} takes its image from store {plan.store[row]}, but only the split "
-            f"{f'and {given} more are' if given else 'is'} given"
-        )
-    sizes_r = np.array([len(split) for split in splits])[plan.store]
-    for name, lowest in (("index", 0), ("partner", -1)):
-        column = getattr(plan, name)
-        bad = np.flatnonzero((column < lowest) | (column >= sizes_r))
-        if len(bad):
-            split = splits[plan.store[bad[0]]]
-            raise ValueError(
-                f"plan row {bad[0]} has {name} {column[bad[0]]}, outside split {split.name!r} of {len(split)} samples: "
-                "was the plan made for another dataset?"
-            )
-    if not ((plan.weight >= 0) & (plan.weight <= 1)).all():
-        raise ValueError("plan weights must lie in [0, 1]")
+    def _empty(self, count: int) -> Iterator[Batch]:
+        """Batches that have rows only on other ranks."""
+        job = self.job
+        for _ in range(count):
+            images = torch.empty(0, *job.split.image_shape, dtype=job.dtype, device=job.device)
+            yield Batch(images, *(torch.empty(0, dtype=torch.int64, device=job.device) for _ in range(3)))

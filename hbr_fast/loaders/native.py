@@ -1,7 +1,7 @@
-"""The native backend on the CPU: one fused pass makes a block of batches, on the threads that torch's operators run on.
+"""The native backend on the CPU: one fused pass makes a block of batches, on the threads of torch's operators.
 
 A block is a few small batches or one large one: starting a pass and wrapping its results costs as much as making ten
-small images. Batches are made when they are asked for, by all threads together, or ahead of that in one thread's team.
+small images. Batches are made on request, by all threads together, or ahead of time in one thread's team.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from threading import Lock
 import numpy as np
 import torch
 
-from hbr_fast.kernels import cpu_crops, reference
-from hbr_fast.kernels.cpu_images import ImagePass
+from hbr_fast.kernels import reference
+from hbr_fast.kernels.images import cpu_crops
+from hbr_fast.kernels.images.cpu_batch import ImagePass
 from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.pictures import IGNORED
 from hbr_fast.loaders.rows import rows_of_order
+from hbr_fast.loaders.slots import Decoded, DecodedSlots
 from hbr_fast.seeding import Stream, stream_key
 
-BLOCK_BYTES = 8 * 2**20  # starting a pass and wrapping its batches cost little beside it; a few fit the last cache
-ROWS_AT_ONCE = 2**13  # asking an order costs little beside that many rows
+BLOCK_BYTES = 8 * 2**20  # makes starting a pass and wrapping its batches cheap; a few fit the last cache
+ROWS_AT_ONCE = 2**13  # makes the cost of an order call small
 
-_STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # numpy has no bfloat16: its bits stand in
+_STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16}  # numpy has no bfloat16: uint16 holds its bits
 _PADDING = {
     "zero": cpu_crops.CONSTANT,
     "mean": cpu_crops.CONSTANT,
@@ -38,34 +41,12 @@ class NativeBackend:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        augment, plan = job.augment, job.plan
-        splits = (job.split, *job.stores)
-        self._image_shape = channels, height, width = job.split.images.shape[1:]
-        self._pass = ImagePass(
-            [split.images for split in splits],
-            labels=np.concatenate([split.labels for split in splits]) if job.stores else job.split.labels,
-            store_r=plan.store,
-            index_r=plan.index,
-            partner_r=plan.partner,
-            weight_r=plan.weight,
-            key=stream_key(job.seed, Stream.AUGMENTATION),
-            scale_c=job.scale_c,
-            bias_c=job.bias_c,
-            channels_last=job.channels_last,
-            bf16=job.dtype == torch.bfloat16,
-            flip_below=job.flip_below,
-            alternating_flip=augment.alternating_flip,
-            pad=augment.pad,
-            padding=_PADDING[augment.padding],
-            border_c=job.padding_c,
-            crop_sizes=(
-                reference.crop_sizes(height, width, augment.resized_crop, augment.aspect)
-                if augment.resized_crop
-                else None
-            ),
-            cutout=augment.cutout,
-            cutout_c=job.cutout_c,
-        )
+        self._image_shape = channels, height, width = job.split.image_shape
+        if job.pictures is None:
+            self._stores = [split.images for split in (job.split, *job.stores)]  # the pass refers to them by address
+            self._pass = image_pass(job, bases=[images.ctypes.data for images in self._stores])
+        else:
+            self._pass = image_pass(job)
         batch_values = job.batch_size * channels * height * width
         batch_bytes = batch_values * np.dtype(_STORAGE[job.dtype]).itemsize
         self._batches_per_block = max(1, min(BLOCK_BYTES // batch_bytes, job.batches))
@@ -92,23 +73,31 @@ class NativeBackend:
                 if not (block := waiting.popleft().result()):
                     return
                 yield from block
-        finally:  # also when the caller leaves early
+        finally:  # also if the caller leaves early
             pool.shutdown(cancel_futures=True)
 
     def _blocks(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """Batches from `start` on, in blocks."""
+        """Batches from `start` on, block by block."""
         size, step = self.job.batch_size, self._batches_per_block
         at_once = step * max(1, ROWS_AT_ONCE // (step * size))
         for first in range(start, self.job.batches, at_once):
             rows = torch.from_numpy(self._rows(epoch, first, min(first + at_once, self.job.batches)))
             count = rows.numel()  # `len` of a tensor takes a microsecond
             labels, ids = torch.empty_like(rows), torch.empty_like(rows)
-            # `unsafe_split` is `split` but for what autograd keeps of it, and takes a third of the time.
+            # `unsafe_split` is `split` without autograd's bookkeeping, and takes a third of the time.
             parts = [column.unsafe_split(size) for column in (labels, ids, rows)]
             position, stride = self.job.order.global_positions(first * size)
+            slots = None if self.job.pictures is None else DecodedSlots(self.job, min(step * size, count))
             for begin in range(0, count, step * size):
                 buffer = torch.from_numpy(self._buffers.take())
                 images = self._as_images(buffer, min(step * size, count - begin))
+                decoded = (
+                    Decoded()
+                    if slots is None
+                    else slots.decode(
+                        rows.numpy()[begin : begin + len(images)], position + begin * stride, stride, epoch
+                    )
+                )
                 self._pass.make(
                     rows,
                     begin=begin,
@@ -119,7 +108,10 @@ class NativeBackend:
                     labels_r=labels,
                     ids_r=ids,
                     threads=self.job.threads,
+                    pictures_b=decoded.pictures_b,
+                    partners_b=decoded.partners_b,
                 )
+                labels[begin + decoded.bad_b] = IGNORED
                 made = slice(begin // size, begin // size + step)
                 yield list(map(Batch, images.unsafe_split(size), *(part[made] for part in parts)))
 
@@ -141,11 +133,44 @@ class NativeBackend:
         return flat.view(count, channels, height, width)
 
 
-class _Buffers:
-    """Output buffers that are used again once nobody looks at them: fresh memory costs more than filling it.
+def image_pass(job: Job, *, bases: Sequence[int] | None = None) -> ImagePass:
+    """The pass that makes a job's batches; without `bases` (image addresses), each batch brings its pictures."""
+    augment, plan = job.augment, job.plan
+    splits = (job.split, *job.stores)
+    _, height, width = job.split.image_shape
+    return ImagePass(
+        job.split.image_shape,
+        sizes=[len(split) for split in splits],
+        bases=bases,
+        labels=np.concatenate([split.labels for split in splits]) if job.stores else job.split.labels,
+        store_r=plan.store,
+        index_r=plan.index,
+        partner_r=plan.partner,
+        weight_r=plan.weight,
+        key=stream_key(job.seed, Stream.AUGMENTATION),
+        draw_keys_r=job.draw_keys,
+        scale_c=job.scale_c,
+        bias_c=job.bias_c,
+        channels_last=job.channels_last,
+        bf16=job.dtype == torch.bfloat16,
+        flip_below=job.flip_below,
+        alternating_flip=augment.alternating_flip,
+        pad=augment.pad,
+        padding=_PADDING[augment.padding],
+        border_c=job.padding_c,
+        crop_sizes=(
+            reference.crop_sizes(height, width, augment.resized_crop, augment.aspect) if augment.resized_crop else None
+        ),
+        cutout=augment.cutout,
+        cutout_c=job.cutout_c,
+    )
 
-    A tensor made from a numpy array holds a reference to it for as long as its storage lives, views and tensors saved
-    for backward included. So a buffer whose only reference is this pool's is free.
+
+class _Buffers:
+    """Output buffers that are reused once unreferenced: fresh memory costs more than filling it.
+
+    A tensor made from a numpy array holds a reference to it as long as its storage lives, including views and tensors
+    saved for backward. So a buffer that only this pool references is free.
     """
 
     def __init__(self, size: int, dtype: type, *, keep: int) -> None:
@@ -168,12 +193,12 @@ def _reference_counts(buffers: Sequence[np.ndarray]) -> list[int]:
     return [sys.getrefcount(buffer) for buffer in buffers]
 
 
-# What the count is where the sequence alone holds a buffer: how many the look itself adds differs between Pythons.
+# The reference count of a buffer held only by the sequence; what the query itself adds differs between Python versions.
 _UNUSED = _reference_counts([np.empty(1)])[0]
 
 
 def _aligned(size: int, dtype: type) -> np.ndarray:
-    """An empty array that starts on a cache line, so that no vector store straddles two."""
+    """An empty array aligned to a cache line, so that no vector store straddles two."""
     itemsize = np.dtype(dtype).itemsize
     memory = np.empty(size * itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64

@@ -1,11 +1,13 @@
 """The native backend on a GPU: one Triton launch makes a batch from raw images in the device's memory.
 
-A split lies there whole and the order's rows are made there too, so that the host only launches. Where it does not fit,
-each batch's raw images are streamed through pinned memory, and the same launch does the rest.
+The whole split is kept there and the order's rows are made there too, so that the host only launches. If it does not
+fit, each batch's raw images are streamed through pinned memory, and the same launch does the rest. Encoded pictures
+become batches on the CPU, ahead of time, which are then copied.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,31 +18,37 @@ import torch
 
 from hbr_fast import progress
 from hbr_fast.data.dataset import Split
-from hbr_fast.kernels import reference, triton_images
+from hbr_fast.kernels import reference
+from hbr_fast.kernels.images import triton_batch
 from hbr_fast.loaders import resident
 from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.native import NativeBackend
 from hbr_fast.loaders.rows import rows_of_order
 from hbr_fast.loaders.streaming import CopyStream, Slot
-from hbr_fast.sampler import Sampler, Shard, UniformOrder
+from hbr_fast.orders import Sampler, Shard, UniformOrder
 from hbr_fast.seeding import Stream, stream_key
 
-ROWS_AHEAD = 2**16  # rows of the order made at once, so that they cost a batch next to nothing
+ROWS_AHEAD = 2**16  # rows of the order made at once, so that their cost per batch is negligible
 
-_told: WeakSet[Split] = WeakSet()  # splits of which it has been said that they are streamed
+_told: WeakSet[Split] = WeakSet()  # splits for which streaming was already reported
 
 
 class NativeCudaBackend:
-    """Batches of a job on a GPU, in fresh memory of torch's allocator: a batch is the caller's, for as long as wanted.
+    """Batches of a job on a GPU, in fresh memory of torch's allocator: the caller may keep a batch indefinitely.
 
-    The batches of an epoch are made in the stream that is current when they are asked for.
+    The batches of an epoch are made in the stream that is current when they are requested.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self._device = _numbered(job.device)
         self._splits = (job.split, *job.stores)
-        self._image_shape = job.split.images.shape[1:]
-        self._first_ids = np.cumsum([0, *(len(split) for split in self._splits[:-1])])
+        self._of_pictures: NativeBackend | None = None
+        if job.pictures is not None:
+            dtype = torch.float32 if job.dtype == torch.float16 else job.dtype
+            self._of_pictures = NativeBackend(dataclasses.replace(job, device=torch.device("cpu"), dtype=dtype))
+            return
+        self._image_shape = job.split.image_shape
         self._labels = np.concatenate([split.labels for split in self._splits])
         self._mixed = bool((job.plan.partner >= 0).any())
         self._key = stream_key(job.seed, Stream.AUGMENTATION)
@@ -54,7 +62,7 @@ class NativeCudaBackend:
             self._table = self._resident_table([one.images.data_ptr() for one in self._residents])
         elif job.split not in _told:
             _told.add(job.split)
-            needed = sum(split.images.nbytes for split in self._splits)
+            needed = sum(split.store.nbytes for split in self._splits)
             size, free = (count / 1e9 for count in (needed, resident.free_bytes(self._device)))
             progress.say(
                 f"the images of split {job.split.name!r} ({size:.3g} GB) do not fit beside the rest in the memory of "
@@ -63,9 +71,16 @@ class NativeCudaBackend:
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of an epoch."""
+        if self._of_pictures is not None:
+            return self._copied(self._of_pictures.epoch(epoch, start))
         if self._residents is None:
             return self._streamed(epoch, start)
         return self._from_residents(epoch, start)
+
+    def _copied(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches of encoded pictures, which are decoded and made on the CPU."""
+        for images, *numbers in batches:
+            yield Batch(images.to(self._device, self.job.dtype), *(one.to(self._device) for one in numbers))
 
     # --- the split on the device ---
 
@@ -81,9 +96,9 @@ class NativeCudaBackend:
                 yield Batch(*self._make(self._table, rows_b, position, epoch), rows_b)
                 position += len(rows_b)
 
-    def _resident_table(self, bases: list[int]) -> triton_images.Table:
+    def _resident_table(self, bases: list[int]) -> triton_batch.Table:
         plan, image_bytes = self.job.plan, int(np.prod(self._image_shape))
-        ids = self._first_ids[plan.store] + plan.index
+        ids = self.job.first_ids[plan.store] + plan.index
         base = np.array(bases, np.int64)[plan.store]
         address = base + plan.index * image_bytes
         partner = np.where(plan.partner < 0, address, base + plan.partner * image_bytes)
@@ -91,20 +106,21 @@ class NativeCudaBackend:
         def on_device(column: np.ndarray) -> torch.Tensor:
             return torch.tensor(column, device=self._device)
 
-        return triton_images.Table(
+        return triton_batch.Table(
             on_device(address),
             on_device(partner) if self._mixed else None,
             on_device(plan.weight) if self._mixed else None,
             on_device(self._labels[ids]),
             on_device(ids),
+            None if self.job.draw_keys is None else on_device(self.job.draw_keys),
         )
 
     def _make(
-        self, table: triton_images.Table, rows_b: torch.Tensor, position: int, epoch: int
+        self, table: triton_batch.Table, rows_b: torch.Tensor, position: int, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         job = self.job
         first_position, step = job.order.global_positions(position)
-        return triton_images.make_batch(
+        return triton_batch.make_batch(
             table,
             rows_b,
             self._image_shape,
@@ -150,28 +166,29 @@ class NativeCudaBackend:
                 yield batch
                 if job.prefetch == 0:
                     refill(slot)
-        finally:  # also when the caller leaves early
+        finally:  # also if the caller leaves early
             pool.shutdown(cancel_futures=True)
             copies.close()
 
     def _slot(self) -> Slot:
-        return Slot(self.job.batch_size, self._image_shape, self._device, mixed=self._mixed)
+        keyed = self.job.draw_keys is not None
+        return Slot(self.job.batch_size, self._image_shape, self._device, mixed=self._mixed, keyed=keyed)
 
     def _send(self, copies: CopyStream, slot: Slot, epoch: int, number: int) -> None:
         job = self.job
         rows = rows_of_order(job, *_place(job, number, number + 1), epoch)
         copies.wait_until_sent(slot)
-        slot.fill(self._splits, self._labels, self._first_ids, job.plan, rows)
+        slot.fill(job, self._labels, rows)
         copies.send(slot)
 
 
-def _draw(job: Job, device: torch.device) -> triton_images.Draw:
+def _draw(job: Job, device: torch.device) -> triton_batch.Draw:
     augment = job.augment
     sizes = None
     if augment.resized_crop is not None:
-        height, width = job.split.images.shape[2:]
+        _, height, width = job.split.image_shape
         sizes = torch.tensor(reference.crop_sizes(height, width, augment.resized_crop, augment.aspect), device=device)
-    return triton_images.Draw(
+    return triton_batch.Draw(
         flip_below=job.flip_below,
         alternating=augment.alternating_flip,
         pad=augment.pad,
@@ -182,13 +199,13 @@ def _draw(job: Job, device: torch.device) -> triton_images.Draw:
 
 
 def _place(job: Job, first: int, stop: int) -> tuple[int, int]:
-    """Position of the first row of batches `first` to `stop - 1`, and how many rows they have."""
+    """Position of the first row of batches `first` to `stop - 1`, and their number of rows."""
     position = first * job.batch_size
     return position, min(stop * job.batch_size, len(job.order)) - position
 
 
 def _device_rows(order: Sampler, start: int, count: int, epoch: int, device: torch.device) -> torch.Tensor | None:
-    """Rows made on the device, or None where the host has to make them."""
+    """Rows made on the device, or None if the host has to make them."""
     whole = order.order if isinstance(order, Shard) else order
     first, step = order.global_positions(start)
     if not isinstance(whole, UniformOrder) or first + (count - 1) * step >= len(whole):  # a shard's padding
@@ -202,7 +219,7 @@ def _upload(rows: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """ "cuda" is the current GPU: the one it is now, whatever is current later."""
+    """Resolve "cuda" to the GPU that is current now, whatever is current later."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

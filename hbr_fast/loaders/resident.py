@@ -1,4 +1,4 @@
-"""Splits that lie whole in a device's memory: uploaded once, shared by all loaders of a split."""
+"""Whole splits in device memory: uploaded once, shared by all loaders of a split."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from hbr_fast.data.dataset import Split
 
-SHARE = 0.5  # of the device's free memory that splits may take: the network and its activations need the rest
-CHUNK_BYTES = 64 * 2**20  # of a copy through pinned memory
+SHARE = 0.5  # share of the device's free memory for splits: the network and its activations need the rest
+CHUNK_BYTES = 64 * 2**20  # chunk of a copy through pinned memory
 
 
 class _Resident:
-    """The images of one split on one device, uint8 [N, C, H, W]; the host's array is held so that its address stays."""
+    """The images of one split on one device, uint8 [N, C, H, W]; holds the host array to keep its address."""
 
     def __init__(self, images: np.ndarray, device: torch.device) -> None:
         self.host = images
@@ -28,11 +28,11 @@ _residents: WeakValueDictionary[tuple[int, tuple[int, ...], torch.device], _Resi
 def resident(splits: Sequence[Split], device: torch.device) -> list[_Resident] | None:
     """The images of the splits on a device, or None if they do not fit there.
 
-    They stay there as long as what is returned, or was for another loader, is held.
+    They stay there as long as any loader holds a returned result.
     """
     keys = [(split.images.ctypes.data, split.images.shape, device) for split in splits]
     held = [_residents.get(key) for key in keys]
-    needed = sum(split.images.nbytes for split, one in zip(splits, held, strict=True) if one is None)
+    needed = sum(split.store.nbytes for split, one in zip(splits, held, strict=True) if one is None)
     if needed > SHARE * free_bytes(device):
         return None
     for number, split in enumerate(splits):
@@ -42,7 +42,7 @@ def resident(splits: Sequence[Split], device: torch.device) -> list[_Resident] |
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that a device has free."""
+    """Free memory of a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 

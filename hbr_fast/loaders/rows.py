@@ -1,6 +1,6 @@
-"""What a batch is made of, before any pixel is touched: for backends whose kernels are other people's.
+"""The rows and random numbers of a batch, before any pixel is touched: for backends with third-party kernels.
 
-The numbers drawn are those of `hbr_fast.kernels.reference.make_batch`, so that every backend makes the same pixels.
+The random numbers are those of `hbr_fast.kernels.reference.make_batch`, so that every backend makes the same pixels.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbr_fast.kernels.cpu_words import words_of
 from hbr_fast.kernels.reference import crop_sizes
+from hbr_fast.kernels.words import words_of
 from hbr_fast.loaders.batch import Job
+from hbr_fast.loaders.pictures import IGNORED
 from hbr_fast.seeding import Stream, stream_key
 
 _32 = np.uint64(32)
@@ -19,7 +20,7 @@ _32 = np.uint64(32)
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of one batch and what is drawn for them.
+    """The rows of one batch and their random draws.
 
     Attributes
     ----------
@@ -31,7 +32,9 @@ class Rows:
         Top, left, height and width of the crop. In the image, where it may reach `pad` pixels outside.
     flipped : bool [B]
     cutout : int64 [B, 2]
-        Top and left of the square that is cut out.
+        Top and left of the cutout square.
+    words : uint64 [4, B]
+        The random words that the crops come from.
     """
 
     rows: np.ndarray
@@ -44,18 +47,18 @@ class Rows:
     crop: np.ndarray
     flipped: np.ndarray
     cutout: np.ndarray
+    words: np.ndarray
 
 
 def rows_of_order(job: Job, position: int, count: int, epoch: int) -> np.ndarray:
     """Rows of the plan at the order's positions from `position` on: int64 [count].
 
-    They are checked: an order may be another person's code, and kernels read where its rows point.
+    They are checked: an order may be user-defined, and kernels read wherever its rows point.
 
     Raises
     ------
     ValueError
-        If the order does not give as many rows as asked for, rows that are no whole numbers, or one that the plan does
-        not have.
+        If the order returns the wrong number of rows, rows that are not whole numbers, or a row outside the plan.
     """
     given = np.asarray(job.order.rows(position, count, epoch=epoch))
     where = f"of epoch {epoch}"
@@ -80,23 +83,22 @@ class RowsOfJob:
         self.job = job
         self.splits = (job.split, *job.stores)
         self.interpolates = bool((job.plan.partner >= 0).any())
-        self._first_ids = np.cumsum([0, *(len(split) for split in self.splits[:-1])])
         self._labels = np.concatenate([split.labels for split in self.splits])
         self._key0, self._key1 = np.array(stream_key(job.seed, Stream.AUGMENTATION), np.uint64)
-        augment, (height, width) = job.augment, job.split.images.shape[2:]
+        augment, (_, height, width) = job.augment, job.split.image_shape
         self._sizes = crop_sizes(height, width, augment.resized_crop, augment.aspect) if augment.resized_crop else None
 
     def batch(self, epoch: int, number: int) -> Rows:
-        """Of batch `number` of an epoch."""
+        """The rows of batch `number` of an epoch."""
         job, plan = self.job, self.job.plan
         position = number * job.batch_size
         count = min(job.batch_size, len(job.order) - position)
         rows = rows_of_order(job, position, count, epoch)
         first, step = job.order.global_positions(position)
         store, index = plan.store[rows], plan.index[rows]
-        ids = self._first_ids[store] + index
-        positions = first + step * np.arange(count)
-        words = self._words(positions, epoch, 0)
+        ids = job.first_ids[store] + index
+        keys = first + step * np.arange(count) if job.draw_keys is None else job.draw_keys[rows]
+        words = self._words(keys, epoch, 0)
         return Rows(
             rows=rows,
             ids=ids,
@@ -107,36 +109,46 @@ class RowsOfJob:
             weight=plan.weight[rows],
             crop=self._crops(words),
             flipped=self._flips(words, ids, epoch),
-            cutout=self._cutouts(positions, epoch),
+            cutout=self._cutouts(keys, epoch),
+            words=words,
         )
 
     def images(self, rows: Rows) -> np.ndarray:
-        """Raw pixels [B, C, H, W], interpolated: float32 where the plan interpolates, else uint8."""
-        images = self._gathered(rows.store, rows.index)
+        """Raw pixels [B, C, H, W], interpolated: float32 if the plan interpolates, else uint8."""
+        every = np.arange(len(rows.rows))
+        images = self._gathered(rows, every, rows.index)
         if not self.interpolates:
             return images
         mixed = images.astype(np.float32)
-        has = rows.partner >= 0
+        has = np.flatnonzero(rows.partner >= 0)
         share = rows.weight[has, None, None, None]
         mixed[has] *= share
-        mixed[has] += (1 - share) * self._gathered(rows.store[has], rows.partner[has])
+        mixed[has] += (1 - share) * self._gathered(rows, has, rows.partner[has])
         return mixed
 
-    def _gathered(self, store: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def _gathered(self, rows: Rows, some: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Pixels of these samples, for some of the rows; the labels of rows with a bad picture become `IGNORED`."""
+        store = rows.store[some]
+        if self.job.pictures is not None:
+            images = np.empty((len(index), *self.job.split.image_shape), np.uint8)
+            words = rows.words[:, some]
+            bad = self.job.pictures.decode(store, index, words, images, threads=self.job.threads)
+            rows.labels[some[bad]] = IGNORED
+            return images
         if len(self.splits) == 1:
-            return self.job.split.images[index]
-        images = np.empty((len(index), *self.job.split.images.shape[1:]), np.uint8)
+            return self.job.split.store.gather(index)
+        images = np.empty((len(index), *self.job.split.image_shape), np.uint8)
         for number, split in enumerate(self.splits):
-            images[store == number] = split.images[index[store == number]]
+            images[store == number] = split.store.gather(index[store == number])
         return images
 
-    def _words(self, places: np.ndarray, epoch: int, use: int) -> np.ndarray:
-        words = np.empty((4, len(places)), np.uint64)
-        words_of(places, epoch, use, self._key0, self._key1, words)
+    def _words(self, keys: np.ndarray, epoch: int, use: int) -> np.ndarray:
+        words = np.empty((4, len(keys)), np.uint64)
+        words_of(keys, epoch, use, self._key0, self._key1, words)
         return words
 
     def _crops(self, words: np.ndarray) -> np.ndarray:
-        pad, (height, width) = self.job.augment.pad, self.job.split.images.shape[2:]
+        pad, (_, height, width) = self.job.augment.pad, self.job.split.image_shape
         crops = np.empty((words.shape[1], 4), np.int64)
         crops[:, 2:] = height, width
         if self._sizes is not None:
@@ -151,9 +163,9 @@ class RowsOfJob:
             return words[0] < below
         return (self._words(ids, 0, 2)[0] < below) != bool(epoch % 2)
 
-    def _cutouts(self, positions: np.ndarray, epoch: int) -> np.ndarray:
-        side, (height, width) = self.job.augment.cutout, self.job.split.images.shape[2:]
+    def _cutouts(self, keys: np.ndarray, epoch: int) -> np.ndarray:
+        side, (_, height, width) = self.job.augment.cutout, self.job.split.image_shape
         if not side:
-            return np.zeros((len(positions), 2), np.int64)
+            return np.zeros((len(keys), 2), np.int64)
         room = np.array([height - side + 1, width - side + 1], np.uint64)
-        return ((self._words(positions, epoch, 1)[:2].T * room) >> _32).astype(np.int64)
+        return ((self._words(keys, epoch, 1)[:2].T * room) >> _32).astype(np.int64)

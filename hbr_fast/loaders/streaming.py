@@ -1,7 +1,7 @@
-"""Raw images on their way to the device: pinned buffers, and a stream for copies beside the one that trains.
+"""Streaming raw images to the device: pinned buffers, and a copy stream beside the training stream.
 
-A slot is a batch's images and numbers in pinned memory and the same on the device. A thread fills it, the copy stream
-sends it in one piece, the kernel of the batch reads it; then it is filled again.
+A slot holds a batch's images and numbers in pinned memory and on the device. A thread fills it, the copy stream sends
+it in one piece, the batch's kernel reads it; then it is refilled.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from hbr_fast.data.dataset import Split
-from hbr_fast.kernels.triton_images import Table
-from hbr_fast.plan import Plan
+from hbr_fast.kernels.images.triton_batch import Table
+from hbr_fast.loaders.batch import Job
 
 _ALIGNMENT = 512
 
 
 class _Events(NamedTuple):
-    """When a slot's last copy was through, and the last kernel that read it."""
+    """Completion events of a slot's last copy and of the last kernel that read it."""
 
     sent: torch.cuda.Event
     read: torch.cuda.Event
@@ -29,9 +29,12 @@ class _Events(NamedTuple):
 class Slot:
     """A batch's images and numbers, in pinned memory and on the device."""
 
-    def __init__(self, rows: int, image_shape: tuple[int, int, int], device: torch.device, *, mixed: bool) -> None:
+    def __init__(
+        self, rows: int, image_shape: tuple[int, int, int], device: torch.device, *, mixed: bool, keyed: bool
+    ) -> None:
         self.image_bytes = int(np.prod(image_shape))
-        numbers, weights = 4 * rows * 8, rows * 4
+        columns = 5 if keyed else 4
+        numbers, weights = columns * rows * 8, rows * 4
         self._first = -(-(numbers + weights) // _ALIGNMENT) * _ALIGNMENT
         size = self._first + rows * (1 + mixed) * self.image_bytes
         on_gpu = device.type == "cuda"
@@ -42,7 +45,8 @@ class Slot:
 
         def parts(memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return (
-                memory[:numbers].view(torch.int64).view(4, rows),  # labels, ids, plan rows, addresses of partners
+                # Labels, ids, plan rows, addresses of partners, keys of random numbers.
+                memory[:numbers].view(torch.int64).view(columns, rows),
                 memory[numbers : numbers + weights].view(torch.float32),
             )
 
@@ -51,16 +55,16 @@ class Slot:
         self.host_images = self.host[self._first :].view(-1, *image_shape).numpy()
         self.base = self.device.data_ptr() + self._first
         self.addresses = self.base + self.image_bytes * torch.arange(rows, device=device)
-        self.mixed = mixed
+        self.mixed, self.keyed = mixed, keyed
 
-    def fill(
-        self, splits: Sequence[Split], labels: np.ndarray, first_ids: np.ndarray, plan: Plan, rows: np.ndarray
-    ) -> None:
-        """Gather the images of plan rows, partners behind them, and their numbers."""
-        count = len(rows)
+    def fill(self, job: Job, labels: np.ndarray, rows: np.ndarray) -> None:
+        """Gather the images of plan rows, followed by their partners, and their numbers."""
+        count, plan, splits = len(rows), job.plan, (job.split, *job.stores)
         store, index = plan.store[rows], plan.index[rows]
-        ids = first_ids[store] + index
+        ids = job.first_ids[store] + index
         self.host_numbers[:3, :count] = labels[ids], ids, rows
+        if job.draw_keys is not None:
+            self.host_numbers[4, :count] = job.draw_keys[rows]
         _gather(splits, store, index, self.host_images[:count])
         self.count, self.used = count, self._first + count * self.image_bytes
         if not self.mixed:
@@ -75,7 +79,7 @@ class Slot:
         self.used += len(who) * self.image_bytes
 
     def table(self) -> Table:
-        """What the kernel reads, on the device."""
+        """The kernel's inputs, on the device."""
         numbers = self.numbers[:, : self.count]
         return Table(
             self.addresses[: self.count],
@@ -83,25 +87,25 @@ class Slot:
             self.weights[: self.count] if self.mixed else None,
             numbers[0],
             numbers[1],
+            numbers[4] if self.keyed else None,
         )
 
     def rows(self) -> torch.Tensor:
-        """The plan rows, in memory of their own."""
+        """A copy of the plan rows."""
         return self.numbers[2, : self.count].clone()
 
 
 def _gather(splits: Sequence[Split], store: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
     if len(splits) == 1:
-        # "clip" writes into `out` itself; the loader has checked the plan's indices.
-        np.take(splits[0].images, index, axis=0, out=out, mode="clip")
+        splits[0].store.gather(index, out=out)
         return
     for number, split in enumerate(splits):
         which = np.flatnonzero(store == number)
-        out[which] = split.images[index[which]]
+        out[which] = split.store.gather(index[which])
 
 
 class CopyStream:
-    """Copies of slots to the device, beside what else it does; on a CPU they are plain copies."""
+    """Copies slots to the device, concurrently with its other work; on a CPU these are plain copies."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -113,7 +117,7 @@ class CopyStream:
             slot.events.sent.synchronize()
 
     def send(self, slot: Slot) -> None:
-        """Copy what is used of a slot, once the kernel that read it last is through."""
+        """Copy the used part of a slot, once the kernel that last read it has finished."""
         if self._stream is None or slot.events is None:
             slot.device[: slot.used].copy_(slot.host[: slot.used])
             return
@@ -128,11 +132,11 @@ class CopyStream:
             torch.cuda.current_stream(self._device).wait_event(slot.events.sent)
 
     def release(self, slot: Slot) -> None:
-        """Say that all that reads the slot is in the caller's stream."""
+        """Record that all reads of the slot are queued in the caller's stream."""
         if slot.events is not None:
             slot.events.read.record(torch.cuda.current_stream(self._device))
 
     def close(self) -> None:
-        """Let the caller's stream, which the slots' memory goes back to, wait for all copies."""
+        """Let the caller's stream, to which the slots' memory returns, wait for all copies."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -1,6 +1,6 @@
 """The torchvision backend: a DataLoader with transforms in worker processes, the baseline everyone knows.
 
-The transforms are given our crops and flips instead of drawing their own, so that a batch depends on no worker.
+The transforms use our crops and flips instead of drawing their own, so that a batch does not depend on the workers.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from hbr_fast.loaders.batch import Batch, Job
+from hbr_fast.loaders.pictures import IGNORED
 from hbr_fast.loaders.rows import RowsOfJob
 
 
 class Draw(NamedTuple):
-    """One row of a batch: all that a worker needs to make it; see `Rows`."""
+    """All that a worker needs to make one row of a batch; see `Rows`."""
 
     row: int
     id: int
@@ -29,10 +31,11 @@ class Draw(NamedTuple):
     crop: list[int]
     flipped: bool
     cutout: list[int]
+    words: list[int]
 
 
 class TorchvisionBackend:
-    """Batches of a job by a DataLoader; its workers, one for each of the job's threads, are started for each epoch."""
+    """Batches of a job by a DataLoader; its workers, one per thread of the job, are started for each epoch."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -52,6 +55,9 @@ class TorchvisionBackend:
             multiprocessing_context="fork" if workers else None,  # the split is inherited, not sent
         )
         for images, labels, ids, rows in loader:
+            if job.pictures is not None:  # decoded in another process
+                bad = ids[labels == IGNORED].tolist()
+                job.pictures.bad.update((one, "could not be decoded") for one in bad if one not in job.pictures.bad)
             layout = torch.channels_last if job.channels_last else torch.contiguous_format
             yield Batch(images.contiguous(memory_format=layout), labels, ids, rows)
         if draws.error is not None:
@@ -59,9 +65,9 @@ class TorchvisionBackend:
 
 
 class _Draws:
-    """The batch sampler: what is drawn for each row of each batch.
+    """The batch sampler: the draws for each row of each batch.
 
-    An error of the order ends it and is kept: raised inside the DataLoader, it would keep the workers alive.
+    An error in the order ends it and is stored: raised inside the DataLoader, it would keep the workers alive.
     """
 
     def __init__(self, rows: RowsOfJob, epoch: int, start: int) -> None:
@@ -86,6 +92,7 @@ class _Draws:
                 rows.crop,
                 rows.flipped,
                 rows.cutout,
+                rows.words.T,
             )
             yield [Draw(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -95,17 +102,20 @@ class _Images(Dataset[tuple[torch.Tensor, int, int, int]]):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._stores = [split.images for split in (job.split, *job.stores)]
-        self._height, self._width = job.split.images.shape[2:]
+        self._stores = [split.store for split in (job.split, *job.stores)]
+        _, self._height, self._width = job.split.image_shape
         self._scale, self._bias = (torch.from_numpy(part)[:, None, None] for part in (job.scale_c, job.bias_c))
         self._padding = job.padding_c.tolist()
         self._cutout = torch.from_numpy(job.cutout_c)[:, None, None]
 
     def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int, int, int]:
-        augment, images = self.job.augment, self._stores[draw.store]
-        image = torch.tensor(images[draw.image])
+        augment = self.job.augment
+        pixels, is_bad = self._picture(draw, draw.image)
+        image = torch.from_numpy(pixels)
         if draw.partner >= 0:
-            image = draw.weight * image.float() + (1 - draw.weight) * torch.tensor(images[draw.partner]).float()
+            pixels, partner_is_bad = self._picture(draw, draw.partner)
+            is_bad |= partner_is_bad
+            image = draw.weight * image.float() + (1 - draw.weight) * torch.from_numpy(pixels).float()
         top, left, height, width = draw.crop
         if augment.resized_crop:
             image = functional.resized_crop(
@@ -122,5 +132,14 @@ class _Images(Dataset[tuple[torch.Tensor, int, int, int]]):
             image = functional.horizontal_flip(image)
         if augment.cutout:
             image = functional.erase(image, *draw.cutout, augment.cutout, augment.cutout, self._cutout)
-        pixels = torch.addcmul(self._bias, image.float(), self._scale)
-        return pixels.to(self.job.dtype), draw.label, draw.id, draw.row
+        normalised = torch.addcmul(self._bias, image.float(), self._scale)
+        return normalised.to(self.job.dtype), IGNORED if is_bad else draw.label, draw.id, draw.row
+
+    def _picture(self, draw: Draw, index: int) -> tuple[np.ndarray, bool]:
+        """The pixels of one sample, and whether its picture is bad."""
+        if self.job.pictures is None:
+            return self._stores[draw.store].gather([index])[0], False
+        image = np.empty((1, *self.job.split.image_shape), np.uint8)
+        words = np.array([draw.words], np.uint64).T
+        bad = self.job.pictures.decode(np.array([draw.store]), np.array([index]), words, image, threads=1)
+        return image[0], len(bad) > 0

@@ -1,19 +1,25 @@
-"""The page's interactive charts: plotly's JSON, drawn in the browser by the copy of plotly.js that the page carries."""
+"""The page's interactive charts: plotly's JSON, drawn in the browser by the page's own copy of plotly.js."""
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from hbr_fast.report.confusion import shares
 from hbr_fast.report.drawing import look
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, estimator_label
 
 # plotly's names of the markers that `drawing.look` gives.
 _SYMBOLS = {"o": "circle", "D": "diamond", "s": "square", "^": "triangle-up", "v": "triangle-down", "P": "cross",
             "X": "x", "*": "star"}  # fmt: skip
-_INK = "ink"  # stands for the page's text colour, which the browser knows
+# matplotlib's Blues and PuOr, as the pictures have them.
+_SHARES = [[0, "#f7fbff"], [0.5, "#6aaed6"], [1, "#08306b"]]
+_CHANGES = [[0, "#b35806"], [0.5, "#f7f7f7"], [1, "#542788"]]
+_INK = "ink"  # placeholder for the page's text colour, which the browser fills in
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,11 @@ class Chart:
     Attributes
     ----------
     name : its id in the page
-    title, alt : for readers who see it, and for those who do not
+    title, alt : visible title, and the alternative text for screen readers
     traces : plotly traces
     layout : plotly layout
-    choices : label to the numbers of the traces it shows; empty where all are shown at once
+    choices : label to the indices of the traces it shows; empty if all are shown at once
+    choice_words : what is chosen
     """
 
     name: str
@@ -35,30 +42,35 @@ class Chart:
     traces: list[dict[str, Any]]
     layout: dict[str, Any]
     choices: dict[str, list[int]]
+    choice_words: str = "show"
 
 
 def charts_of(study: StudyFiles) -> list[Chart]:
     """All charts of a study."""
-    return [gaps_against_accuracy(study), recall_of_classes(study), hardness_and_recall(study)]
+    charts = [gaps_against_accuracy(study), recall_of_classes(study)]
+    if study.has_hardness:
+        charts.append(hardness_and_recall(study))
+    charts.append(confusion(study))
+    return [*charts, learning_curves(study)] if study.history is not None else charts
 
 
 def gaps_against_accuracy(study: StudyFiles) -> Chart:
-    """Every member as accuracy against a gap of its recalls, with the mean of each arm: the trade of resampling."""
+    """Accuracy against a gap for every member, with the mean of each arm: the trade-off of resampling."""
     traces: list[dict[str, Any]] = []
     choices: dict[str, list[int]] = {}
     for gap, words in GAPS.items():
         chosen = []
         for arm in study.arms:
             accuracy = 100 * study.member_metric(arm, "accuracy")
-            points = 100 * study.member_metric(arm, f"recall_{gap}")
+            points = 100 * study.member_metric(arm, f"{study.metric}_{gap}")
             colour, symbol = _look(study, arm)
             chosen.append(len(traces))
-            members = [f"{arm_label(arm)}, member {number}" for number in range(len(points))]
+            members = [f"{_plain(arm_label(arm))}, member {number}" for number in range(len(points))]
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "name": arm_label(arm),
+                    "name": _plain(arm_label(arm)),
                     "legendgroup": arm,
                     "showlegend": False,
                     "x": _numbers(points),
@@ -72,40 +84,41 @@ def gaps_against_accuracy(study: StudyFiles) -> Chart:
             traces.append(_mean_with_interval(study, arm, gap, accuracy, points))
         choices[words] = chosen
     layout = {
-        "xaxis": {"title": {"text": "recall gap between classes (percentage points)"}},
+        "xaxis": {"title": {"text": f"{study.metric_words} gap between classes (percentage points)"}},
         "yaxis": {"title": {"text": "accuracy (%)"}},
     }
     words = "; ".join(
-        f"{arm_label(arm)}: gap {100 * study.member_metric(arm, 'recall_max_min').mean():.1f} points, "
+        f"{arm_label(arm)}: gap {100 * study.member_metric(arm, f'{study.metric}_max_min').mean():.1f} points, "
         f"accuracy {100 * study.member_metric(arm, 'accuracy').mean():.1f} %"
         for arm in study.arms
     )
     return Chart(
         "chart_gaps",
-        "Recall gap against accuracy",
-        "Scatter chart: to the left the classes are more equal, upwards the model is better. Open marks are members, "
-        "full ones the mean of an arm; bars are the 95 % interval of its difference from "
-        f"{study.compared_with}, where it has one. Means: {words}.",
+        f"{study.metric_title} gap against accuracy",
+        "Scatter chart: further left classes are more equal, higher up accuracy is better. Open marks are members, "
+        "filled ones the mean of an arm; bars are the 95 % interval of its difference from "
+        f"{study.compared_with}, if there is one. Means: {words}.",
         traces,
         layout,
         choices,
+        "measure of the gap",
     )
 
 
 def recall_of_classes(study: StudyFiles) -> Chart:
-    """Recall of every class, arm by arm, from the hardest class to the easiest."""
+    """The metric of every class, arm by arm, from the hardest class to the easiest."""
     order = study.hard_to_easy()
     traces = []
     for arm in study.arms:
-        recall_mc = 100 * study.class_metric(arm, "recall")[:, order]
+        recall_mc = 100 * study.class_metric(arm, study.metric)[:, order]
         mean = recall_mc.mean(axis=0)
         colour, symbol = _look(study, arm)
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": arm_label(arm),
-                "x": [study.classes[c] for c in order],
+                "name": _plain(arm_label(arm)),
+                "x": [_plain(study.classes[c]) for c in order],
                 "y": _numbers(mean),
                 "error_y": {
                     "type": "data",
@@ -116,21 +129,22 @@ def recall_of_classes(study: StudyFiles) -> Chart:
                     "width": 3,
                 },
                 "marker": {"color": colour, "symbol": symbol, "size": 8},
-                "hovertemplate": "%{x}, " + arm_label(arm) + ": %{y:.2f} %<extra></extra>",
+                "hovertemplate": "%{x}, " + _plain(arm_label(arm)) + ": %{y:.2f} %<extra></extra>",
             }
         )
     worst = order[0]
     words = "; ".join(
-        f"{arm_label(arm)} {100 * study.class_metric(arm, 'recall')[:, worst].mean():.1f} %" for arm in study.arms
+        f"{arm_label(arm)} {100 * study.class_metric(arm, study.metric)[:, worst].mean():.1f} %" for arm in study.arms
     )
     layout = {
-        "xaxis": {"title": {"text": "class, the hardest first"}, "type": "category"},
-        "yaxis": {"title": {"text": f"recall on {study.evaluated} (%)"}},
+        "xaxis": {"title": {"text": f"class, {study.order_words}"}, "type": "category"},
+        "yaxis": {"title": {"text": f"{study.metric_words} on {study.evaluated} (%)"}},
     }
     return Chart(
         "chart_recall",
-        "Recall of each class",
-        f"Dot chart of the recall of {len(order)} classes; bars from the least to the largest member. Hardest class, "
+        f"{study.metric_title} of each class",
+        f"Dot chart of the {study.metric_words} of {len(order)} classes; bars from the least to the largest member. "
+        "Hardest class, "
         f"{study.classes[worst]}: {words}.",
         traces,
         layout,
@@ -139,7 +153,7 @@ def recall_of_classes(study: StudyFiles) -> Chart:
 
 
 def hardness_and_recall(study: StudyFiles) -> Chart:
-    """Class hardness against recall, a point a class and arm."""
+    """Class hardness against the metric, one point per class and arm."""
     hardness = study.class_hardness()
     traces = []
     for arm in study.arms:
@@ -149,24 +163,27 @@ def hardness_and_recall(study: StudyFiles) -> Chart:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": arm_label(arm),
+                "name": _plain(arm_label(arm)),
                 "x": _numbers(hardness),
-                "y": _numbers(100 * study.class_metric(arm, "recall").mean(axis=0)),
-                "text": [f"{name}, {n:,.0f} samples" for name, n in zip(study.classes, samples, strict=True)],
+                "y": _numbers(100 * study.class_metric(arm, study.metric).mean(axis=0)),
+                "text": [
+                    f"{_plain(name)}, {n:,.0f} samples" if np.isfinite(n) else _plain(name)
+                    for name, n in zip(study.classes, samples, strict=True)
+                ],
                 "marker": {"color": colour, "symbol": symbol, "size": 8},
                 "hovertemplate": "%{text}<br>"
-                + arm_label(arm)
-                + ": recall %{y:.2f} %, hardness %{x:.3f}<extra></extra>",
+                + _plain(arm_label(arm))
+                + ": %{y:.2f} %, hardness %{x:.3f}<extra></extra>",
             }
         )
     layout = {
         "xaxis": {"title": {"text": f"class hardness: mean {estimator_label(study)} of the baseline"}},
-        "yaxis": {"title": {"text": f"recall on {study.evaluated} (%)"}},
+        "yaxis": {"title": {"text": f"{study.metric_words} on {study.evaluated} (%)"}},
     }
     order = study.hard_to_easy()
     return Chart(
         "chart_hardness",
-        "Class hardness against recall",
+        f"Class hardness against {study.metric_words}",
         f"Scatter chart of {len(study.classes)} classes. Hardest {study.classes[order[0]]}, easiest "
         f"{study.classes[order[-1]]}.",
         traces,
@@ -175,25 +192,105 @@ def hardness_and_recall(study: StudyFiles) -> Chart:
     )
 
 
+def confusion(study: StudyFiles) -> Chart:
+    """The confusion matrix of every arm, and its change against the comparison arm."""
+    names = [_plain(study.classes[c]) for c in study.hard_to_easy()]
+    traces: list[dict[str, Any]] = []
+    choices: dict[str, list[int]] = {}
+
+    def add(words: str, values: np.ndarray, *, change: bool) -> None:
+        reach = max(0.1, float(np.abs(values).max()))
+        choices[words] = [len(traces)]
+        traces.append(
+            {
+                "type": "heatmap",
+                "x": names,
+                "y": names,
+                "z": [[round(float(value), 2) for value in row] for row in values],
+                "zmin": -reach if change else 0,
+                "zmax": reach if change else 100,
+                "colorscale": _CHANGES if change else _SHARES,
+                "hovertemplate": "%{y} predicted as %{x}: %{z} " + ("points" if change else "%") + "<extra></extra>",
+            }
+        )
+
+    for arm in study.arms:
+        add(arm_label(arm), shares(study, arm), change=False)
+    for arm in study.treatments:
+        other = study.against(arm)
+        change = shares(study, arm) - shares(study, other)
+        add(f"change: {arm_label(arm)} against {arm_label(other)}", change, change=True)
+    return Chart(
+        "chart_confusion",
+        "Confusion of classes",
+        "Heat map: share of each true class (row) predicted as each class (column), in percent, or its change in "
+        "points, on "
+        f"{study.evaluated}, {study.order_words}; means over members.",
+        traces,
+        {
+            "xaxis": {"title": {"text": "predicted class"}, "type": "category"},
+            "yaxis": {"title": {"text": "true class"}, "type": "category", "autorange": "reversed"},
+        },
+        choices,
+    )
+
+
+def learning_curves(study: StudyFiles) -> Chart:
+    """Training loss and accuracy by epoch, mean over the members of an arm."""
+    assert study.history is not None
+    traces: list[dict[str, Any]] = []
+    choices: dict[str, list[int]] = {}
+    for words, column, scale in (("training loss", "train_loss", 1), ("training accuracy (%)", "train_accuracy", 100)):
+        choices[words] = []
+        for arm in study.arms:
+            by_epoch = study.history.filter(arm=arm).group_by("epoch").agg(pl.col(column).mean()).sort("epoch")
+            colour, symbol = _look(study, arm)
+            choices[words].append(len(traces))
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": _plain(arm_label(arm)),
+                    "x": (by_epoch["epoch"] + 1).to_list(),
+                    "y": _numbers(scale * by_epoch[column].to_numpy()),
+                    "line": {"color": colour},
+                    "marker": {"color": colour, "symbol": symbol, "size": 5},
+                    "hovertemplate": _plain(arm_label(arm)) + ", epoch %{x}: %{y:.3f}<extra></extra>",
+                }
+            )
+    last = "; ".join(f"{trace['name']} {trace['y'][-1]:.3f}" for trace in traces[: len(study.arms)])
+    return Chart(
+        "chart_learning",
+        "Learning curves",
+        "Line chart of training loss and accuracy by epoch, on the augmented samples of each epoch, means over "
+        "members. "
+        f"Last loss: {last}.",
+        traces,
+        {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": ""}}},
+        choices,
+    )
+
+
 def _mean_with_interval(
     study: StudyFiles, arm: str, gap: str, accuracy: np.ndarray, points: np.ndarray
 ) -> dict[str, Any]:
-    """The mean of an arm; where its difference from the one compared with has an interval, that is its error bar."""
+    """The mean of an arm; its error bar is the interval of its difference from the comparison arm, if there is one."""
     colour, symbol = _look(study, arm)
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",
-        "name": arm_label(arm),
+        "name": _plain(arm_label(arm)),
         "legendgroup": arm,
         "x": _numbers([points.mean()]),
         "y": _numbers([accuracy.mean()]),
         "marker": {"color": colour, "symbol": symbol, "size": 12},
-        "hovertemplate": f"{arm_label(arm)}, mean<br>gap %{{x:.2f}} points, accuracy %{{y:.2f}} %<extra></extra>",
+        "hovertemplate": _plain(arm_label(arm)) + ", mean<br>gap %{x:.2f} points, accuracy %{y:.2f} %<extra></extra>",
     }
     if arm != BASELINE:
-        difference = compare(study, arm, f"recall_{gap}")
-        if not difference.why_no_interval:
-            half = (difference.high - difference.low) / 2
+        difference = compare(study, arm, f"{study.metric}_{gap}")
+        if not difference.no_test:
+            low, high = difference.interval
+            half = (high - low) / 2
             trace["error_x"] = {"type": "data", "array": _numbers([half]), "thickness": 1.5, "width": 4}
     return trace
 
@@ -204,5 +301,10 @@ def _look(study: StudyFiles, arm: str) -> tuple[str, str]:
 
 
 def _numbers(values: Any) -> list[float | None]:
-    """JSON has no NaN: plotly leaves a gap at None."""
+    """Replace NaN, which JSON lacks: plotly leaves a gap at None."""
     return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _plain(text: str) -> str:
+    """Escape text, so that plotly finds neither markup, such as a live link, nor template fields in it."""
+    return html.escape(text, quote=False).replace("{", "&#123;")

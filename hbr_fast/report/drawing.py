@@ -1,6 +1,6 @@
 """How every picture of the report looks: colours, fonts, legends, labels, and the files it is saved as.
 
-The palette is told apart with every common colour blindness; figures are as wide as a column of a page.
+The palette is distinguishable under every common colour blindness; figures are as wide as a column of a page.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with the words and the numbers that belong to it.
+    """A figure with its texts and data.
 
     Attributes
     ----------
     name : stem of its files
-    title, caption : for readers who see it
-    alt : for readers who do not: what it shows, with the main numbers
+    title, caption : visible texts
+    alt : alternative text: what it shows, with the main numbers
     data : exactly what is drawn
     figure : what `save` writes
     """
@@ -79,11 +79,11 @@ class Picture:
 
 
 def save(picture: Picture, folder: Path) -> dict[str, tuple[int, int]]:
-    """Write `NAME.png`, `NAME.svg` and `NAME.csv` and return the size of the PNG in pixels by its name."""
+    """Write `NAME.png`, `NAME.svg`, `NAME.pdf` and `NAME.csv` and return the size of the PNG in pixels by its name."""
     with report_style():
-        for kind in ("png", "svg"):
-            # Neither a date nor a version goes into the file: the same results give the same bytes.
-            metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+        for kind, dated in (("png", ("Software",)), ("svg", ("Date", "Creator")), ("pdf", ("CreationDate", "Creator"))):
+            # No date or version goes into the file: the same results give the same bytes.
+            metadata = dict.fromkeys(dated)
             with io.BytesIO() as buffer:
                 picture.figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
                 with atomic_write(folder / f"{picture.name}.{kind}") as file:
@@ -99,7 +99,7 @@ def report_style() -> AbstractContextManager[None]:
 
 
 def titled_figure(title: str, subtitle: str, body: float, *, legend_rows: int = 0) -> tuple[Figure, Axes]:
-    """A figure with a heading, room for a legend of so many rows, and axes `body` inches high."""
+    """A figure with a heading, room for a legend of that many rows, and axes `body` inches high."""
     head = 0.5 + (0.06 + 0.19 * legend_rows if legend_rows else 0)
     height = head + body
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -114,7 +114,7 @@ def titled_figure(title: str, subtitle: str, body: float, *, legend_rows: int = 
 def new_figure(
     study: StudyFiles, title: str, subtitle: str, body: float, *, arms: int | None = None
 ) -> tuple[Figure, Axes]:
-    """As `titled_figure`, with room for the legend of the first `arms` (or all) that `legend` fills."""
+    """`titled_figure` with room for the legend of the first `arms` (or all) that `legend` fills."""
     shown = len(study.arms) if arms is None else arms
     return titled_figure(title, subtitle, body, legend_rows=-(-shown // _legend_columns(study)))
 
@@ -132,14 +132,14 @@ def heat_map(
     label: str,
     written: np.ndarray | None = None,
 ) -> tuple[Figure, Axes]:
-    """A shaded table with its numbers written in, where they fit; NaN is left white.
+    """A shaded table, with numbers in the cells if they fit; NaN is left white.
 
     Parameters
     ----------
     values_rc : float `[rows, columns]`
-    scale : from a value to [0, 1] of the colour map
+    scale : maps a value to [0, 1] of the colour map
     form : format specification of a number
-    written : the numbers written in, with one digit, where they are not the shaded ones
+    written : the numbers in the cells, with one digit, if not the shaded values
     """
     figure, axes = titled_figure(title, subtitle, 1.0 + 0.27 * len(rows))
     image = axes.imshow(values_rc, norm=scale, cmap=colours, aspect="auto", interpolation="none")
@@ -165,7 +165,7 @@ def heat_map(
 def rows_of_classes(
     study: StudyFiles, order: np.ndarray, title: str, subtitle: str, *, arms: bool = True
 ) -> tuple[Figure, Axes]:
-    """A figure with a row for every class, as high as it needs to be for its arms (or for one mark)."""
+    """A figure with a row per class, high enough for its arms (or for one mark)."""
     if arms:
         row = max(0.14 * len(study.arms) + 0.06, 0.2)
         figure, axes = new_figure(study, title, subtitle, 0.6 + row * len(order))
@@ -221,12 +221,12 @@ def legend_label(study: StudyFiles, arm: str) -> str:
 
 
 def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequence[str]) -> None:
-    """Names beside the first arm's points, each where it covers least of all arms' points; x may be one row for all."""
+    """Names beside the first arm's points, each placed to cover as few points as possible; x may be one row for all."""
     x_ac = np.broadcast_to(x_ac, y_ac.shape)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    # Settle the limits and the layout: from here on the places of points are final.
+    # Fix the limits and the layout: from here on the positions of points are final.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     places = [(7, 0, "left", "center"), (-7, 0, "right", "center")]
@@ -234,7 +234,7 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
     places += [(dx, dy, side, "center") for dy in (9, -9, 18, -18) for dx, side in ((7, "left"), (-7, "right"))]
     inside = axes.get_window_extent(renderer)
     pixel = figure.dpi / 72
-    page = figure.bbox.padded(-4 * pixel)  # letters are a little wider at another resolution
+    page = figure.bbox.padded(-4 * pixel)  # letters are slightly wider at another resolution
     taken = [
         Bbox.from_bounds(px - 4 * pixel, py - 4 * pixel, 8 * pixel, 8 * pixel)
         for x_c, y_c in zip(x_ac, y_ac, strict=True)
@@ -254,7 +254,7 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
             )
             box = label.get_window_extent(renderer)
             cost = sum(_overlap(box, other) for other in taken) + _outside(box, inside) + 0.01 * rank
-            cost += 100 * _outside(box, page)  # lost, not only harder to read
+            cost += 100 * _outside(box, page)  # hidden, not only harder to read
             if best is None or cost < best[0]:
                 if best is not None:
                     best[1].remove()
@@ -262,7 +262,7 @@ def label_points(axes: Axes, x_ac: np.ndarray, y_ac: np.ndarray, classes: Sequen
             else:
                 label.remove()
         assert best is not None
-        taken.append(best[2].padded(2 * pixel))  # names side by side must not read as one
+        taken.append(best[2].padded(2 * pixel))  # adjacent names must not read as one
 
 
 def _outside(box: Bbox, area: Bbox) -> float:
@@ -276,7 +276,7 @@ def _overlap(a: Bbox, b: Bbox) -> float:
 
 
 def class_rows(study: StudyFiles, order: np.ndarray, arm: str, **columns: np.ndarray) -> pl.DataFrame:
-    """The rows of one arm of a picture's CSV, classes in the order drawn."""
+    """The rows of one arm in a picture's CSV, classes in the order drawn."""
     head: dict[str, Any] = {
         "arm": [arm] * len(order),
         "members": [study.members(arm)] * len(order),
@@ -296,7 +296,7 @@ def counts(study: StudyFiles, arms: Sequence[str] | None = None) -> str:
 
 
 def short(name: str, most: int = 22) -> str:
-    """A class name for a picture: shortened, and kept from being read as mathematics."""
+    """A class name for a picture: shortened, and escaped so that it is not read as mathematics."""
     cut = name if len(name) <= most else name[: most - 1] + "…"
     return cut.replace("$", r"\$")
 

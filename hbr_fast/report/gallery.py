@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
+from hbr_fast.data.encoded_images import EncodedImages
+from hbr_fast.data.images import ImageStore
 from hbr_fast.report.drawing import DPI, MOST_LABELS, Picture, count, report_style, wrapped
 from hbr_fast.report.study_files import BASELINE, StudyFiles
 
-PER_CLASS = 8  # images a row
-CELL = 112  # pixels: an image's side at most
+PER_CLASS = 8  # images per row
+CELL = 112  # pixels: largest side of an image
+SMALL, MOST_LETTERS = 5, 40  # of a source under an image: points, and most letters considered
 
 
-def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = PER_CLASS) -> Picture:
-    """For each class a row of its hardest (lowest mean AUM) or easiest images, with the score under each.
+def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: int = PER_CLASS) -> Picture:
+    """For each class a row of its hardest (lowest mean AUM) or easiest images, with score and file name under each.
 
     Parameters
     ----------
-    images : uint8 `[N, C, H, W]`, indexed by sample id
+    images : of the train split
     hardest : lowest AUM if true, highest if not
-    per_class : images a row; a class with fewer scored samples gets a shorter row
+    per_class : images per row; a class with fewer scored samples gets a shorter row
 
     Raises
     ------
     ValueError
         If `samples.csv` names a sample that `images` does not have.
     """
-    total = images.shape[0]
+    total = len(images)
     top = study.samples["sample_id"].max()
     if isinstance(top, int) and top >= total:
         raise ValueError(
@@ -44,14 +48,16 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
         .with_columns(pl.int_range(pl.len()).over("class_index").alias("rank"))
     )
     order = study.hard_to_easy().tolist()
-    step = -(-max(images.shape[2:]) // CELL)
-    tiles = {i: tile(images[i], step) for i in chosen["sample_id"].to_list()}
-    height = -(-images.shape[2] // step)
-    width = -(-images.shape[3] // step)
+    if isinstance(images, EncodedImages):
+        images = images.at_size(CELL, "pad")
+    tiles = {i: tile(images.gather([i])[0]) for i in chosen["sample_id"].to_list()}
+    height, width, _ = next(iter(tiles.values())).shape if tiles else (CELL, CELL, 3)
     scale = max(1, CELL // max(height, width))
     height, width = height * scale, width * scale
 
-    margin, gap, strip, head, foot = 200, 10, 32, 96, 8  # pixels
+    named = "source" in chosen.columns
+    guessed = "predicted" in chosen.columns and hardest
+    margin, gap, strip, head, foot = 200, 10, 32 + 14 * named + 14 * guessed, 96, 8  # pixels
     cell = max(width, 76) + gap
     canvas = np.full((head + len(order) * (height + strip) + foot, margin + per_class * cell, 3), 255, np.uint8)
     kind, end = ("Hardest", "lowest") if hardest else ("Easiest", "highest")
@@ -75,11 +81,19 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
                 shown = tiles[entry["sample_id"]].repeat(scale, axis=0).repeat(scale, axis=1)
                 canvas[y : y + height, x : x + width] = shown
                 axes.text(x + width / 2, y + height + 2, f"{entry['aum']:.2f}", ha="center", va="top", fontsize=7.5)
+                small = [_short(entry["source"], (cell - gap) * 72 / DPI)] if named else []
+                if guessed:
+                    small.insert(0, f"as {entry['predicted'][:16]}" if entry["predicted"] else "")
+                for number, text in enumerate(small):
+                    axes.text(
+                        x + width / 2, y + height + 20 + 14 * number, text, ha="center", va="top", fontsize=SMALL,
+                        parse_math=False,
+                    )  # fmt: skip
         title = f"{kind} training images of each class"
         axes.text(16, 16, title, fontsize=10, fontweight="bold", va="top")
         members = count(study, BASELINE)
         axes.text(16, 52, f"{end} AUM first; score: mean over {members} of the baseline", fontsize=8, va="top")
-        # One canvas pixel is one pixel of the PNG, so that no image is resampled.
+        # One canvas pixel is one pixel of the PNG, so no image is resampled.
         axes.imshow(canvas, interpolation="none", extent=(0, canvas.shape[1], canvas.shape[0], 0), aspect="auto")
     names = pl.Series([study.classes[i] for i in chosen["class_index"].to_list()], dtype=pl.String)
     rank_of = {index: row for row, index in enumerate(order)}
@@ -89,9 +103,18 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
             pl.Series([rank_of[i] for i in chosen["class_index"].to_list()], dtype=pl.Int64).alias("row"),
         )
         .sort("row", "rank")
-        .select("row", "class_index", "class_name", "rank", "sample_id", "aum")
+        .select(
+            "row",
+            "class_index",
+            "class_name",
+            "rank",
+            "sample_id",
+            *(["source"] if named else []),
+            "aum",
+            *(["predicted"] if guessed else []),
+        )
     )
-    # The hardest and the easiest class stand for many: an alternative text is listened to.
+    # Only the hardest and the easiest of many classes: an alternative text is read aloud.
     first = data.filter(pl.col("rank") == 0)
     if first.height > MOST_LABELS:
         first = pl.concat([first.head(1), first.tail(1)])
@@ -101,14 +124,26 @@ def gallery(study: StudyFiles, images: Any, *, hardest: bool, per_class: int = P
         title,
         f"The {per_class} images of {end} AUM (margin of the true class's logit over the best other, "
         f"mean over an image's visits and over {members} of the baseline), the hardest class first. "
-        "A negative score: mostly taken for another class.",
-        f"Grid of images, a row a class, with the {end} AUM scores. First score of a row: {words}.",
+        "A negative score: mostly mistaken for another class."
+        + (" Below it the class that the trained baseline predicts." if guessed else ""),
+        f"Grid of images, one row per class, with the {end} AUM scores. First score of a row: {words}.",
         data,
         figure,
     )
 
 
-def tile(image_chw: np.ndarray, step: int = 1) -> np.ndarray:
-    """An image as RGB `[H, W, 3]`, every `step`-th pixel; otherwise its first channel as grey."""
+def _short(source: str, width: float) -> str:
+    """The end of a file's name, without its suffix, as far as it fits into `width` points."""
+    shown = name = re.sub(r"(?<=.)\.\w{1,5}$", "", source.rsplit("/", 1)[-1])
+    # "$" would begin a formula.
+    while len(shown) > 1 and TextPath((0, 0), shown.replace("$", "S"), size=SMALL).get_extents().width > width:
+        name = name[1:][-MOST_LETTERS:]
+        shown = f"…{name}"
+    return shown
+
+
+def tile(image_chw: np.ndarray) -> np.ndarray:
+    """An image as RGB `[H, W, 3]`, or its first channel as grey; large ones keep every k-th pixel, at most `CELL`."""
+    step = -(-max(image_chw.shape[1:]) // CELL)
     thin = np.asarray(image_chw)[:, ::step, ::step]
     return np.moveaxis(thin, 0, -1) if thin.shape[0] == 3 else np.repeat(thin[0][..., None], 3, axis=-1)

@@ -1,11 +1,9 @@
-"""Pictures of the baseline's hardness scores and of what they say about classes and samples.
+"""Pictures of the baseline's hardness scores, by class and by sample.
 
 All are drawn from `samples.csv` (scores by sample, means over the baseline's members) and `per_class.csv`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from scipy import stats
 
+from hbr_fast.data.images import ImageStore
 from hbr_fast.hardness import ESTIMATORS
 from hbr_fast.report.drawing import (
     MOST_LABELS,
@@ -35,8 +34,18 @@ from hbr_fast.report.drawing import (
 from hbr_fast.report.gallery import tile
 from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label
 
-HARDEST_SHARE = 0.1  # of the samples: what two estimators are asked to agree on
+HARDEST_SHARE = 0.1  # share of the samples, on which the agreement of estimators is measured
 QUANTILES = np.linspace(0, 1, 201)
+
+
+def hardness_pictures(study: StudyFiles, images: ImageStore | None) -> list[Picture | None]:
+    """All pictures of the scores of samples."""
+    return [
+        cumulative_aum(study),
+        confidence_against_margin(study, images),
+        suspected_noise(study),
+        estimator_overlap(study),
+    ]
 
 
 def cumulative_aum(study: StudyFiles) -> Picture:
@@ -44,9 +53,9 @@ def cumulative_aum(study: StudyFiles) -> Picture:
     order = study.hard_to_easy()
     frames = []
     with report_style():
-        subtitle = f"mean over {count(study, BASELINE)} of the baseline; left of 0: mostly taken for another class"
+        subtitle = f"mean over {count(study, BASELINE)} of the baseline; left of 0: mostly mistaken for another class"
         figure, axes = titled_figure("Cumulative AUM of each class", subtitle, 3.2)
-        # From the hardest class, dark, to the easiest: a scale that is told apart in grey as well.
+        # From the hardest class, dark, to the easiest: a scale that is distinguishable in grey as well.
         shades = _shades(len(order))
         for colour, c in zip(shades, order, strict=True):
             aum = np.quantile(_scores(study, "aum", c), QUANTILES)
@@ -66,7 +75,7 @@ def cumulative_aum(study: StudyFiles) -> Picture:
         "cumulative_aum",
         "Cumulative AUM of each class",
         "Share of a class's training samples with at most this AUM (area under the margin, mean over visits and over "
-        f"{count(study, BASELINE)} of the baseline), a line a class, the hardest class darkest.",
+        f"{count(study, BASELINE)} of the baseline), one line per class, the hardest class darkest.",
         f"Line chart of the cumulative distribution of AUM of {len(order)} classes. Samples below zero in the hardest "
         f"and the easiest class: {words}.",
         pl.concat(frames),
@@ -74,7 +83,7 @@ def cumulative_aum(study: StudyFiles) -> Picture:
     )
 
 
-def confidence_against_margin(study: StudyFiles, images: Any = None) -> Picture | None:
+def confidence_against_margin(study: StudyFiles, images: ImageStore | None = None) -> Picture | None:
     """Confidence of each sample against its AUM, as a density; None where confidence was not recorded."""
     if "confidence" not in study.samples.columns:
         return None
@@ -107,7 +116,7 @@ def confidence_against_margin(study: StudyFiles, images: Any = None) -> Picture 
         "confidence_against_margin",
         "Confidence against margin",
         f"Mean confidence against mean AUM of every training sample, over {count(study, BASELINE)} of the baseline. "
-        f"Circles: in each of {odd.height} classes the sample whose ranks by the two lie "
+        f"Circles: in each of {odd.height} classes the sample whose two ranks lie "
         f"furthest apart{', its image and id below' if images is not None else ''}.",
         f"Density plot of confidence against AUM of {known.height:,} samples, Spearman correlation {rho:+.3f}. Samples "
         f"ranked most differently by the two: {', '.join(map(str, odd['sample_id'].to_list()))}.",
@@ -161,7 +170,7 @@ def precision_against_recall(study: StudyFiles) -> Picture:
         "precision_against_recall",
         "Precision against recall",
         f"Each class's precision against its recall, mean over members ({counts(study, shown)}). On the grey line "
-        f"the two are equal: a class above it is predicted too seldom, one below too often. {words}.",
+        f"the two are equal: a class above it is predicted too rarely, one below too often. {words}.",
         f"Scatter plot of precision against recall of {len(study.classes)} classes. {words}.",
         pl.concat(frames),
         figure,
@@ -214,7 +223,7 @@ def estimator_overlap(study: StudyFiles) -> Picture:
         a, b = np.unravel_index(apart.argmin(), apart.shape)
         words = f"Least: {names[a]} and {names[b]}, {overlap[a, b]:.2f}."
     else:
-        words = "There is one estimator only."
+        words = "There is only one estimator."
     frame = pl.DataFrame({"estimator": names, **{name: overlap[:, i] for i, name in enumerate(names)}})
     return Picture(
         "estimator_overlap",
@@ -229,7 +238,7 @@ def estimator_overlap(study: StudyFiles) -> Picture:
 
 
 def _scores(study: StudyFiles, name: str, c: int) -> np.ndarray:
-    """Scores of a class's observed samples; NaN alone where there is none."""
+    """Scores of a class's observed samples; a single NaN if there are none."""
     values = study.samples.filter((pl.col("class_index") == c) & pl.col(name).is_finite())[name].to_numpy()
     return values if len(values) else np.array([np.nan])
 
@@ -244,14 +253,14 @@ def _shades(number: int) -> list[tuple[float, ...]]:
 
 
 def _furthest_apart(known: pl.DataFrame, most: int = 8) -> pl.DataFrame:
-    """Of each class the sample whose ranks by AUM and by confidence differ most; the most extreme classes."""
+    """The sample of each class whose ranks by AUM and confidence differ most; the most extreme classes."""
     ranked = known.with_columns((pl.col("aum").rank() - pl.col("confidence").rank()).abs().alias("ranks_apart"))
     order = ranked.sort(["ranks_apart", "sample_id"], descending=[True, False])
     chosen = order.group_by("class_index", maintain_order=True).head(1).head(most)
     return chosen.select("sample_id", "class_index", "class_name", "aum", "confidence", "ranks_apart")
 
 
-def _insets(figure: Figure, odd: pl.DataFrame, images: Any) -> None:
+def _insets(figure: Figure, odd: pl.DataFrame, images: ImageStore) -> None:
     """The images of the circled samples in a row under the axes."""
     height = figure.get_size_inches()[1]
     engine = figure.get_layout_engine()
@@ -262,7 +271,7 @@ def _insets(figure: Figure, odd: pl.DataFrame, images: Any) -> None:
     for place, sample in enumerate(odd["sample_id"].to_list()):
         axes = figure.add_axes((0.03 + place * 0.12, 0.17 / height, 0.1, 0.5 / height))
         axes.set_in_layout(False)
-        axes.imshow(tile(images[sample]), interpolation="none")
+        axes.imshow(tile(images.gather([sample])[0]), interpolation="none")
         axes.set_axis_off()
         axes.text(0.5, -0.12, f"{place + 1}: {sample}", transform=axes.transAxes, ha="center", va="top", fontsize=6.5)
 
@@ -280,7 +289,7 @@ def _ranks_all(column: pl.Series) -> bool:
 
 
 def _hardest(samples: pl.DataFrame, name: str, wanted: int) -> set[int]:
-    """The hardest samples by an estimator; equal scores by sample id, so that the set is one set."""
+    """The hardest samples by an estimator; ties by sample id, so that the set is well defined."""
     high = ESTIMATORS[name].hard_is == "high"
     known = samples.filter(pl.col(name).is_not_nan() & pl.col(name).is_not_null())
     return set(known.sort([name, "sample_id"], descending=[high, False]).head(wanted)["sample_id"].to_list())

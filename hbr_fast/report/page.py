@@ -1,4 +1,4 @@
-"""The page of a study: one folder with an answer, pictures, tables and data, which opens from disk."""
+"""The page of a study: one folder with an answer, pictures, tables and data, readable from disk."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import importlib.resources
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
+import numpy as np
 from plotly.offline import get_plotlyjs
 
 from hbr_fast.data.dataset import open_dataset
-from hbr_fast.files import atomic_directory
+from hbr_fast.data.images import ImageStore
+from hbr_fast.evaluation.measures import METRICS
+from hbr_fast.files import atomic_directory, foreign_entries, read_json, write_json
 from hbr_fast.report import drawing, figures, tables
+from hbr_fast.report.browser import write_browser
 from hbr_fast.report.charts import charts_of
-from hbr_fast.report.explorer import explorer_data
 from hbr_fast.report.study_files import (
     BASELINE,
     Comparison,
@@ -30,7 +33,10 @@ from hbr_fast.report.study_files import (
     read_study,
 )
 
-MOST_ANSWERS = 4  # arms with a sentence of their own
+MOST_ANSWERS = 4  # most arms with their own sentence
+LEVEL = 0.05  # of significance
+FEW_TESTED = 50  # test samples of a class below which one of them moves its recall by more than 2 points
+WRITTEN = "files.json"  # names of all files of a report, which the next report may replace
 _MARK = '<meta name="generator" content="hbr_fast report">'
 
 
@@ -40,13 +46,13 @@ def write_report(
     """Write the report of a finished study: `index.html` with pictures, tables and their data beside it.
 
     Only the files that the study left are read (`study_files.FILES`) and, for the galleries, the pixels of
-    the dataset's train split. The folder appears whole or not at all: where it fails, an older report stands.
+    the dataset's train split. The folder appears whole or not at all: on failure, an older report stays.
 
     Parameters
     ----------
     study_dir : directory of the study
     out : folder to write; an older report there is replaced. By default `report` in `study_dir`
-    dataset : an open `Dataset`, of which `fingerprint` and `train.images` are used. By default it is opened
+    dataset : an open `Dataset`, of which `fingerprint` and `train.store` are used. By default it is opened
         where `study.json` says; where it is gone or changed, the page says so and has no galleries.
 
     Returns
@@ -62,8 +68,7 @@ def write_report(
     """
     study = read_study(study_dir)
     target = Path(study_dir) / "report" if out is None else Path(out)
-    if target.exists() and not _is_report(target):
-        raise FileExistsError(f"{target} exists and is not a report: choose another folder or remove it")
+    _require_replaceable(target)
     images, why_no_gallery = _images(study, dataset)
 
     with atomic_directory(target, force=True) as folder:
@@ -80,18 +85,20 @@ def write_report(
             shutil.copyfile(study.path / name, folder / "study" / name)
         inlined = {name: _data_uri(folder / name) for name in sizes}
         charts = charts_of(study)
-        explorer = None if images is None else explorer_data(study, images)
+        if images is not None:
+            write_browser(study, images, folder)
         page = _template().render(
             css=markupsafe.Markup(_resource("page.css")),
             script=markupsafe.Markup(_resource("page.js")),
             plotly=markupsafe.Markup(get_plotlyjs()),
-            data=_json_in_html({"charts": [dataclasses.asdict(chart) for chart in charts], "explorer": explorer}),
+            data=_json_in_html({"charts": [dataclasses.asdict(chart) for chart in charts]}),
             charts=charts,
             inlined=inlined,
             mark=markupsafe.Markup(_MARK),
             title=f"{study.meta['dataset']['name']}: {study.meta['study']}",
             answers=answers(study),
             pictures=pictures,
+            charted=_charted(study, pictures),
             sizes=sizes,
             tables=[(table, markupsafe.Markup(tables.to_html(table))) for table in all_tables],
             why_no_gallery=why_no_gallery,
@@ -101,17 +108,17 @@ def write_report(
             label=arm_label,
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
+        write_json(folder / WRITTEN, [*foreign_entries(folder, ()), WRITTEN])
     return target / "index.html"
 
 
 def answers(study: StudyFiles) -> list[str]:
-    """Whether the gap between classes closed, by how much, and what accuracy did: one sentence an arm, where they are
-    few, else one over all and one each for the smallest and the largest gap.
+    """Whether the gap between classes closed, by how much, and how accuracy changed: one sentence per arm if there are
+    few, else one for all and one each for the smallest and the largest gap.
 
-    Before them one that names the trainings left out because they diverged, and one on the alpha that was chosen, if
-    there are any.
+    They follow a sentence on the trainings left out because they diverged, and one on the chosen alpha, if any.
     """
-    return [*_left_out(study), *_choice(study), *_answers(study)]
+    return [*_left_out(study), *_infeasible(study), *_choice(study), *_answers(study), *_coarse(study)]
 
 
 def _left_out(study: StudyFiles) -> list[str]:
@@ -124,27 +131,39 @@ def _left_out(study: StudyFiles) -> list[str]:
     return [f"Trainings that diverged are left out of everything below ({which})."]
 
 
+def _infeasible(study: StudyFiles) -> list[str]:
+    arms = study.meta.get("infeasible", {})
+    return (
+        [f"Infeasible and left out: {'; '.join(f'{arm_label(arm)} ({why})' for arm, why in arms.items())}."]
+        if arms
+        else []
+    )
+
+
 def _choice(study: StudyFiles) -> list[str]:
     chosen = study.meta.get("choice")
     if chosen is None:
         return []
     test, share, tolerance = chosen["test"], 100 * chosen["validation_share"], chosen["tolerance"]
     which = "the full set (alpha 0)" if chosen["arm"] == BASELINE else f"alpha {chosen['alpha']:g}"
+    if chosen["arm"] != BASELINE and chosen["alpha"] == 0:
+        which = f"the arm {arm_label(chosen['arm'])}"
     return [
         f"Chosen on {share:g} % of each class held out of training: {which}, the smallest gap that costs at most "
-        f"{tolerance:g} points of accuracy there. On the test set its recall gap is {test['gap']:.1f} points, the "
+        f"{tolerance:g} points of accuracy there. On the test set its {chosen.get('metric', 'recall')} gap is "
+        f"{test['gap']:.1f} points, the "
         f"baseline's {test['gap_baseline']:.1f}; its accuracy is {test['accuracy']:.1f} %, the baseline's "
-        f"{test['accuracy_baseline']:.1f} %. Everything below is of the held-out samples."
+        f"{test['accuracy_baseline']:.1f} %. Everything below refers to the held-out samples."
     ]
 
 
 def _answers(study: StudyFiles) -> list[str]:
     if not study.treatments:
-        gap = 100 * study.member_metric(BASELINE, "recall_max_min").mean()
+        gap = 100 * study.member_metric(BASELINE, f"{study.metric}_max_min").mean()
         accuracy = 100 * study.member_metric(BASELINE, "accuracy").mean()
         return [
             f"Only the baseline was trained ({_members(study, BASELINE)}): its best and its worst class lie "
-            f"{gap:.1f} points of recall apart, at an accuracy of {accuracy:.1f} %."
+            f"{gap:.1f} points of {study.metric_words} apart, at an accuracy of {accuracy:.1f} %."
         ]
     if len(study.treatments) <= MOST_ANSWERS:
         return [answer(study, arm) for arm in study.treatments]
@@ -152,75 +171,125 @@ def _answers(study: StudyFiles) -> list[str]:
 
 
 def overview(study: StudyFiles) -> str:
-    """One sentence over many arms: in how many the max-min gap of recall narrowed or widened beyond chance."""
-    gaps = [compare(study, arm, "recall_max_min") for arm in study.treatments]
+    """One sentence on many arms: in how many the max-min gap narrowed or widened beyond chance."""
+    gaps = [compare(study, arm, f"{study.metric}_max_min") for arm in study.treatments]
     narrowed = sum(gap.distinguishable and gap.difference < 0 for gap in gaps)
     widened = sum(gap.distinguishable and gap.difference > 0 for gap in gaps)
     unclear = len(gaps) - narrowed - widened
+    kept = sum(gap.p_holm <= LEVEL for gap in gaps)
     return (
-        f"Of {len(gaps)} arms, {narrowed} narrowed the recall gap between the best and the worst class and {widened} "
-        f"widened it by a 95 % interval that excludes zero; {unclear} cannot be told from no change. One arm in twenty "
-        "would pass by chance alone: the table of tests corrects for that."
+        f"Of {len(gaps)} arms, {narrowed} narrowed the {study.metric_words} gap between the best and the worst "
+        "class and "
+        f"{widened} widened it by a 95 % interval that excludes zero; {unclear} show no clear change. One arm in "
+        "twenty "
+        f"would pass by chance alone; after Holm's correction for all tests of the study, {kept} "
+        f"{'is' if kept == 1 else 'are'} significant at {LEVEL:g}."
     )
 
 
 def extremes(study: StudyFiles) -> list[str]:
-    """The arm of the smallest and the arm of the largest mean max-min gap of recall."""
-    by_gap = sorted(study.treatments, key=lambda arm: float(study.member_metric(arm, "recall_max_min").mean()))
+    """The arms with the smallest and the largest mean max-min gap."""
+    quantity = f"{study.metric}_max_min"
+    by_gap = sorted(study.treatments, key=lambda arm: float(study.member_metric(arm, quantity).mean()))
     return [by_gap[0], by_gap[-1]]
 
 
 def answer(study: StudyFiles, arm: str) -> str:
-    """One sentence on the max-min gap of recall and the accuracy of `arm` against the one it is compared with.
+    """What `arm` did to the max-min gap, the accuracy and two other gaps, against its comparison arm.
 
-    Where the 95 % interval includes zero, the sentence says that the change cannot be told from none; where
-    there is no interval, that it may be chance, and why there is none.
+    A gap whose 95 % interval includes zero is not called narrowed or widened; one that is, comes with its p-values.
+    Without an interval the change may be chance, and the sentence says why there is none.
     """
-    gap, accuracy = compare(study, arm, "recall_max_min"), compare(study, arm, "accuracy")
+    gap, accuracy = compare(study, arm, f"{study.metric}_max_min"), compare(study, arm, "accuracy")
     name, other = arm_label(arm), study.against(arm)
     if other != BASELINE:
         name = f"{name}, against {arm_label(other)},"
-    what = "the recall gap between the best and the worst class"
+    what = f"the {study.metric_words} gap between the best and the worst class"
     values = f"from {gap.baseline:.1f} to {gap.treatment:.1f} percentage points"
     size = f"{gap.difference:+.1f} points"
     if gap.baseline > 0:
         size += f", {100 * gap.difference / gap.baseline:+.0f} %"
     change = "narrowed" if gap.difference < 0 else "widened"
-    if gap.why_no_interval:
-        verdict = f"{name} {change} {what} {values} ({size}), which may be chance: {gap.why_no_interval}"
+    if gap.no_test:
+        verdict = f"{name} {change} {what} {values} ({size}), which may be chance: {gap.no_test}"
         if gap.difference == 0:
-            verdict = f"{name} left {what} at {gap.treatment:.1f} percentage points: {gap.why_no_interval}"
+            verdict = f"{name} left {what} at {gap.treatment:.1f} percentage points: {gap.no_test}"
     elif gap.distinguishable:
-        verdict = f"{name} {change} {what} {values} ({size}; {_interval(gap)})"
+        verdict = f"{name} {change} {what} {values} ({size}; {_interval(gap)}; {_p_values(gap)})"
     else:
         verdict = (
             f"{name} moved {what} {values}, which is not distinguishable from no change with {gap.variants} "
             f"variants ({size}; {_interval(gap)})"
         )
     if study.members(arm) == study.members(other):
-        who = f"With {_members(study, arm)} an arm"
+        who = f"With {_members(study, arm)} per arm"
     else:
         first = "the baseline" if other == BASELINE else arm_label(other)
         who = f"With {_members(study, other)} of {first} and {_members(study, arm)} of {arm_label(arm)}"
-    return f"{who}, {verdict}. {_accuracy(accuracy)}"
+    return f"{who}, {verdict}. {_accuracy(accuracy)} {_others(study, arm)}"
+
+
+def _p_values(gap: Comparison) -> str:
+    least = f", the least that {gap.variants} variants can give" if gap.p <= gap.smallest_p * (1 + 1e-9) else ""
+    return f"p = {gap.p:.3g}{least}, {gap.p_holm:.3g} after Holm's correction"
 
 
 def _accuracy(accuracy: Comparison) -> str:
-    change = round(accuracy.difference, 1)
-    verb = "went"
-    if accuracy.distinguishable:
-        verb = "rose" if accuracy.difference > 0 else "fell"
-    text = f"Accuracy {verb} from {accuracy.baseline:.1f} % to {accuracy.treatment:.1f} %"
-    text += f" ({change + 0.0:+.1f} points"
-    if accuracy.why_no_interval:
+    change = round(accuracy.treatment, 1) - round(accuracy.baseline, 1)
+    if round(change, 1) == 0:
+        text = f"Accuracy stayed at {accuracy.treatment:.1f} %"
+    else:
+        verb = "rose" if change > 0 else "fell"
+        text = f"Accuracy {verb} from {accuracy.baseline:.1f} % to {accuracy.treatment:.1f} %"
+    text += f" ({accuracy.difference:+.1f} points"
+    if accuracy.no_test:
         return f"{text})."
     if accuracy.distinguishable:
         return f"{text}; {_interval(accuracy)})."
     return f"{text}; {_interval(accuracy)}: not distinguishable from no change)."
 
 
+def _others(study: StudyFiles, arm: str) -> str:
+    """What happened to the median deviation of the metric, and to the gap of the metric that it trades against."""
+    rival = "precision" if study.metric != "precision" else "recall"
+    said = [
+        f"{words} {_moved(compare(study, arm, quantity))}"
+        for words, quantity in (
+            (f"{study.metric_words} MAD", f"{study.metric}_mad"),
+            (f"the {METRICS[rival].words} gap", f"{rival}_max_min"),
+        )
+    ]
+    return f"Other gaps: {'; '.join(said)}."
+
+
+def _moved(gap: Comparison) -> str:
+    values = f"from {gap.baseline:.1f} to {gap.treatment:.1f} points"
+    if gap.distinguishable:
+        return f"{'narrowed' if gap.difference < 0 else 'widened'} {values}"
+    return f"went {values} ({'no interval' if gap.no_test else 'within chance'})"
+
+
 def _interval(comparison: Comparison) -> str:
-    return f"95 % interval {comparison.low:+.1f} to {comparison.high:+.1f} over {comparison.variants} variants"
+    low, high = comparison.interval
+    over = f"{comparison.variants} variants"
+    if np.isfinite(comparison.combined_low):
+        over += " and test samples"
+    return f"95 % interval {low:+.1f} to {high:+.1f} over {over}"
+
+
+def _coarse(study: StudyFiles) -> list[str]:
+    """Classes with too few test samples to tell small changes."""
+    tested = np.array(study.meta.get("evaluated_samples", []))
+    few = sorted(np.flatnonzero(tested < FEW_TESTED).tolist(), key=lambda c: tested[c])
+    if not few:
+        return []
+    named = ", ".join(f"{study.classes[c]} {tested[c]}" for c in few[:4])
+    more = f" and {len(few) - 4} more" if len(few) > 4 else ""
+    return [
+        f"Few test samples: {named}{more}. One sample moves the recall of {study.classes[few[0]]} by "
+        f"{100 / tested[few[0]]:.1f} points, and the best and the worst class are partly a matter of which samples "
+        "happened to be tested."
+    ]
 
 
 def _members(study: StudyFiles, arm: str) -> str:
@@ -228,32 +297,51 @@ def _members(study: StudyFiles, arm: str) -> str:
     return f"{count} member" + ("s" if count != 1 else "")
 
 
+def _require_replaceable(target: Path) -> None:
+    """Raise unless `target` is free, or an older report without foreign files."""
+    if not os.path.lexists(target):
+        return
+    if not _is_report(target):
+        raise FileExistsError(f"{target} exists and is not a report: choose another folder or remove it")
+    written = read_json(target / WRITTEN) if (target / WRITTEN).is_file() else []
+    foreign = foreign_entries(target, [*map(str, written)] if isinstance(written, list) else [])
+    if foreign:
+        raise FileExistsError(
+            f"{target} holds {foreign[0]}, which no report wrote ({len(foreign)} such) and a new report would delete: "
+            "move it away or choose another folder"
+        )
+
+
 def _is_report(folder: Path) -> bool:
     page = folder / "index.html"
     return page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")
 
 
-def _images(study: StudyFiles, dataset: Any) -> tuple[Any, str]:
+def _images(study: StudyFiles, dataset: Any) -> tuple[ImageStore | None, str]:
     """Pixels of the train split, or None and the reason."""
     wanted = study.meta["dataset"]["fingerprint"]
+    if not study.has_hardness:
+        return None, "the hardness of the training samples is not known"
+    if not wanted:
+        return None, "imported runs name no dataset"
     if dataset is not None:
         if dataset.fingerprint != wanted:
             raise ValueError(
-                f"the dataset given has the fingerprint {dataset.fingerprint}, the study used {wanted}: "
+                f"the given dataset has the fingerprint {dataset.fingerprint}, the study used {wanted}: "
                 "give the dataset that the study used, or none"
             )
-        return dataset.train.images, ""
+        return dataset.train.store, ""
     try:
         opened = open_dataset(study.path.resolve() / study.meta["dataset"].get("path", ""))
     except (FileNotFoundError, ValueError) as error:
         return None, f"the dataset could not be opened ({error})"
     if opened.fingerprint != wanted:
         return None, "the dataset was changed after the study"
-    return opened.train.images, ""
+    return opened.train.store, ""
 
 
 def _facts(study: StudyFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What was run, as groups of (name, value)."""
+    """The run's settings, as groups of (name, value)."""
     meta = study.meta
     data = {key: value for key, value in meta["dataset"].items() if key not in ("path", "classes")}
     allocation = meta.get("allocation") or {}
@@ -261,10 +349,12 @@ def _facts(study: StudyFiles) -> list[tuple[str, list[tuple[str, str]]]]:
         "Study": {
             "study": meta["study"],
             "hardness estimator": meta["estimator"],
+            "metric": study.metric,
             "seconds": meta["seconds"],
         },
         "Dataset": {**data, "number of classes": len(study.classes)},
         "Allocation": {key: value for key, value in allocation.items() if not isinstance(value, list)},
+        "Hardware": meta.get("hardware", {}),
         "Recipe": meta["recipe"],
         "Versions": meta["versions"],
     }
@@ -296,13 +386,19 @@ def _data_uri(path: Path) -> str:
 
 
 def _json_in_html(value: Any) -> markupsafe.Markup:
-    """JSON that no text of a user can end the script element with."""
+    """JSON in which no user text can end the script element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return markupsafe.Markup(text.replace("<", "\\u003c"))
 
 
 def _resource(name: str) -> str:
     return importlib.resources.files("hbr_fast.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def _charted(study: StudyFiles, pictures: Sequence[drawing.Picture]) -> list[str]:
+    """The pictures that show what an interactive chart shows: folded, so that nothing is shown twice."""
+    twins = {f"{study.metric}_per_class", f"class_hardness_against_{study.metric}", "gap_against_accuracy"}
+    return [one.name for one in pictures if one.name in twins or one.name.startswith("confusion_")]
 
 
 def _template() -> jinja2.Template:

@@ -19,7 +19,7 @@ _CORRELATIONS = {
 
 
 def stability_pictures(study: StudyFiles) -> list[Picture]:
-    """All pictures of ensemble size; none where the study did not look at it."""
+    """All pictures of ensemble size; none if the study did not examine it."""
     if study.ensemble_size is None:
         return []
     return [pruning_stability(study), counts_by_ensemble_size(study), agreement_by_ensemble_size(study)]
@@ -35,7 +35,7 @@ def pruning_stability(study: StudyFiles) -> Picture:
     with report_style():
         figure, _ = heat_map(
             "Does pruning depend on the ensemble's size?",
-            "overlap (Jaccard) of the set pruned by so many members with that of all",
+            "overlap (Jaccard) of the set pruned by that number of members with that of all",
             values,
             rows=names,
             columns=[str(size) for size in sizes],
@@ -84,7 +84,7 @@ def counts_by_ensemble_size(study: StudyFiles) -> Picture:
     return Picture(
         "counts_by_ensemble_size",
         "Do samples per class settle?",
-        "Mean absolute change of a class's sample count when one member more has its say, over random orders of the "
+        "Mean absolute change of a class's sample count when one more member is added, over random orders of the "
         f"members.{settled}",
         "Line chart of the change of samples per class against ensemble size. At the last member: "
         + "; ".join(f"{name} {value:.1f}" for name, value in last.items())

@@ -1,6 +1,7 @@
 """Reads and checks the files that a study left, for figures, tables and the page.
 
-Everything the report says comes from here: `study.json`, `per_class.csv`, `per_member.csv`, `samples.csv`.
+Everything the report says comes from here: `study.json`, `per_class.csv`, `per_member.csv`, `samples.csv` and
+`comparisons.csv`. No test is repeated: p-values and intervals are those that the study wrote.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hbr_fast.evaluation.statistics import members_t_test, paired_difference
-from hbr_fast.files import read_json
+from hbr_fast.csv_files import read_csv
+from hbr_fast.evaluation import measures
+from hbr_fast.evaluation.measures import METRICS
 from hbr_fast.hardness import ESTIMATORS
+from hbr_fast.studies.study_json import REMEDY, read_study_json
 
-SCHEMA = 2
 BASELINE = "baseline"
-FILES = ("study.json", "per_class.csv", "per_member.csv", "samples.csv")
-ENSEMBLE_SIZE = "ensemble_size.csv"  # left by a study of robustness only
-GAPS = {
-    "max_min": "max - min",
-    "quantile": "quantile",
-    "easy_hard": "easy - hard",
-    "std": "std",
-    "mad": "MAD",
-}
+FILES = ("study.json", "per_class.csv", "per_member.csv", "class_intervals.csv", "confusion.csv")
+SAMPLES = "samples.csv"  # left wherever the hardness of samples is known
+COMPARISONS = "comparisons.csv"  # left by a study with arms besides the baseline
+GROUPS = "groups.csv"  # left where attributes of the test samples were given
+HISTORY = "history.csv"  # not left by imported runs
+ENSEMBLE_SIZE = "ensemble_size.csv"  # left only by a study of robustness
+GAPS = {name: gap.words for name, gap in measures.GAPS.items()}
+LEVELS = {name: measure.words for name, measure in measures.MEASURES.items() if not measure.is_gap}
 
 _TEXT = pl.String
 _WHOLE = pl.Int64
@@ -38,17 +39,31 @@ _PER_CLASS = {
     **_MEMBER_KEY,
     "class_index": _WHOLE,
     "class_name": _TEXT,
-    "samples": _WHOLE,
+    "samples": _REAL,  # imported runs may not know
     "hardness": _REAL,
-    "recall": _REAL,
+    **dict.fromkeys(METRICS, _REAL),
     "never_predicted": _TEXT,
 }
 _PER_MEMBER = {
     **_MEMBER_KEY,
     "accuracy": _REAL,
     "train_seconds": _REAL,
-    "recall_mean": _REAL,
-    **{f"recall_{gap}": _REAL for gap in GAPS},
+}
+_INTERVALS = {
+    "arm": _TEXT,
+    "class_index": _WHOLE,
+    "metric": _TEXT,
+    **dict.fromkeys(("mean", "low", "high", "combined_low", "combined_high"), _REAL),
+    "test_samples": _WHOLE,
+}
+_CONFUSION = {"arm": _TEXT, "true_index": _WHOLE, "predicted_index": _WHOLE, "samples": _WHOLE}
+_COMPARISONS = {
+    **dict.fromkeys(("arm", "against", "quantity"), _TEXT),
+    "variants": _WHOLE,
+    **dict.fromkeys(("baseline", "treatment", "low", "high"), _REAL),
+    **dict.fromkeys(("combined_low", "combined_high", "effect_size"), _REAL),
+    **dict.fromkeys(("p", "p_holm", "smallest_p", "paper_t", "paper_p"), _REAL),
+    "direction": _TEXT,
 }
 _ENSEMBLE_SIZE = {
     "estimator": _TEXT,
@@ -58,7 +73,13 @@ _ENSEMBLE_SIZE = {
     "low": _REAL,
     "high": _REAL,
 }
-# What an arm does where `study.json` does not say.
+_GROUPS = {
+    **dict.fromkeys(("arm", "attribute", "group"), _TEXT),
+    "samples": _WHOLE,
+    **dict.fromkeys(("accuracy", "low", "high"), _REAL),
+}
+_HISTORY = {"arm": _TEXT, "epoch": _WHOLE, "train_loss": _REAL, "train_accuracy": _REAL}
+# Defaults of an arm's settings that `study.json` leaves out.
 _SETTINGS: dict[str, Any] = {
     "alpha": 0.0,
     "undersample": "none",
@@ -67,7 +88,53 @@ _SETTINGS: dict[str, Any] = {
     "prune_by": "none",
     "prune_rate": 0.0,
 }
-_SAMPLES = {"sample_id": _WHOLE, "class_index": _WHOLE, "class_name": _TEXT, "aum": _REAL}
+_SAMPLES = {"sample_id": _WHOLE, "class_index": _WHOLE, "class_name": _TEXT}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of `comparisons.csv`, in percent or percentage points.
+
+    `low` and `high` bound the 95 % interval of the difference for this test set, `combined_low` and `combined_high` one
+    that also covers the noise of the test set (NaN if unknown). `effect_size` is standardised (d_z), `p` the sign-flip
+    p-value and `p_holm` the same corrected for all tests of the study; all are NaN where `no_test` says why.
+    `smallest_p` is the smallest p that the design can reach. `paper_t` and `paper_p` are the paper's paired t-test over
+    all members, for comparison with the paper only.
+    """
+
+    baseline: float
+    treatment: float
+    variants: int
+    low: float
+    high: float
+    combined_low: float
+    combined_high: float
+    effect_size: float
+    p: float
+    p_holm: float
+    smallest_p: float
+    paper_t: float
+    paper_p: float
+    direction: str
+    no_test: str
+
+    @property
+    def difference(self) -> float:
+        """Treatment minus baseline."""
+        return self.treatment - self.baseline
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes zero: the wider one, if the noise of the test set is known."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, with the noise of the test set if that is known."""
+        if np.isfinite(self.combined_low):
+            return self.combined_low, self.combined_high
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -79,10 +146,15 @@ class StudyFiles:
     path : directory of the study
     meta : `study.json`
     per_class, per_member : data frames with their rows ordered by arm, variant, member (and class)
-    samples : data frame, one row a sample of the train split
+    samples : data frame, one row per sample of the train split; with `source` if the dataset stores it. It has no rows
+        for imported runs without hardness
     classes : names, by class index
     arms : names, the baseline first and the others in the order of `study.json`
-    ensemble_size : data frame, or None where the study did not look at it
+    intervals, confusions : data frames of `class_intervals.csv` and `confusion.csv`
+    comparisons : rows of `comparisons.csv`, by (arm, quantity)
+    ensemble_size : data frame, or None if the study did not examine it
+    groups : data frame of the accuracy of groups of test samples, or None
+    history : data frame of every training's epochs; None for imported runs
     """
 
     path: Path
@@ -92,12 +164,24 @@ class StudyFiles:
     samples: pl.DataFrame
     classes: tuple[str, ...]
     arms: tuple[str, ...]
+    intervals: pl.DataFrame
+    confusions: pl.DataFrame
+    comparisons: Mapping[tuple[str, str], Comparison]
     ensemble_size: pl.DataFrame | None = None
+    history: pl.DataFrame | None = None
+    groups: pl.DataFrame | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that the study left."""
-        return FILES if self.ensemble_size is None else (*FILES, ENSEMBLE_SIZE)
+        left = {
+            SAMPLES: bool(self.samples.height),
+            HISTORY: self.history is not None,
+            GROUPS: self.groups is not None,
+            COMPARISONS: bool(self.treatments),
+            ENSEMBLE_SIZE: self.ensemble_size is not None,
+        }
+        return (*FILES, *(name for name, there in left.items() if there))
 
     def setting(self, arm: str, name: str) -> Any:
         """What `study.json` says of an arm: alpha, undersample, oversample, prune_level, prune_by or prune_rate."""
@@ -106,15 +190,38 @@ class StudyFiles:
         return _SETTINGS[name] if value is None else value
 
     def against(self, arm: str) -> str:
-        """The arm that an arm is compared with."""
+        """The comparison arm of an arm."""
         (entry,) = [entry for entry in self.meta["arms"] if entry["name"] == arm]
         return entry.get("against") or BASELINE
 
     @property
     def compared_with(self) -> str:
-        """What arms are compared with, in words."""
+        """The comparison arm or arms, in words."""
         others = {self.against(arm) for arm in self.treatments} - {BASELINE}
         return "the arm compared with" if others else "the baseline"
+
+    @property
+    def metric(self) -> str:
+        """The metric of a class that the study is about."""
+        metric: str = self.meta.get("metric", "recall")
+        return metric
+
+    @property
+    def metric_words(self) -> str:
+        """Name of the metric in sentences."""
+        return METRICS[self.metric].words
+
+    @property
+    def metric_title(self) -> str:
+        """The same at the beginning of one."""
+        return self.metric_words[0].upper() + self.metric_words[1:]
+
+    @property
+    def quantities(self) -> dict[str, str]:
+        """The quantities in the tables and their words: every measure of the metric, and accuracy."""
+        gaps = {f"{self.metric}_{gap}": f"{self.metric_words} gap: {words}" for gap, words in GAPS.items()}
+        levels = {f"{self.metric}_{level}": f"{self.metric_words}: {words}" for level, words in LEVELS.items()}
+        return {**gaps, **levels, "accuracy": "accuracy"}
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -123,7 +230,7 @@ class StudyFiles:
 
     @property
     def evaluated(self) -> str:
-        """The samples that all figures are of, in words."""
+        """The samples that were evaluated, in words."""
         return "the test set" if self.meta.get("evaluated_on", "test") == "test" else "held-out training samples"
 
     def members(self, arm: str) -> int:
@@ -139,12 +246,48 @@ class StudyFiles:
         """A column of `per_member.csv` as float64 `[members]`."""
         return self.per_member.filter(pl.col("arm") == arm)[metric].cast(_REAL).to_numpy()
 
+    def class_interval(self, arm: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """95 % interval of a metric of each class, with the noise of the test set if that is known: two `[classes]`."""
+        rows = self.intervals.filter((pl.col("arm") == arm) & (pl.col("metric") == metric)).sort("class_index")
+        wide, narrow = (rows.select(f"{kind}low", f"{kind}high").to_numpy() for kind in ("combined_", ""))
+        low, high = np.where(np.isfinite(wide), wide, narrow).T
+        return low, high
+
+    def confusion(self, arm: str) -> np.ndarray:
+        """Test samples by true (row) and predicted class, mean over members: float64 `[classes, classes]`."""
+        total = np.zeros((len(self.classes), len(self.classes)))
+        rows = self.confusions.filter(pl.col("arm") == arm)
+        total[rows["true_index"].to_numpy(), rows["predicted_index"].to_numpy()] = rows["samples"].to_numpy()
+        return total / self.members(arm)
+
+    @property
+    def has_hardness(self) -> bool:
+        """Whether the hardness of classes is known."""
+        return self.meta["estimator"] is not None
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether the training samples per class are known."""
+        return bool(self.per_class["samples"].is_finite().all())
+
+    def scored(self, estimator: str) -> bool:
+        """Whether samples have scores by an estimator."""
+        return estimator in self.samples.columns and bool(self.samples[estimator].is_finite().any())
+
+    @property
+    def order_words(self) -> str:
+        """What `hard_to_easy` orders by, in words."""
+        return "the hardest class first" if self.has_hardness else f"the class of least {self.metric_words} first"
+
     def class_hardness(self) -> np.ndarray:
         """Hardness of each class, mean over baseline members: float64 `[classes]`."""
         return self.class_metric(BASELINE, "hardness").mean(axis=0)
 
     def hard_to_easy(self) -> np.ndarray:
-        """Class indices, the hardest first; ties by class index."""
+        """Class indices, the hardest first (by the baseline's metric, if hardness is unknown); ties by class index."""
+        if not self.has_hardness:
+            mean = self.class_metric(BASELINE, self.metric).mean(axis=0)
+            return np.argsort(mean if METRICS[self.metric].better == "larger" else -mean, kind="stable")
         sign = 1 if ESTIMATORS[self.meta["estimator"]].hard_is == "low" else -1
         return np.argsort(sign * self.class_hardness(), kind="stable")
 
@@ -165,14 +308,33 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
         raise FileNotFoundError(f"{path} is not a directory: name one that `hbr-fast study` wrote")
     for name in FILES:
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name} is missing: run the study again")
+            raise FileNotFoundError(f"{path / name} is missing: {REMEDY}")
     meta = _read_meta(path / "study.json")
     classes = tuple(meta["dataset"]["classes"])
     names = [arm["name"] for arm in meta["arms"]]
     arms = (BASELINE, *(name for name in names if name != BASELINE))
-    per_class = _read_csv(path / "per_class.csv", _PER_CLASS)
-    per_member = _read_csv(path / "per_member.csv", _PER_MEMBER)
-    samples = _read_csv(path / "samples.csv", _SAMPLES)
+    per_class = read_csv(path / "per_class.csv", _PER_CLASS, remedy=REMEDY)
+    measured = {f"{metric}_{measure}": _REAL for metric in METRICS for measure in measures.MEASURES}
+    per_member = read_csv(path / "per_member.csv", {**_PER_MEMBER, **measured}, remedy=REMEDY)
+    intervals = read_csv(path / "class_intervals.csv", _INTERVALS, remedy=REMEDY)
+    confusions = read_csv(path / "confusion.csv", _CONFUSION, remedy=REMEDY)
+    wanted_intervals = sorted((arm, metric, c) for arm in arms for metric in METRICS for c in range(len(classes)))
+    found_intervals = sorted(intervals.select("arm", "metric", "class_index").rows())
+    _check_rows(path / "class_intervals.csv", wanted_intervals, found_intervals)
+    outside = confusions.filter(
+        ~pl.col("true_index").is_between(0, len(classes) - 1)
+        | ~pl.col("predicted_index").is_between(0, len(classes) - 1)
+        | ~pl.col("arm").is_in(arms)
+    )
+    if outside.height:
+        raise ValueError(
+            f"{path / 'confusion.csv'} has a row for {outside.row(0)}, which study.json does not have: {REMEDY}"
+        )
+    samples = pl.DataFrame(schema=_SAMPLES)
+    if meta["estimator"] is not None:
+        columns = {**_SAMPLES, meta["estimator"]: _REAL}
+        others = {**dict.fromkeys(ESTIMATORS, _REAL), "source": _TEXT, "predicted": _TEXT}
+        samples = read_csv(path / SAMPLES, columns, optional=others, remedy=REMEDY)
 
     key = ["arm", "variant", "member"]
     per_member = per_member.sort(key)
@@ -182,90 +344,36 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
     wanted_classes = [(*row, c, name) for row in wanted for c, name in enumerate(classes)]
     found_classes = per_class.select([*key, "class_index", "class_name"]).rows()
     _check_rows(path / "per_class.csv", wanted_classes, found_classes)
-    strangers = samples.filter((pl.col("class_index") < 0) | (pl.col("class_index") >= len(classes)))
-    if strangers.height:
-        sample, index = strangers.row(0)[0], strangers["class_index"][0]
-        raise ValueError(
-            f"{path / 'samples.csv'}: sample {sample} has class {index} of {len(classes)}: run the study again"
-        )
+    unknown = samples.filter((pl.col("class_index") < 0) | (pl.col("class_index") >= len(classes)))
+    if unknown.height:
+        sample, index = unknown.row(0)[0], unknown["class_index"][0]
+        raise ValueError(f"{path / 'samples.csv'}: sample {sample} has class {index} of {len(classes)}: {REMEDY}")
+    comparisons = _read_comparisons(path / COMPARISONS, meta) if len(arms) > 1 else {}
     size = path / ENSEMBLE_SIZE
-    ensemble_size = _read_csv(size, _ENSEMBLE_SIZE) if size.is_file() else None
-    return StudyFiles(path, meta, per_class, per_member, samples, classes, arms, ensemble_size)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A quantity of an arm and of the one it is compared with, in percent or percentage points.
-
-    `low` and `high` bound the 95 % interval of the difference, `effect_size` is standardised (d_z) and `p` the
-    sign-flip p-value; all are NaN where `why_no_interval` says so. `smallest_p` is the least p that the design can
-    reach. `paper_t` and `paper_p` are the paper's paired t-test over all members, for comparison with the paper only.
-    """
-
-    baseline: float
-    treatment: float
-    variants: int
-    low: float = float("nan")
-    high: float = float("nan")
-    p: float = float("nan")
-    smallest_p: float = float("nan")
-    effect_size: float = float("nan")
-    paper_t: float = float("nan")
-    paper_p: float = float("nan")
-    why_no_interval: str = ""
-
-    @property
-    def difference(self) -> float:
-        """Treatment minus baseline."""
-        return self.treatment - self.baseline
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+    ensemble_size = read_csv(size, _ENSEMBLE_SIZE, remedy=REMEDY) if size.is_file() else None
+    epochs, grouped = path / HISTORY, path / GROUPS
+    history = read_csv(epochs, _HISTORY, remedy=REMEDY) if epochs.is_file() else None
+    groups = read_csv(grouped, _GROUPS, remedy=REMEDY) if grouped.is_file() else None
+    return StudyFiles(
+        path,
+        meta,
+        per_class,
+        per_member,
+        samples,
+        classes,
+        arms,
+        intervals,
+        confusions,
+        comparisons,
+        ensemble_size,
+        history,
+        groups,
+    )
 
 
 def compare(study: StudyFiles, arm: str, metric: str) -> Comparison:
-    """Compare a column of `per_member.csv` (a fraction) between an arm and the one it is compared with, times 100.
-
-    A member of the arm is paired with the other's member of the same seed, which has the same initial weights. Where
-    seeds are not shared, the pairs are those of equal variant and member number. The means are over all members of an
-    arm, or over the paired ones where there is an interval.
-    """
-    treatment = study.per_member.filter(pl.col("arm") == arm)
-    baseline = study.per_member.filter(pl.col("arm") == study.against(arm))
-    variants = treatment["variant"].n_unique()
-    means = 100 * _mean(baseline[metric]), 100 * _mean(treatment[metric])
-
-    def without(reason: str) -> Comparison:
-        return Comparison(*means, variants, why_no_interval=reason)
-
-    if variants < 2:
-        return without("one resampled variant gives no interval")
-    on = ["seed"] if set(treatment["seed"]) <= set(baseline["seed"]) else ["variant", "member"]
-    pairs = treatment.join(baseline, on=on, how="inner", suffix="_baseline", maintain_order="left")
-    if pairs.height != treatment.height:
-        return without(f"the members have no partners in {arm_label(study.against(arm))}, so that there is no interval")
-    if treatment["variant"].value_counts()["count"].n_unique() != 1:
-        return without("the variants differ in their number of members, so that there is no interval")
-    before_vm = 100 * pairs[f"{metric}_baseline"].to_numpy().reshape(variants, -1)
-    after_vm = 100 * pairs[metric].to_numpy().reshape(variants, -1)
-    if not (np.isfinite(before_vm).all() and np.isfinite(after_vm).all()):
-        return without("it is undefined for some members")
-    paired = paired_difference(before_vm, after_vm)
-    paper_t, paper_p = members_t_test(before_vm, after_vm)
-    return Comparison(
-        float(before_vm.mean()),
-        float(after_vm.mean()),
-        variants,
-        low=paired.low,
-        high=paired.high,
-        p=paired.p_value,
-        smallest_p=paired.smallest_p,
-        effect_size=paired.effect_size,
-        paper_t=paper_t,
-        paper_p=paper_p,
-    )
+    """How a column of `per_member.csv` differs between an arm and its comparison arm."""
+    return study.comparisons[arm, metric]
 
 
 def spread(values_m: np.ndarray) -> np.ndarray:
@@ -276,68 +384,55 @@ def spread(values_m: np.ndarray) -> np.ndarray:
 
 
 def arm_label(arm: str) -> str:
-    """How an arm is called in legends and tables."""
+    """Name of an arm in legends and tables."""
     return "HBR" if arm == "hbr" else arm
 
 
 def tests_of(study: StudyFiles) -> list[tuple[str, str, Comparison]]:
-    """Every arm against the one it is compared with in every gap of recall, mean recall and accuracy: (arm, metric,
-    result)."""
-    metrics = [*(f"recall_{gap}" for gap in GAPS), "recall_mean", "accuracy"]
-    return [(arm, metric, compare(study, arm, metric)) for arm in study.treatments for metric in metrics]
+    """Every arm against its comparison arm, in every measure of the metric and accuracy: (arm, quantity, result)."""
+    return [(arm, quantity, compare(study, arm, quantity)) for arm in study.treatments for quantity in study.quantities]
 
 
 def estimator_label(study: StudyFiles) -> str:
-    """How the study's estimator is called in sentences."""
-    name: str = study.meta["estimator"]
+    """Name of the study's estimator in sentences; empty without hardness."""
+    name: str = study.meta["estimator"] or ""
     return name.upper() if name in ("aum", "el2n") else name.replace("_", " ")
 
 
-def _mean(column: pl.Series) -> float:
-    return float(column.to_numpy().mean())
+def _read_comparisons(path: Path, meta: Mapping[str, Any]) -> dict[tuple[str, str], Comparison]:
+    """The rows of `comparisons.csv` by (arm, quantity), times 100."""
+    found = {}
+    for row in read_csv(path, _COMPARISONS, remedy=REMEDY).rows(named=True):
+        numbers = {name: row[name] for name in Comparison.__dataclass_fields__}
+        for name in ("baseline", "treatment", "low", "high", "combined_low", "combined_high"):
+            numbers[name] = 100 * row[name]
+        numbers["no_test"] = row["no_test"] or ""
+        found[row["arm"], row["quantity"]] = row["against"], Comparison(**numbers)
+    metrics = {"recall", "precision", meta.get("metric", "recall")}  # precision: what resampling often costs
+    needed = ["accuracy", *(f"{metric}_{measure}" for metric in sorted(metrics) for measure in measures.MEASURES)]
+    for arm in meta["arms"]:
+        if arm["name"] == BASELINE:
+            continue
+        for metric in needed:
+            other, _ = found.get((arm["name"], metric), (None, None))
+            if other != (arm.get("against") or BASELINE):
+                raise ValueError(f"{path} has no row for arm {arm['name']!r} and {metric}: {REMEDY}")
+    return {key: comparison for key, (_, comparison) in found.items()}
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    meta = read_json(path)
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is not a study of schema {SCHEMA}: run the study again with this version")
-    try:
-        for field in ("study", "recipe", "seconds", "versions"):
-            meta[field]
-        for field in ("name", "fingerprint", "classes"):
-            meta["dataset"][field]
-        names = [arm["name"] for arm in meta["arms"]]
-        for arm in meta["arms"]:
-            for member in arm["members"]:
-                member["variant"], member["member"], member["seed"]
-            if not arm["members"]:
-                raise ValueError(f"{path}: arm {arm['name']!r} has no members: run the study again")
-        estimator = meta["estimator"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} lacks a field ({error}): run the study again") from None
+    meta = read_study_json(path.parent)
+    names, estimator = [arm["name"] for arm in meta["arms"]], meta["estimator"]
+    for arm in meta["arms"]:
+        if not arm["members"]:
+            raise ValueError(f"{path}: arm {arm['name']!r} has no members: {REMEDY}")
     if BASELINE not in names or len(set(names)) != len(names):
-        raise ValueError(f"{path}: arms {names} need distinct names, one of them 'baseline': run the study again")
-    if estimator not in ESTIMATORS:
+        raise ValueError(f"{path}: arms {names} need distinct names, one of them 'baseline': {REMEDY}")
+    if meta.get("metric", "recall") not in METRICS:
+        raise ValueError(f"{path}: unknown metric {meta['metric']!r}, known are {', '.join(METRICS)}")
+    if estimator is not None and estimator not in ESTIMATORS:
         raise ValueError(f"{path}: unknown estimator {estimator!r}, known are {', '.join(sorted(ESTIMATORS))}")
     return meta
-
-
-def _read_csv(path: Path, columns: Mapping[str, Any]) -> pl.DataFrame:
-    try:
-        header = pl.read_csv(path, n_rows=0).columns
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise ValueError(f"{path} lacks the column {missing[0]!r}: run the study again")
-        frame = pl.read_csv(path, schema_overrides=dict(columns))
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({reason}): run the study again") from None
-    # An empty number is an undefined one; everything else has to be there.
-    frame = frame.with_columns(pl.col(_REAL).fill_null(float("nan")))
-    for name in columns:
-        if frame[name].null_count():
-            raise ValueError(f"{path}: column {name!r} has an empty cell: run the study again")
-    return frame
 
 
 def _check_rows(path: Path, wanted: list[tuple], found: list[tuple]) -> None:
@@ -350,4 +445,4 @@ def _check_rows(path: Path, wanted: list[tuple], found: list[tuple]) -> None:
         problem = f"a row for {min(extra)}, which study.json does not have"
     else:
         problem = "rows that occur twice"
-    raise ValueError(f"{path} has {problem}: run the study again")
+    raise ValueError(f"{path} has {problem}: {REMEDY}")

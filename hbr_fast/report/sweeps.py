@@ -15,13 +15,11 @@ from matplotlib.transforms import ScaledTranslation
 from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, class_rows, count, heat_map, report_style, titled_figure
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, spread
 
-LOG_ABOVE = 4  # values that lie further apart than this factor crowd at one end of a linear axis
-# What is drawn along a sweep: columns of `per_member.csv` and their names.
-_PANELS = {**{f"recall_{gap}": f"recall gap, {words}" for gap, words in GAPS.items()}, "accuracy": "accuracy"}
+LOG_ABOVE = 4  # values spread over more than this factor crowd at one end of a linear axis
 
 
 def gaps_by_alpha(study: StudyFiles) -> Picture | None:
-    """Each gap metric and accuracy against alpha, a line an oversampler; None where fewer than two alphas are."""
+    """Each gap metric and accuracy against alpha, one line per oversampler; None with fewer than two alphas."""
     arms = [arm for arm in study.treatments if study.setting(arm, "alpha") > 0]
     return _sweep(
         study,
@@ -34,7 +32,7 @@ def gaps_by_alpha(study: StudyFiles) -> Picture | None:
 
 
 def gaps_by_pruning_rate(study: StudyFiles) -> Picture | None:
-    """Each gap metric and accuracy against the pruning rate, a line a treatment; None without two rates."""
+    """Each gap metric and accuracy against the pruning rate, one line per treatment; None with fewer than two rates."""
     arms = [arm for arm in study.treatments if study.setting(arm, "prune_rate") > 0]
     return _sweep(
         study,
@@ -51,15 +49,15 @@ def change_per_class(study: StudyFiles) -> Picture | None:
     if not study.treatments:
         return None
     order = study.hard_to_easy()
-    before = 100 * study.class_metric(BASELINE, "recall").mean(axis=0)[order]
+    before = 100 * study.class_metric(BASELINE, study.metric).mean(axis=0)[order]
     change = np.stack(
-        [100 * study.class_metric(arm, "recall").mean(axis=0)[order] - before for arm in study.treatments], axis=1
+        [100 * study.class_metric(arm, study.metric).mean(axis=0)[order] - before for arm in study.treatments], axis=1
     )
     reach = max(0.1, float(np.abs(change).max()))
     classes = [study.classes[c] for c in order]
     with report_style():
         figure, _ = heat_map(
-            "Change of recall, class by class",
+            f"Change of {study.metric_words}, class by class",
             "points against the baseline, mean over members; hardest class first",
             change,
             rows=classes,
@@ -67,15 +65,16 @@ def change_per_class(study: StudyFiles) -> Picture | None:
             scale=TwoSlopeNorm(0, -reach, reach),
             form="+.1f",
             colours="PuOr",
-            label="points of recall",
+            label=f"points of {study.metric_words}",
         )
     hardest = "; ".join(f"{arm_label(a)} {change[0, i]:+.1f}" for i, a in enumerate(study.treatments[:6]))
     return Picture(
         "change_per_class",
-        "Change of recall, class by class",
-        f"Recall on {study.evaluated}, arm minus baseline, in percentage points: means over members "
+        f"Change of {study.metric_words}, class by class",
+        f"{study.metric_title} on {study.evaluated}, arm minus baseline, in percentage points: means over members "
         f"({count(study, BASELINE)} of the baseline). Violet is better, orange is worse.",
-        f"Heat map of the change of recall of {len(order)} classes in {len(study.treatments)} arms. Hardest class, "
+        f"Heat map of the change of {study.metric_words} of {len(order)} classes in {len(study.treatments)} arms. "
+        "Hardest class, "
         f"{classes[0]}: {hardest}.",
         _wide(study, order, study.treatments, change),
         figure,
@@ -83,14 +82,14 @@ def change_per_class(study: StudyFiles) -> Picture | None:
 
 
 def recall_of_arms(study: StudyFiles) -> Picture:
-    """Mean recall of every class in every arm: for studies of more arms than a dot plot can hold."""
-    order = np.argsort(study.class_metric(BASELINE, "recall").mean(axis=0), kind="stable")
-    recall_by_arm = {arm: 100 * study.class_metric(arm, "recall")[:, order] for arm in study.arms}
+    """Mean recall of every class in every arm: for studies with more arms than a dot plot can hold."""
+    order = np.argsort(study.class_metric(BASELINE, study.metric).mean(axis=0), kind="stable")
+    recall_by_arm = {arm: 100 * study.class_metric(arm, study.metric)[:, order] for arm in study.arms}
     recall = np.stack([recall_mc.mean(axis=0) for recall_mc in recall_by_arm.values()], axis=1)
     classes = [study.classes[c] for c in order]
     with report_style():
         figure, _ = heat_map(
-            "Recall per class",
+            f"{study.metric_title} per class",
             f"on {study.evaluated} (%), mean over members; worst class of the baseline first",
             recall,
             rows=classes,
@@ -98,25 +97,30 @@ def recall_of_arms(study: StudyFiles) -> Picture:
             scale=Normalize(float(recall.min()), max(float(recall.max()), float(recall.min()) + 1e-6)),
             form=".0f",
             colours="cividis",
-            label="recall (%)",
+            label=f"{study.metric_words} (%)",
         )
     words = "; ".join(f"{arm_label(arm)} {recall[0, i]:.1f} %" for i, arm in enumerate(study.arms[:6]))
     return Picture(
-        "recall_per_class",
-        "Recall per class",
-        f"Recall on {study.evaluated} in percent, mean over the members of an arm ({count(study, BASELINE)} of the "
-        "baseline), classes from the lowest to the highest baseline recall. Deviation and range: in the CSV.",
-        f"Heat map of the recall of {len(order)} classes in {len(study.arms)} arms. Worst class of the baseline, "
+        f"{study.metric}_per_class",
+        f"{study.metric_title} per class",
+        f"{study.metric_title} on {study.evaluated} in percent, mean over the members of an arm "
+        f"({count(study, BASELINE)} of the "
+        "baseline), classes from the lowest to the highest baseline {study.metric_words}. Deviation and range: in "
+        "the CSV.",
+        f"Heat map of the {study.metric_words} of {len(order)} classes in {len(study.arms)} arms. Worst class of "
+        "the baseline, "
         f"{classes[0]}: {words}.",
         pl.concat(
             class_rows(
                 study,
                 order,
                 arm,
-                recall_mean_percent=recall_mc.mean(axis=0),
-                recall_std_percent=spread(recall_mc),
-                recall_min_percent=recall_mc.min(axis=0),
-                recall_max_percent=recall_mc.max(axis=0),
+                **{
+                    f"{study.metric}_mean_percent": recall_mc.mean(axis=0),
+                    f"{study.metric}_std_percent": spread(recall_mc),
+                    f"{study.metric}_min_percent": recall_mc.min(axis=0),
+                    f"{study.metric}_max_percent": recall_mc.max(axis=0),
+                },
             )
             for arm, recall_mc in recall_by_arm.items()
         ),
@@ -126,13 +130,15 @@ def recall_of_arms(study: StudyFiles) -> Picture:
 
 def gaps_of_arms(study: StudyFiles) -> Picture:
     """Every gap metric of every arm, means over members."""
-    gaps = np.array([[100 * study.member_metric(arm, f"recall_{gap}").mean() for gap in GAPS] for arm in study.arms])
-    # A column is shaded against the baseline's value: what a gap is worth differs between the measures.
+    gaps = np.array(
+        [[100 * study.member_metric(arm, f"{study.metric}_{gap}").mean() for gap in GAPS] for arm in study.arms]
+    )
+    # A column is shaded relative to the baseline's value: the scale of a gap differs between the measures.
     shade = np.divide(gaps, gaps[0], out=np.ones_like(gaps), where=gaps[0] != 0)
     reach = max(0.02, float(np.nanmax(np.abs(shade - 1))))
     with report_style():
         figure, _ = heat_map(
-            "Recall gaps between classes",
+            f"{study.metric_title} gaps between classes",
             "shade: share of the baseline's gap, mean over members; numbers: points",
             shade,
             rows=[arm_label(arm) for arm in study.arms],
@@ -147,8 +153,9 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
     best = int(gaps[:, 0].argmin())
     return Picture(
         "gap_metrics",
-        "Recall gaps between classes",
-        "Five measures of how far the recalls of the classes lie apart, in percentage points, means over the members "
+        f"{study.metric_title} gaps between classes",
+        f"Five measures of how far the classes lie apart in {study.metric_words}, in percentage points, means over "
+        "the members "
         f"of an arm ({count(study, BASELINE)} of the baseline): less is better. Violet is smaller than the baseline's.",
         f"Heat map of five gap measures of {len(study.arms)} arms. Smallest max - min: {arm_label(study.arms[best])}, "
         f"{gaps[best, 0]:.1f} points; baseline {gaps[0, 0]:.1f}.",
@@ -158,7 +165,7 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
 
 
 def samples_of_arms(study: StudyFiles) -> Picture:
-    """Samples of every class in every arm, arms with the same counts once."""
+    """Samples of every class in every arm; arms with the same counts appear once."""
     order = study.hard_to_easy()
     unlike: dict[tuple[float, ...], list[str]] = {}
     for arm in study.arms:
@@ -201,13 +208,15 @@ def _sweep(
     if len(places) < 2:
         return None
     column, axis, name, title = words
+    shown = {f"{study.metric}_{gap}": f"{study.metric_words} gap, {said}" for gap, said in GAPS.items()}
+    shown["accuracy"] = "accuracy"
     lines = list(dict.fromkeys(line(arm) for arm in arms))
     rows = []
     with report_style():
         subtitle = f"mean over members; bars: 95 % interval of the difference from {study.compared_with}"
         figure, panels = _panels(title, subtitle, legend_rows=-(-(len(lines) + 1) // _legend_columns([*lines, start])))
-        for (metric, label), axes in zip(_PANELS.items(), panels, strict=True):
-            first = axes is panels[0]  # the one that the legend is made from
+        for (metric, label), axes in zip(shown.items(), panels, strict=True):
+            first = axes is panels[0]  # the panel that the legend is made from
             before = 100 * study.member_metric(BASELINE, metric).mean()
             dashes = axes.axhline(before, color="#000000", linewidth=0.9, linestyle=(0, (4, 2)))
             dashes.set_label(start if first else "")
@@ -217,8 +226,8 @@ def _sweep(
                 compared = [compare(study, arm, metric) for _, arm in points]
                 x = np.array([place for place, _ in points])
                 y = np.array([c.treatment for c in compared])
-                half = np.nan_to_num(np.array([(c.high - c.low) / 2 for c in compared]))
-                # Lines stand a little beside each other, so that no bar hides another.
+                half = np.nan_to_num(np.array([(c.interval[1] - c.interval[0]) / 2 for c in compared]))
+                # Lines are slightly offset, so that no bar hides another.
                 aside = ScaledTranslation((number - (len(lines) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
                 axes.errorbar(
                     x, y, yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, elinewidth=0.8,
@@ -235,14 +244,14 @@ def _sweep(
                         "against_percent": c.baseline,
                         "mean_percent": c.treatment,
                         "difference_points": c.difference,
-                        "difference_low": c.low,
-                        "difference_high": c.high,
+                        "difference_low": c.interval[0],
+                        "difference_high": c.interval[1],
                     }
                     for (place, arm), c in zip(points, compared, strict=True)
                 ]
             axes.set_title(label, fontsize=8.5, fontweight="normal")
             axes.grid(visible=True)
-            _fit(axes, places, least=-100 if metric == "recall_easy_hard" else 0)
+            _fit(axes, places, least=-100 if metric.endswith("_easy_hard") else 0)
         for axes in panels[-2:]:
             axes.set_xlabel(axis, fontsize=8)
         figure.supylabel("percentage points (accuracy: %)", fontsize=8)
@@ -251,12 +260,14 @@ def _sweep(
             ncols=_legend_columns([*lines, start]), borderpad=0, borderaxespad=0, fontsize=8,
         )  # fmt: skip
     best = min(
-        (row for row in rows if row["metric"] == "recall_max_min"), key=lambda row: float(str(row["mean_percent"]))
+        (row for row in rows if row["metric"] == f"{study.metric}_max_min"),
+        key=lambda row: float(str(row["mean_percent"])),
     )
     return Picture(
         name,
         title,
-        f"Five measures of the recall gap (less is better) and accuracy against the {axis}, a line a treatment, means "
+        f"Five measures of the {study.metric_words} gap (less is better) and accuracy by {axis}, a line per "
+        "treatment, means "
         f"over members ({count(study, BASELINE)} of the baseline, dashed). Bars: half width of the 95 % interval of "
         f"the paired difference from {study.compared_with}, over resampled variants, where the design gives one, cut "
         "off where percentages end.",
@@ -275,7 +286,7 @@ def _panels(title: str, subtitle: str, *, legend_rows: int) -> tuple[Figure, lis
 
 
 def _fit(axes: Axes, places: Sequence[float], *, least: float) -> None:
-    """Limits and ticks: values in equal ratios on a logarithmic axis, percentages no further than they go."""
+    """Limits and ticks: values in equal ratios on a logarithmic axis, percentages within their range."""
     if places[0] > 0 and places[-1] > LOG_ABOVE * places[0]:
         axes.set_xscale("log")
         axes.set_xticks(places, [f"{place:g}" for place in places])
@@ -297,7 +308,7 @@ def _legend_columns(lines: Sequence[str]) -> int:
 
 
 def _named(study: StudyFiles, arm: str, parts: Sequence[str]) -> str:
-    """What an arm does, in those of the words that tell this study's arms apart."""
+    """What an arm does, in the words that distinguish this study's arms."""
     told = []
     for part in parts:
         said = {_words(study, other, part) for other in study.treatments} - {""}

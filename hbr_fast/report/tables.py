@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from hbr_fast.evaluation.statistics import holm
 from hbr_fast.report.study_files import (
     BASELINE,
     GAPS,
+    LEVELS,
     Comparison,
     StudyFiles,
     arm_label,
@@ -30,19 +30,19 @@ from hbr_fast.report.study_files import (
 
 Cell = str | float
 
-MOST_ARMS = 4  # treatments with tables of their own; more share one
+MOST_ARMS = 4  # most treatments with their own tables; more share one
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that knows how its numbers are shown.
+    """A table and the formats of its numbers.
 
     Attributes
     ----------
     name : stem of its files
     title : one line
     columns : headings, all different
-    formats : one a column: "" for text, else a format specification for its numbers, such as ".2f"
+    formats : one per column: "" for text, else a format specification for its numbers, such as ".2f"
     rows : cells; NaN is shown as "n/a"
     note : what the numbers mean, one paragraph
     """
@@ -59,27 +59,31 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows)
 
     def shown(self) -> list[list[str]]:
-        """The cells as they are shown: unescaped text."""
+        """The formatted cells, as unescaped text."""
         return [[_shown(*pair) for pair in zip(row, self.formats, strict=True)] for row in self.rows]
 
 
 def summary_tables(study_dir: str | os.PathLike[str]) -> list[Table]:
-    """The tables of a finished study: for each arm beside the one it is compared with, its classes and its gaps.
+    """The tables of a finished study: for each arm beside its comparison arm, its classes and its gaps.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        As `read_study`.
+        See `read_study`.
     """
     return tables_of(read_study(study_dir))
 
 
 def tables_of(study: StudyFiles) -> list[Table]:
-    """As `summary_tables`, for a study that was read already. A study of a baseline only has one of each."""
+    """`summary_tables` for a study already read. A study of only a baseline has one of each."""
     arms: Sequence[str | None] = study.treatments or [None]
+    grouped = [] if study.groups is None else [group_table(study)]
     if len(arms) > MOST_ARMS:
-        return [arms_table(study), tests_table(study)]
+        return [arms_table(study), *grouped, tests_table(study)]
     tables = [table for arm in arms for table in (class_table(study, arm), gap_table(study, arm))]
+    if len(study.treatments) > 1:
+        tables.insert(0, arms_table(study))  # side by side
+    tables += grouped
     if study.treatments:
         tables.append(tests_table(study))
     assert len({table.name for table in tables}) == len(tables), "arm names differ in letters or digits"
@@ -87,30 +91,39 @@ def tables_of(study: StudyFiles) -> list[Table]:
 
 
 def class_table(study: StudyFiles, arm: str | None) -> Table:
-    """Per class, the hardest first: hardness, samples and recall of `arm` and the one it is compared with, or of the
+    """Per class, the hardest first: hardness, samples and the metric of `arm` and its comparison arm, or of the
     baseline."""
     shown = [BASELINE] if arm is None else [study.against(arm), arm]
-    columns, formats = ["class", "hardness"], ["", ".2f"]
-    numbers = [study.class_hardness()]
-    for name in shown:
+    columns, formats = ["class"], [""]
+    numbers = []
+    if study.has_hardness:
+        columns.append("hardness")
+        formats.append(".2f")
+        numbers.append(study.class_hardness())
+    for name in shown if study.has_samples else ():
         columns.append(f"samples {arm_label(name)}")
         formats.append(".0f")
         numbers.append(study.class_metric(name, "samples").mean(axis=0))
     means = []
     for name in shown:
-        recall_mc = 100 * study.class_metric(name, "recall")
-        columns += [f"recall {arm_label(name)} (%)", f"std {arm_label(name)}"]
-        formats += [".1f", ".1f"]
-        means.append(recall_mc.mean(axis=0))
-        numbers += [means[-1], spread(recall_mc)]
+        low, high = study.class_interval(name, study.metric)
+        label = arm_label(name)
+        columns += [f"{study.metric_words} {label} (%)", f"95 % low {label}", f"95 % high {label}"]
+        formats += [".1f", ".1f", ".1f"]
+        means.append(100 * study.class_metric(name, study.metric).mean(axis=0))
+        numbers += [means[-1], 100 * low, 100 * high]
     if arm is not None:
         columns.append("change (points)")
         formats.append("+.1f")
         numbers.append(means[1] - means[0])
     rows = tuple((study.classes[c], *(float(column[c]) for column in numbers)) for c in study.hard_to_easy().tolist())
+    hardness = (
+        f"Hardness: class mean of {estimator_label(study)} over the baseline members. " if study.has_hardness else ""
+    )
     note = (
-        f"The hardest class first. Hardness: class mean of {estimator_label(study)} over the baseline "
-        f"members. Recall on {study.evaluated}: mean and standard deviation (std) over {_members(study, shown)}."
+        f"{study.order_words[0].upper()}{study.order_words[1:]}. {hardness}{study.metric_title} on "
+        f"{study.evaluated}: mean and 95 % interval over "
+        f"{_members(study, shown)}{_and_test_set(study)}."
     )
     never = study.per_class.filter(study.per_class["never_predicted"].str.to_lowercase().is_in(["true", "1"]))
     for name, who in never.select("class_name", "arm").unique(maintain_order=True).rows():
@@ -127,10 +140,9 @@ def class_table(study: StudyFiles, arm: str | None) -> Table:
 
 
 def gap_table(study: StudyFiles, arm: str | None) -> Table:
-    """Gaps of recall between classes, mean recall and accuracy: `arm` and the one it is compared with, or the
-    baseline; difference, interval, p."""
-    metrics = {f"recall_{gap}": f"recall gap: {words}" for gap, words in GAPS.items()}
-    metrics |= {"recall_mean": "recall: mean over classes", "accuracy": "accuracy"}
+    """Every measure of the metric, and accuracy: `arm` and its comparison arm, or the baseline;
+    difference, interval, p."""
+    metrics = study.quantities
     shown = [BASELINE] if arm is None else [study.against(arm), arm]
     columns = ["metric", f"{arm_label(shown[0])} (%)", f"std {arm_label(shown[0])}"]
     formats = ["", ".2f", ".2f"]
@@ -142,10 +154,10 @@ def gap_table(study: StudyFiles, arm: str | None) -> Table:
         columns += [f"{arm_label(arm)} (%)", f"std {arm_label(arm)}", "difference (points)"]
         formats += [".2f", ".2f", "+.2f"]
         comparisons = {metric: compare(study, arm, metric) for metric in metrics}
-    best = next((c for c in comparisons.values() if not c.why_no_interval), None)
+    best = next((c for c in comparisons.values() if not c.no_test), None)
     if best is not None:
-        columns += ["95 % low", "95 % high", "p"]
-        formats += ["+.2f", "+.2f", ".3f"]
+        columns += ["95 % low", "95 % high", "p", "p (Holm)"]
+        formats += ["+.2f", "+.2f", ".3f", ".3f"]
 
     rows = []
     for metric, words in metrics.items():
@@ -157,17 +169,18 @@ def gap_table(study: StudyFiles, arm: str | None) -> Table:
             comparison = comparisons[metric]
             row.append(comparison.difference)
             if best is not None:
-                row += [comparison.low, comparison.high, comparison.p]
+                row += [*comparison.interval, comparison.p, comparison.p_holm]
         rows.append(tuple(row))
 
     note += f"Mean and standard deviation (std) over {_members(study, shown)}. "
     if best is not None:
         note += (
-            f"Interval and sign-flip p of the paired difference over {best.variants} resampled variants, "
-            f"one metric at a time; the smallest p that so many variants can give is {best.smallest_p:.3f}."
+            f"Interval and sign-flip p of the paired difference over {best.variants} resampled variants"
+            f"{_and_test_set(study)}; the smallest p that this design can give is {best.smallest_p:.3f}. p (Holm): "
+            "corrected for all tests of the study."
         )
     elif arm is not None:
-        note += f"No interval: {comparisons['accuracy'].why_no_interval}."
+        note += f"No interval: {comparisons['accuracy'].no_test}."
     return Table(
         f"table_gaps_{_slug(arm or BASELINE)}",
         "Gaps" if arm is None else f"Gaps: {arm_label(arm)} against {arm_label(shown[0])}",
@@ -179,8 +192,9 @@ def gap_table(study: StudyFiles, arm: str | None) -> Table:
 
 
 def arms_table(study: StudyFiles) -> Table:
-    """An arm a row: accuracy, mean recall and every gap of recall, means over members."""
-    metrics = {"accuracy": "accuracy", "recall_mean": "mean recall", **{f"recall_{g}": w for g, w in GAPS.items()}}
+    """One row per arm: accuracy and every measure of the metric, means over members."""
+    words = {f"{study.metric}_{name}": said for name, said in (LEVELS | GAPS).items()}
+    metrics = {"accuracy": "accuracy", **words}
     rows: list[tuple[Cell, ...]] = [
         (
             arm_label(arm),
@@ -195,35 +209,63 @@ def arms_table(study: StudyFiles) -> Table:
         ("arm", "members", *metrics.values()),
         ("", ".0f", *([".2f"] * len(metrics))),
         tuple(rows),
-        f"Means over the members of an arm, on {study.evaluated}. Accuracy and mean recall in percent, gaps of recall "
-        "between classes in percentage points.",
+        f"Means over the members of an arm, on {study.evaluated}. Accuracy and {study.metric_words} (mean, worst "
+        "class, "
+        "worst few) in percent; then its gaps between classes, in percentage points.",
+    )
+
+
+def group_table(study: StudyFiles) -> Table:
+    """Accuracy of every group of test samples, arm by arm, the worst of the baseline first."""
+    assert study.groups is not None
+    columns, formats = ["attribute", "group", "samples"], ["", "", ".0f"]
+    for arm in study.arms:
+        columns += [f"{arm_label(arm)} (%)", f"95 % low {arm_label(arm)}", f"95 % high {arm_label(arm)}"]
+        formats += [".1f"] * 3
+    by_group: dict[tuple[str, str], list[Cell]] = {}
+    of_baseline: dict[tuple[str, str], float] = {}
+    for arm in study.arms:
+        for row in study.groups.filter(arm=arm).iter_rows(named=True):
+            key = row["attribute"], row["group"]
+            cells = by_group.setdefault(key, [*key, float(row["samples"])])
+            cells += [100 * row[name] for name in ("accuracy", "low", "high")]
+            of_baseline.setdefault(key, row["accuracy"])
+    order = sorted(by_group, key=lambda key: (key[0], of_baseline[key]))
+    return Table(
+        "table_groups",
+        "Groups of test samples",
+        tuple(columns),
+        tuple(formats),
+        tuple(tuple(by_group[key]) for key in order),
+        f"Accuracy of groups of {study.evaluated}: mean over the members of an arm, and its 95 % interval over "
+        "training "
+        "and over the samples of the group. The worst group of the baseline first.",
     )
 
 
 def tests_table(study: StudyFiles) -> Table:
-    """Every arm against the one it is compared with in every gap, mean recall and accuracy: what can be claimed, and
-    what the paper's test would say."""
+    """Every arm against its comparison arm in every gap, mean recall and accuracy: what can be claimed, and what the
+    paper's test would say."""
     tests = tests_of(study)
-    corrected = holm([test.p for _, _, test in tests])
-    names = {f"recall_{gap}": f"recall gap: {words}" for gap, words in GAPS.items()}
-    names |= {"recall_mean": "recall: mean over classes", "accuracy": "accuracy"}
+    names = study.quantities
     rows = []
-    for (arm, metric, test), p_holm in zip(tests, corrected.tolist(), strict=True):
-        direction = "smaller" if test.difference < 0 else "larger" if test.difference > 0 else "same"
+    for arm, metric, test in tests:
         rows.append(
             (
-                arm_label(arm), arm_label(study.against(arm)), names[metric], test.difference, test.low, test.high,
-                test.effect_size, test.p, p_holm, test.smallest_p, direction, test.paper_t, test.paper_p,
+                arm_label(arm), arm_label(study.against(arm)), names[metric], test.difference, *test.interval,
+                test.effect_size, test.p, test.p_holm, test.smallest_p, test.direction, test.paper_t, test.paper_p,
             )
         )  # fmt: skip
-    reasons = dict.fromkeys(test.why_no_interval for _, _, test in tests if test.why_no_interval)
+    reasons = dict.fromkeys(test.no_test for _, _, test in tests if test.no_test)
     note = (
-        "Arm minus the one it is compared with, in points, paired by training seed; interval and tests over the means "
-        "of the resampled variants, which are what is independent. d_z: difference over their standard deviation. p: "
-        "sign-flip test, with the smallest value that so many variants can give; p (Holm): corrected for all rows of "
-        "this table. For a gap, smaller is better. The last two columns are the paper's paired t-test, which takes "
-        "members that share a resampled set for independent and corrects nothing: they are here to compare with the "
-        "paper, not to claim by."
+        "Arm minus its comparison arm, in points, paired by training seed; interval and tests over the means "
+        f"of the resampled variants, the independent observations{_and_test_set(study)}. d_z: difference over their "
+        "standard deviation. p: "
+        "sign-flip test, with the smallest value that this number of variants can give; p (Holm): corrected for all "
+        "tests of the study, which are the rows of comparisons.csv. For a gap, smaller is better, and easy - hard, "
+        "which has a sign, is judged by its absolute value. The last two columns "
+        "are the paper's paired t-test, which treats members that share a resampled set as independent and corrects "
+        "nothing: they are for comparison with the paper, not evidence."
     )
     if reasons:
         note += f" Where there is no interval: {'; '.join(reasons)}."
@@ -236,6 +278,11 @@ def tests_table(study: StudyFiles) -> Table:
         tuple(rows),
         note,
     )  # fmt: skip
+
+
+def _and_test_set(study: StudyFiles) -> str:
+    """What the intervals cover besides training, for the end of a sentence."""
+    return ", and the noise of the test set" if study.metric == "recall" else ""
 
 
 def print_tables(tables: Sequence[Table], *, file: IO[str] | None = None) -> None:
@@ -326,17 +373,19 @@ def to_latex(table: Table) -> str:
             for cell, spec in zip(row, table.formats, strict=True)
         ]
         body.append(" & ".join(cells) + r" \\")
-    caption = _latex(f"{table.title}. {table.note}".strip())
+    caption = _latex(f"{table.title}.")
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{caption}}}",
+            rf"\label{{tab:{table.name.removeprefix('table_').replace('_', '-')}}}",
             rf"\begin{{tabular}}{{{''.join('r' if spec else 'l' for spec in table.formats)}}}",
             r"\toprule",
             *body,
             r"\bottomrule",
             r"\end{tabular}",
+            *(f"% {line}" for line in textwrap.wrap(table.note, 100)),
             r"\end{table}",
             "",
         ]
@@ -358,7 +407,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\char34{}",
-    # Braces keep a class called "[x]" from being read as the optional argument of the row before it.
+    # Braces keep a class named "[x]" from being read as the optional argument of the row before it.
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
@@ -378,7 +427,7 @@ def _shown(cell: Cell, spec: str) -> str:
         return cell
     if math.isnan(cell):
         return "n/a"
-    # Rounded first, so that what rounds to nothing is shown without a minus sign.
+    # Rounded first, so that a value that rounds to zero is shown without a minus sign.
     return f"{round(cell, int(spec[-2])) + 0.0:{spec}}"
 
 

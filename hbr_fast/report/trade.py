@@ -1,4 +1,4 @@
-"""What a smaller gap costs: the recall gap of every arm against its accuracy, and the arms that no other one beats."""
+"""What a smaller gap costs: the recall gap of every arm against its accuracy, and the arms that no other arm beats."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import polars as pl
 from hbr_fast.report.drawing import COLOURS, Picture, count, label_points, report_style, titled_figure
 from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label, compare
 
-FAR = 1.5  # an arm whose gap is this many times the baseline's would press all others into a corner
+FAR = 1.5  # an arm whose gap is this many times the baseline's would squeeze all others into a corner
 
 
 def pareto_front(accuracy_a: Sequence[float], gap_a: Sequence[float]) -> list[int]:
-    """The arms that no other arm beats, by falling accuracy.
+    """The arms that no other arm beats, by decreasing accuracy.
 
-    One beats another if it is no worse in both accuracy (more is better) and gap (less is better), and better in one.
+    An arm beats another if it is no worse in accuracy (more is better) and gap (less is better), and better in one.
     """
     arms = list(zip(accuracy_a, gap_a, strict=True))
 
@@ -29,7 +29,7 @@ def pareto_front(accuracy_a: Sequence[float], gap_a: Sequence[float]) -> list[in
 
 
 class Point(NamedTuple):
-    """A row of the picture's CSV: an arm's means, and the intervals of its differences from the one compared with."""
+    """A row of the picture's CSV: an arm's means, and the intervals of its differences from the comparison arm."""
 
     arm: str
     alpha: float
@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 
 def gap_against_accuracy(study: StudyFiles) -> Picture | None:
-    """Recall gap against accuracy, an arm a point, with the front; None where fewer than two alphas are."""
+    """Recall gap against accuracy, one point per arm, with the front; None with fewer than two alphas."""
     arms = [arm for arm in study.treatments if study.setting(arm, "alpha") > 0]
     if len({study.setting(arm, "alpha") for arm in arms}) < 2:
         return None
@@ -78,9 +78,9 @@ def gap_against_accuracy(study: StudyFiles) -> Picture | None:
                 capsize=2, alpha=1 if i in front else 0.5,
             )  # fmt: skip
         axes.set_xlabel("accuracy (%)", fontsize=8)
-        axes.set_ylabel("recall gap, best minus worst class (points)", fontsize=8)
+        axes.set_ylabel(f"{study.metric_words} gap, best minus worst class (points)", fontsize=8)
         axes.grid(visible=True)
-        # A wide interval would reach to accuracies and gaps that there are not.
+        # A wide interval would reach impossible accuracies and gaps.
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
         axes.set(xlim=(max(left, -3), min(right, 103)), ylim=(max(low, -3), min(high, 103)))
         shown = [point for i, point in enumerate(points) if i not in far]
@@ -94,11 +94,12 @@ def gap_against_accuracy(study: StudyFiles) -> Picture | None:
     return Picture(
         "gap_against_accuracy",
         "Gap against accuracy",
-        f"Recall gap (less is better) against accuracy (more is better), means over members ({count(study, BASELINE)} "
+        f"{study.metric_title} gap (less is better) against accuracy (more is better), means over members "
+        f"({count(study, BASELINE)} "
         "of the baseline). Bars: half width of the 95 % interval of the paired difference from "
         f"{study.compared_with}, where the design gives one. Strong points on the line are beaten by no other arm; "
         f"pale ones are.{outside}",
-        f"Scatter of {len(points) - len(far)} arms. Not beaten by any other, by falling accuracy: "
+        f"Scatter of {len(points) - len(far)} arms. Not beaten by any other, by decreasing accuracy: "
         f"{', '.join(points[i].name for i in front)}.",
         pl.DataFrame([point._asdict() | {"on_front": i in front} for i, point in enumerate(points)]),
         figure,
@@ -106,13 +107,15 @@ def gap_against_accuracy(study: StudyFiles) -> Picture | None:
 
 
 def _baseline(study: StudyFiles) -> Point:
-    accuracy, gap = (float(100 * study.member_metric(BASELINE, of).mean()) for of in ("accuracy", "recall_max_min"))
+    accuracy, gap = (
+        float(100 * study.member_metric(BASELINE, of).mean()) for of in ("accuracy", f"{study.metric}_max_min")
+    )
     return Point(BASELINE, 0.0, accuracy, 0.0, 0.0, gap, 0.0, 0.0)
 
 
 def _point(study: StudyFiles, arm: str) -> Point:
-    accuracy, gap = compare(study, arm, "accuracy"), compare(study, arm, "recall_max_min")
-    of_accuracy, of_gap = ((one.treatment, one.low, one.high) for one in (accuracy, gap))
+    accuracy, gap = compare(study, arm, "accuracy"), compare(study, arm, f"{study.metric}_max_min")
+    of_accuracy, of_gap = ((one.treatment, *one.interval) for one in (accuracy, gap))
     return Point(arm, float(study.setting(arm, "alpha")), *of_accuracy, *of_gap)
 
 

@@ -1,4 +1,4 @@
-"""Resampling: samples per class -> the rows of an epoch."""
+"""Resampling: from samples per class to the rows of an epoch."""
 
 from hbr_fast.resampling.oversampling import OVERSAMPLE
 from hbr_fast.resampling.pools import RankedPool

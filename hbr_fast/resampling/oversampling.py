@@ -1,4 +1,4 @@
-"""Which rows a class gains where it has fewer than wanted: copies, interpolations, real and generated images."""
+"""The rows that a class gains if it has too few: copies, interpolations, real and generated images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OVERSAMPLE = ("random", *WEIGHTED, "smote", "holdout", *POOL, "none")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a plan, by column; see `hbr_fast.plan.Plan`."""
+    """Rows of a plan, by column; see `hbr_fast.data.plan.Plan`."""
 
     store: np.ndarray
     index: np.ndarray
@@ -33,7 +33,7 @@ class Rows:
 
 
 def repeated(ids: np.ndarray, extra: int, *, seed: int, c: int) -> Rows:
-    """Balanced copies: with `ids` themselves, each sample occurs floor or ceil of (all / available) times."""
+    """Balanced copies: counting `ids`, each sample occurs floor or ceil of (total / available) times."""
     copies, rest = divmod(extra, len(ids))
     return Rows.plain(
         np.concatenate([np.tile(ids, copies), shuffled(ids, seed=seed, stream=Stream.RESAMPLING, c=c)[:rest]])
@@ -43,7 +43,7 @@ def repeated(ids: np.ndarray, extra: int, *, seed: int, c: int) -> Rows:
 def weighted(
     ids: np.ndarray, extra: int, *, scores_n: np.ndarray, hard_is: str | None, favour: str, seed: int, c: int
 ) -> Rows:
-    """Copies drawn with replacement, the favoured end up to twice as likely as the other one."""
+    """Copies drawn with replacement, one end up to twice as likely as the other."""
     ranked = ids[hardest_first(scores_n[ids], hard_is)]
     if favour == "weighted-easy":
         ranked = ranked[::-1]
@@ -87,12 +87,12 @@ def gained(
     c: int,
     classes: Sequence[str] | None,
 ) -> Rows:
-    """The rows that class `c` gains beside `ids`: `extra` of them, or none with "none".
+    """The rows that class `c` gains besides `ids`: `extra` of them, or none with "none".
 
     Raises
     ------
     ValueError
-        If they cannot be had: the message names the class, what is wanted and what is available.
+        If there are too few: the message names the class, the requested and the available number.
     """
     if strategy == "none":
         return Rows.plain(ids[:0])

@@ -1,4 +1,4 @@
-"""Picking images from a pool of generated ones: any, those as sure as the real ones, or the least sure."""
+"""Pick images from a pool of generated ones: any, those with the confidence of real ones, or the least confident."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ POOL = ("pool-random", *RANKED)
 
 @dataclass(frozen=True)
 class RankedPool:
-    """What resampling needs to know of a pool of images: not its pixels.
+    """What resampling needs to know of a pool of images, without its pixels.
 
     Attributes
     ----------
     labels : int64 [P]
         Class of each image.
     fingerprint : str
-        Of the pool: the plan keeps it.
+        Of the pool; the plan stores it.
     confidence : float [P], optional
         Probability of the image's own class, mean over an ensemble; "pool-average" and "pool-hard" need it.
     real_confidence : float [C], optional
-        The same of each class's real images, mean over them; "pool-average" needs it.
+        The same for each class's real images, mean over them; "pool-average" needs it.
     """
 
     labels: np.ndarray
@@ -39,7 +39,7 @@ class RankedPool:
 def pick(
     strategy: str, pool: RankedPool, c: int, wanted: int, *, seed: int, classes: Sequence[str] | None
 ) -> np.ndarray:
-    """Rows of the pool for class `c`: `wanted` different ones, int64.
+    """Rows of the pool for class `c`: `wanted` distinct ones, int64.
 
     "pool-average" draws from the 2 x wanted images whose confidence is nearest to the class's real mean, "pool-hard"
     from the 2 x wanted of lowest confidence, or from all where there are fewer.
@@ -47,7 +47,7 @@ def pick(
     Raises
     ------
     ValueError
-        If the pool has fewer: the message names the class, wanted and available.
+        If the pool has fewer: the message names the class, the requested and the available number.
     """
     rows = np.flatnonzero(pool.labels == c)
     if len(rows) < wanted:

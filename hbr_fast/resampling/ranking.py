@@ -10,10 +10,10 @@ from hbr_fast.seeding import Stream, generator
 
 
 def raw_bits(count: int, *, seed: int, stream: Stream, c: int) -> np.ndarray:
-    """Random words that depend on seed, stream and class alone, uint64 [count]; a longer row starts as a shorter one.
+    """Random words that depend only on seed, stream and class, uint64 [count]; a longer row extends a shorter one.
 
-    Choices are made from these words: numpy keeps them between its versions, but not what its own `choice` and
-    `permutation` make of them.
+    Choices are made from these words: numpy keeps them stable between its versions, but not its `choice` and
+    `permutation`.
     """
     bits: np.ndarray = generator(seed, stream, c).bit_generator.random_raw(count)
     return bits
@@ -25,12 +25,12 @@ def shuffled(ids: np.ndarray, *, seed: int, stream: Stream, c: int) -> np.ndarra
 
 
 def hardest_first(scores: np.ndarray, hard_is: str | None) -> np.ndarray:
-    """Positions from hardest to easiest, equal scores in their order."""
+    """Positions from hardest to easiest, ties in their order."""
     return np.argsort(scores if hard_is == "low" else -scores, kind="stable")
 
 
 def class_name(c: int, classes: Sequence[str] | None) -> str:
-    """How messages call a class."""
+    """Name of a class in messages."""
     return f"class {c}" if classes is None else f"class {classes[c]!r}"
 
 

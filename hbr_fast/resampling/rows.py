@@ -1,4 +1,4 @@
-"""Samples per class -> a Plan: which rows of a split make the resampled epoch. No pixel is touched here.
+"""From samples per class to a Plan: the rows of a split that form the resampled epoch. No pixel is touched here.
 
 Source: Pukowski & Osmani, arXiv 2504.07031: undersample easy classes, oversample hard ones.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hbr_fast.plan import Plan
+from hbr_fast.data.plan import Plan
 from hbr_fast.resampling.oversampling import OVERSAMPLE, WEIGHTED, Rows, gained
 from hbr_fast.resampling.pools import POOL, RANKED, RankedPool
 from hbr_fast.resampling.ranking import members_of_classes
@@ -33,31 +33,31 @@ def resample(
     provenance: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Plan:
-    """Plan an epoch with a wanted number of samples of each class.
+    """Plan an epoch with a requested number of samples per class.
 
-    Where a class has more samples than wanted, `undersample` says which are kept; where it has fewer,
-    `oversample` says what is added. Random choices of a class depend on the seed and the class alone,
-    not on the counts of others, and a larger count keeps what a smaller one kept.
+    If a class has more samples than requested, `undersample` says which are kept; if it has fewer,
+    `oversample` says what is added. Random choices of a class depend only on the seed and the class, not
+    on the counts of others, and a larger count keeps what a smaller one kept.
 
     Parameters
     ----------
     labels_n : integer [N]
         Class of each sample of the split, in [0, C).
     counts_c : integer [C]
-        Samples wanted of each class, >= 0, e.g. `Allocation.counts`. A class of 0 is left out.
+        Requested samples of each class, >= 0, e.g. `Allocation.counts`. A class with 0 is left out.
     ids : integer [K], optional
-        The samples that are there, e.g. what pruning kept; by default all. Scores stay those of the whole split.
+        The samples to use, e.g. those that pruning kept; by default all. Scores stay those of the whole split.
     scores_n : float [N], optional
         Hardness score of each sample; "easy", "hard", "extreme" and the weighted strategies need it. Equal scores
         rank by sample id.
     hard_is : "low" or "high", optional
         Which end of the scores is hard; needed with them.
     undersample : str
-        "easy" drops the easiest, "hard" the hardest, "extreme" half from either end (the odd one is an easy
-        one), "random" any, "none" leaves the class whole.
+        "easy" drops the easiest, "hard" the hardest, "extreme" half from each end (an odd one from the
+        easy end), "random" any, "none" leaves the class whole.
     oversample : str
         "random" repeats each sample floor or ceil of wanted / available times; "weighted-easy" and "weighted-hard"
-        draw copies, samples of that end up to twice as often; "smote" interpolates between a sample and one of its
+        draw copies, samples at that end up to twice as often; "smote" interpolates between a sample and one of its
         neighbours, in the loader; "holdout" adds samples of `holdout`; "pool-random", "pool-average" and "pool-hard"
         add images of `pool`; "none" leaves the class as it is.
     holdout : integer [H], optional
@@ -65,28 +65,36 @@ def resample(
     neighbours_nk : integer [N, k], optional
         Sample ids of each sample's nearest neighbours of its class (`smote.same_class_neighbours`); "smote" needs it.
     pool : RankedPool, optional
-        The pool strategies need it; it becomes the plan's store 1.
+        For the pool strategies; it becomes the plan's store 1.
     seed : int
         In [0, 2**63).
     provenance : mapping, optional
-        JSON values to keep with the plan, e.g. the dataset's fingerprint and alpha. What this function
-        records itself wins over equal names.
+        JSON values to store with the plan, e.g. the dataset's fingerprint and alpha. This function's own
+        entries override equal names.
     classes : sequence of str, optional
-        Class names for the messages of errors.
+        Class names for error messages.
 
     Returns
     -------
     Plan
-        Rows ascending by store and id, copies of a sample side by side: orders are the sampler's business. The
+        Rows ascending by store and id, copies of a sample adjacent: the sampler sets the order. The
         provenance holds the strategies, `hard_is`, `seed`, `counts_had`, `counts_wanted`, `counts` (of the
-        plan), `total` (rows) and `constant_size` (whether the plan has as many rows as there were samples,
-        which "none" breaks).
+        plan), `total` (rows) and `constant_size` (whether the plan has as many rows as there were samples;
+        not so with "none").
 
     Raises
     ------
     ValueError
-        If a strategy is unknown, what it needs is missing, scores are NaN or sizes disagree; if what is wanted of a
-        class cannot be had, with class, wanted and available.
+        If a strategy is unknown, what it needs is missing, scores are NaN or sizes disagree; if too few samples are
+        available, with the class, the requested and the available number.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> hardness = np.array([0.1, 0.9, 0.8, 0.7, 0.5, 0.6, 0.5, 0.6])
+    >>> plan = resample(labels, [2, 6], scores_n=hardness, hard_is="high", seed=0)
+    >>> sorted(plan.index[labels[plan.index] == 0].tolist())  # the easy class keeps its hardest samples
+    [1, 2]
     """
     labels_n, counts_c = np.asarray(labels_n), np.asarray(counts_c)
     _check_labels_and_counts(labels_n, counts_c)
@@ -165,7 +173,7 @@ def _check_labels_and_counts(labels_n: np.ndarray, counts_c: np.ndarray) -> None
 
 
 def _checked_ids(ids: np.ndarray | Sequence[int], num_samples: int, name: str) -> np.ndarray:
-    """Ascending int64 ids, each at most once and of the split."""
+    """Ascending int64 ids, distinct and within the split."""
     checked = np.sort(np.asarray(ids, dtype=np.int64))
     if len(checked) and not 0 <= checked[0] <= checked[-1] < num_samples:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which samples of a class stay where there are more than wanted."""
+"""Which samples of a class stay if it has too many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from hbr_fast.resampling.ranking import hardest_first, shuffled
 from hbr_fast.seeding import Stream
 
-# How many of the `drop` surplus samples of a class go from its hardest end; the rest go from its easiest end.
+# How many of the `drop` surplus samples to drop from a class's hardest end; the rest from its easiest end.
 DROPPED_HARD_END: dict[str, Callable[[int], int]] = {
     "easy": lambda drop: 0,
     "hard": lambda drop: drop,
@@ -21,7 +21,7 @@ UNDERSAMPLE = (*DROPPED_HARD_END, "random", "none")
 def kept(
     strategy: str, ids: np.ndarray, wanted: int, *, scores_n: np.ndarray | None, hard_is: str | None, seed: int, c: int
 ) -> np.ndarray:
-    """The samples of class `c` that stay: `wanted` of `ids`, or all with "none". A larger number keeps a smaller's."""
+    """The samples of class `c` that stay: `wanted` of `ids`, or all with "none"; more include fewer."""
     if strategy == "none":
         return ids
     if strategy == "random":

@@ -3,47 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hbr_fast.allocation import Allocation, allocate
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
 from hbr_fast.hardness import HardnessScores, estimator
-from hbr_fast.plan import Plan
-from hbr_fast.pruning import prune
-from hbr_fast.resampling import RankedPool, resample
-from hbr_fast.resampling.pools import POOL, RANKED
-from hbr_fast.resampling.smote import same_class_neighbours
+from hbr_fast.hardness.class_means import class_means
+from hbr_fast.members.scoring.confidence import ranked_pool
+from hbr_fast.members.store import StoredMember
+from hbr_fast.resampling import RankedPool
+from hbr_fast.resampling.allocation import Allocation, allocate
+from hbr_fast.resampling.base import base_sizes, resolved_base
+from hbr_fast.resampling.pipeline import resample_by_hardness
+from hbr_fast.resampling.pools import POOL
+from hbr_fast.resampling.pruning import prune
 from hbr_fast.seeding import Stream
 from hbr_fast.studies.study import Arm, Study
-from hbr_fast.training.confidence import rank_pool
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.store import StoredMember
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One variant of an arm: its rows, and the allocation they came from (None where it does not resample)."""
+    """One variant of an arm: its rows, the allocation behind them (None if it does not resample), and its recipe."""
 
     plan: Plan
     allocation: Allocation | None
+    recipe: Recipe
     pools: tuple[Pool, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples of the train split: those that trainings may see, and those held out to choose by."""
+    """Samples of the train split: those for training, and those held out to choose an arm by."""
 
     train: np.ndarray
     validation: np.ndarray
 
 
 def study_rows(study: Study, dataset: Dataset) -> Rows:
-    """All samples to train on, or a share of each class held out where the study chooses."""
+    """Train on all samples, or hold out a share of each class if the study chooses an arm."""
     labels = dataset.train.labels
     if study.choose is None:
         return Rows(np.arange(len(labels)), np.arange(0))
@@ -64,48 +68,14 @@ def study_rows(study: Study, dataset: Dataset) -> Rows:
 
 
 def baseline_plan(study: Study, dataset: Dataset, rows: Rows) -> Plan | None:
-    """Rows of the baseline: None is every sample."""
+    """Rows of the baseline; None means every sample."""
     if study.choose is None:
         return None
     return Plan.of_rows(rows.train, provenance={"dataset": dataset.fingerprint, "validation": study.choose.validation})
 
 
-def hardness_of(dataset: Dataset, scores_n: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Class means of the scores of some samples of the train split, float64 [C].
-
-    Raises
-    ------
-    ValueError
-        If a class has no scored sample among them.
-    """
-    labels, scores = dataset.train.labels[ids], scores_n[ids]
-    seen = ~np.isnan(scores)
-    sums = np.bincount(labels[seen], weights=scores[seen], minlength=len(dataset.classes))
-    counts = np.bincount(labels[seen], minlength=len(dataset.classes))
-    if not counts.all():
-        raise ValueError(f"class {dataset.classes[int(counts.argmin())]!r} has no scored sample left: prune less")
-    return sums / counts
-
-
-def ranked_pool(
-    oversample: str,
-    pool: Pool | None,
-    dataset: Dataset,
-    recipe: Recipe,
-    members: Sequence[StoredMember],
-    *,
-    cache: Path,
-) -> RankedPool | None:
-    """What an oversampler needs to know of a pool; None where it takes no images from one."""
-    if oversample not in POOL or pool is None:
-        return None
-    if oversample not in RANKED:
-        return RankedPool(labels=pool.split.labels, fingerprint=pool.fingerprint)
-    return rank_pool(pool, dataset, recipe, members, cache=cache)
-
-
 class Planner:
-    """Makes the plans of arms from the baseline ensemble, and keeps what several arms need.
+    """Makes the plans of arms from the baseline ensemble, and caches what arms share.
 
     Parameters
     ----------
@@ -115,11 +85,11 @@ class Planner:
     scores : HardnessScores
         Of the baseline.
     members : sequence of StoredMember
-        Of the baseline: they rank a pool.
+        Of the baseline; they rank a pool.
     pool : Pool, optional
         Generated images.
     cache : path
-        Keeps neighbours and a pool's ranking.
+        Caches neighbours and a pool's ranking.
     """
 
     def __init__(
@@ -135,27 +105,72 @@ class Planner:
     ) -> None:
         self.study, self.dataset, self.rows = study, dataset, rows
         self.members, self.pool, self.cache = members, pool, cache
-        self.scores_n = scores.per_sample(study.estimator)
-        self.hard_is = estimator(study.estimator).hard_is
-        self.class_hardness = self.hardness_of(rows.train)
-
-    def hardness_of(self, ids: np.ndarray) -> np.ndarray:
-        """Class means of the scores of these samples, float64 [C]: hardness follows the samples."""
-        return hardness_of(self.dataset, self.scores_n, ids)
+        self.scores = scores
+        self.class_hardness = class_means(
+            scores.per_sample(study.estimator)[rows.train],
+            dataset.train.labels[rows.train],
+            len(dataset.classes),
+            classes=dataset.classes,
+        )
 
     def path_arms(self) -> list[Arm]:
-        """The arms of a path of alphas: equal ratios up to the largest feasible one, over two decades at most."""
+        """The arms of a path of alphas: geometric steps up to the largest feasible alpha, over at most two decades."""
         arm, points = self.study.path_from, self.study.path
         if arm is None:
             return []
-        most = self._allocate(dataclasses.replace(arm, alpha=1e-6), self.class_hardness, len(self.rows.train)).max_alpha
+        sizes = np.bincount(self.dataset.train.labels[self.rows.train], minlength=len(self.dataset.classes))
+        most = allocate(
+            self.class_hardness,
+            hard_is=estimator(self.study.estimator).hard_is,
+            alpha=1e-6,
+            total=len(self.rows.train),
+            nonpositive=arm.nonpositive,
+            clip=arm.clip,
+            classes=self.dataset.classes,
+            base=base_sizes(resolved_base(arm.base, sizes), sizes),
+        ).max_alpha
         if not np.isfinite(most):
-            raise ValueError("all classes are equally hard: there is nothing to resample, so no path of alphas")
+            raise ValueError("all classes are equally hard: a path of alphas has nothing to resample")
         alphas = most * np.geomspace(1 / 32, 1, points) if points > 1 else np.array([most])
-        # Rounded down to three digits, so that the largest stays feasible and names are short.
+        # Rounded down to three digits: the largest stays feasible, and names stay short.
         digits = [10.0 ** (2 - int(np.floor(np.log10(alpha)))) for alpha in alphas]
         rounded = [float(np.floor(alpha * unit) / unit) for alpha, unit in zip(alphas, digits, strict=True)]
         return [dataclasses.replace(arm, name=f"{arm.name}-{alpha:g}", alpha=alpha) for alpha in rounded]
+
+    def plans(self, *, neighbours: bool = True) -> tuple[list[tuple[Arm, list[ArmPlan]]], dict[str, str]]:
+        """Every feasible arm with the plans of its variants, and why the others have none.
+
+        An arm without its comparison arm is infeasible too. Without `neighbours` the plans of "smote" have copies in
+        place of interpolated samples: as many rows, without the search.
+
+        Raises
+        ------
+        ValueError
+            If no arm is feasible though there are some, with the reasons of all.
+        """
+        infeasible: dict[str, str] = {}
+        found: list[tuple[Arm, list[ArmPlan]]] = []
+        arms = list(self.study.arms)
+        try:
+            arms += self.path_arms()
+        except ValueError as error:
+            assert self.study.path_from is not None
+            infeasible[self.study.path_from.name] = str(error)
+        for arm in arms:
+            try:
+                if arm.oversample in POOL and self.pool is None:
+                    raise ValueError(f"oversampler {arm.oversample} takes images from a pool, and none was given")
+                copies = arm.oversample == "smote" and not neighbours
+                made_as = dataclasses.replace(arm, oversample="random") if copies else arm
+                found.append((arm, [self.plan(made_as, variant) for variant in range(self.study.variants)]))
+            except ValueError as error:
+                infeasible[arm.name] = str(error)
+        while stranded := [arm for arm, _ in found if arm.against in infeasible]:
+            infeasible |= {arm.name: f"it is compared with {arm.against!r}" for arm in stranded}
+            found = [(arm, plans) for arm, plans in found if arm not in stranded]
+        if infeasible and not found:
+            raise ValueError(said(infeasible))
+        return found, infeasible
 
     def plan(self, arm: Arm, variant: int) -> ArmPlan:
         """The rows of one variant of an arm.
@@ -163,85 +178,59 @@ class Planner:
         Raises
         ------
         ValueError
-            If it cannot be had; the message starts with the arm.
+            If it is infeasible.
         """
-        try:
-            return self._plan(arm, variant)
-        except ValueError as error:
-            raise ValueError(f"arm {arm.name!r}: {error}") from None
-
-    def _plan(self, arm: Arm, variant: int) -> ArmPlan:
-        labels, seed = self.dataset.train.labels, self.study.resampling_seed(variant)
-        kept, holdout = self.rows.train, self.rows.train[:0]
-        if arm.prune is not None:
-            pruned = prune(
-                labels,
-                arm.prune.rate,
-                by=arm.prune.by,
-                level=arm.prune.level,
-                drop=arm.prune.drop,
-                ids=kept,
-                scores_n=self.scores_n,
-                hard_is=self.hard_is,
-                seed=seed,
-                classes=self.dataset.classes,
-            )
-            kept, holdout = pruned.kept, pruned.holdout
-        provenance = {
-            "dataset": self.dataset.fingerprint,
-            "estimator": self.study.estimator,
-            "alpha": arm.alpha,
-            "prune": None if arm.prune is None else dataclasses.asdict(arm.prune),
-        }
-        if not arm.resamples:
-            counts = np.bincount(labels[kept], minlength=len(self.dataset.classes)).tolist()
-            return ArmPlan(Plan.of_rows(kept, provenance={**provenance, "counts": counts}), None)
-        allocation = self._allocate(arm, self.hardness_of(kept), len(kept))
-        had = np.bincount(labels[kept], minlength=len(self.dataset.classes))
-        neighbours = None
-        if arm.oversample == "smote":
-            neighbours = same_class_neighbours(
-                self.dataset.train.images,
-                labels,
-                len(self.dataset.classes),
-                ids=kept,
-                wanted_of=np.flatnonzero(allocation.counts > had).tolist(),
-                cache=self.cache,
-                classes=self.dataset.classes,
-            )
-        plan = resample(
-            labels,
-            allocation.counts,
-            ids=kept,
-            scores_n=self.scores_n,
-            hard_is=self.hard_is,
+        made = resample_by_hardness(
+            self.dataset,
+            self.scores,
+            self.study.estimator,
+            alpha=arm.alpha if arm.resamples else None,
             undersample=arm.undersample,
             oversample=arm.oversample,
-            holdout=holdout,
-            neighbours_nk=neighbours,
-            pool=ranked_pool(
-                arm.oversample, self.pool, self.dataset, self.study.recipe, self.members, cache=self.cache
-            ),
-            seed=seed,
-            provenance=provenance,
-            classes=self.dataset.classes,
-        )
-        return ArmPlan(plan, allocation, (self.pool,) if plan.stores and self.pool is not None else ())
-
-    def _allocate(self, arm: Arm, hardness_c: np.ndarray, total: int) -> Allocation:
-        return allocate(
-            hardness_c,
-            hard_is=self.hard_is,
-            alpha=arm.alpha,
-            total=total,
+            pruning=arm.prune,
+            base=arm.base,
             nonpositive=arm.nonpositive,
             clip=arm.clip,
-            classes=self.dataset.classes,
+            other_class=arm.other_class,
+            ids=self.rows.train,
+            pool=None if self.pool is None else functools.partial(self._ranked, arm.oversample, self.pool),
+            cache=self.cache,
+            seed=self.study.resampling_seed(variant),
         )
+        recipe = self.study.recipe_of(arm)
+        if arm.reweight:
+            assert made.allocation is not None, "weights by hardness follow from an allocation"
+            labels = self.dataset.train.labels[self.rows.train]
+            counts = np.bincount(labels, minlength=len(self.dataset.classes))
+            weights = (made.allocation.counts / np.maximum(counts, 1)).round(6).tolist()
+            own = recipe.loss_args if recipe.loss == "cross-entropy" else {}
+            recipe = dataclasses.replace(recipe, loss="cross-entropy", loss_args={**own, "class_weight": weights})
+            provenance = {**made.plan.provenance, "counts": counts.tolist(), "class_weight": weights}
+            return ArmPlan(Plan.of_rows(self.rows.train, provenance=provenance), made.allocation, recipe)
+        pools = (self.pool,) if made.plan.stores and self.pool is not None else ()
+        return ArmPlan(made.plan, made.allocation, recipe, pools)
+
+    def _ranked(self, oversample: str, pool: Pool) -> RankedPool:
+        return ranked_pool(oversample, pool, self.dataset, self.members, cache=self.cache)
 
 
-def require_pool(arms: list[Arm], pool: Pool | None) -> None:
-    """Refuse arms that take images from a pool where there is none, before hours of training."""
-    for arm in arms:
-        if arm.oversample in POOL and pool is None:
-            raise ValueError(f"arm {arm.name!r} takes images from a pool: give one with --pool, or leave the arm out")
+def said(infeasible: Mapping[str, str]) -> str:
+    """Why arms are infeasible, in one line; arms with the same reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for arm, reason in infeasible.items():
+        by_reason.setdefault(reason, []).append(arm)
+    return "; ".join(
+        f"{'arm' if len(arms) == 1 else 'arms'} {', '.join(map(repr, arms))}: {reason}"
+        for reason, arms in by_reason.items()
+    )
+
+
+def require_pool(study: Study, pool: Pool | None) -> None:
+    """Refuse a study whose every arm needs a missing pool, before its baseline trains."""
+    arms = [*study.arms, *([study.path_from] if study.path_from else [])]
+    if pool is None and arms and all(arm.oversample in POOL for arm in arms):
+        raise ValueError(
+            f"{'arm' if len(arms) == 1 else 'arms'} {', '.join(repr(arm.name) for arm in arms)}: the images come "
+            "from a "
+            "pool, and none was given"
+        )

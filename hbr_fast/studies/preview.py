@@ -1,27 +1,31 @@
-"""What a study would train, what of it is done, and how long the rest would take."""
+"""What a study would train, how much is done, and how long the rest would take."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.images import RawImages
+from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
-from hbr_fast.plan import Plan
+from hbr_fast.members.execution import Execution
+from hbr_fast.members.store import find_member, member_key, member_path
+from hbr_fast.resampling.smote import NEIGHBOURS
 from hbr_fast.studies.plans import require_pool, study_rows
-from hbr_fast.studies.runner import arm_trainings, baseline_trainings, identity, make_planner
+from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner
 from hbr_fast.studies.study import BASELINE, Study
-from hbr_fast.training.device import Compute
+from hbr_fast.training.device import resolve_precision
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.store import find_member, member_key, member_path
 from hbr_fast.training.trainer import train_member
 
 TIMED_BATCHES = 8
+PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -55,25 +59,32 @@ class Preview:
         return sum(arm.trainings - arm.done for arm in self.arms)
 
 
-def preview(study: Study, dataset: Dataset, *, out: str | os.PathLike[str], pool: Pool | None = None) -> Preview:
-    """List the trainings of a study and find those that are there; nothing is trained.
+def preview(
+    study: Study,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike[str],
+    pool: Pool | None = None,
+    execution: Execution | None = None,
+) -> Preview:
+    """List the trainings of a study and find the finished ones; nothing is trained.
 
-    Arms follow from the baseline's hardness: until the baseline is trained, theirs count as missing.
+    Arms follow from the baseline's hardness: until the baseline is trained, their trainings count as missing. The
+    arguments are those of `run_study`.
 
     Raises
     ------
     ValueError
-        If an arm cannot be had.
+        If every arm is infeasible.
     """
+    recipe = resolve_precision(study.recipe, (execution or Execution()).checked().training_device())
+    study = dataclasses.replace(study, recipe=recipe)
+    dataset = dataset.at_size(recipe.size)
     directory = Path(out)
-    arms = [*study.arms, *([study.path_from] if study.path_from else [])]
-    require_pool(arms, pool)
+    require_pool(study, pool)
     size = len(study_rows(study, dataset).train)
-    first = baseline_trainings(study, dataset)
-    found = [
-        find_member(dataset, study.recipe, seed=training.seed, plan=training.plan, store=directory)
-        for training in first
-    ]
+    first = baseline_jobs(study, dataset)
+    found = [find_member(dataset, study.recipe, seed=job.seed, plan=job.plan, store=directory) for job in first]
     images = study.recipe.epochs * size * sum(member is None for member in found)
     rows = [ArmPreview(BASELINE, len(first), sum(member is not None for member in found))]
     members = [member for member in found if member is not None]
@@ -86,47 +97,75 @@ def preview(study: Study, dataset: Dataset, *, out: str | os.PathLike[str], pool
         kept = [1 - (arm.prune.rate if arm.prune else 0.0) for arm in study.arms] + [1.0] * study.path
         return Preview(tuple(rows), images + round(study.recipe.epochs * size * study.members_per_arm * sum(kept)))
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)
-    seen = {identity(training) for training in first}
-    for arm in [*study.arms, *planner.path_arms()]:
-        trainings = arm_trainings(study, [planner.plan(arm, variant) for variant in range(study.variants)])
+    seen = {member.key for member in members}
+    # The search for neighbours takes minutes on a large set. Before it no training of such an arm can be done.
+    searched = any((directory / CACHE).glob(NEIGHBOURS))
+    feasible, infeasible = planner.plans(neighbours=searched)
+    for arm, of_arm in feasible:
+        jobs = arm_jobs(study, of_arm)
+        if arm.oversample == "smote" and not searched:
+            images += study.recipe.epochs * sum(len(job.plan or ()) for job in jobs)
+            rows.append(ArmPreview(arm.name, len(jobs), 0, "neighbours are not searched yet"))
+            continue
         done = 0
-        for training in trainings:
-            key = member_key(dataset, study.recipe, seed=training.seed, plan=training.plan)
-            if member_path(directory, key).exists() or identity(training) in seen:
+        for (variant, _), job in zip(study.cells(), jobs, strict=True):
+            key = member_key(dataset, of_arm[variant].recipe, seed=job.seed, plan=job.plan)
+            if member_path(directory, key).exists() or key in seen:
                 done += 1
             else:
-                images += study.recipe.epochs * len(training.plan or ())
-            seen.add(identity(training))
-        rows.append(ArmPreview(arm.name, len(trainings), done))
+                images += of_arm[variant].recipe.epochs * len(job.plan or ())
+            seen.add(key)
+        rows.append(ArmPreview(arm.name, len(jobs), done))
+    rows += [ArmPreview(name, 0, 0, f"infeasible: {reason}") for name, reason in infeasible.items()]
     return Preview(tuple(rows), images)
 
 
-def images_per_second(dataset: Dataset, recipe: Recipe, *, compute: Compute | None = None) -> float:
-    """How fast one member trains here: a few batches, after as many to warm up."""
-    rows = min(len(dataset.train), TIMED_BATCHES * recipe.batch_size)
+def images_per_second(dataset: Dataset, recipe: Recipe, *, execution: Execution | None = None) -> float:
+    """Measure how fast one member trains here: a few batches, after as many to warm up.
+
+    One batch where that many would take long, so that the answer comes in seconds.
+    """
+    start = time.perf_counter()
+    rate = _timed(dataset, recipe, batches=1, execution=execution)
+    if TIMED_BATCHES * (time.perf_counter() - start) > PATIENCE_S:
+        return rate
+    return _timed(dataset, recipe, batches=TIMED_BATCHES, execution=execution)
+
+
+def _timed(dataset: Dataset, recipe: Recipe, *, batches: int, execution: Execution | None) -> float:
+    dataset = dataset.at_size(recipe.size)
+    rows = min(len(dataset.train), batches * recipe.batch_size)
     test = dataset.test
+    rows_of_test = min(len(test), recipe.batch_size)
     few = dataclasses.replace(
-        test, images=test.images[: recipe.batch_size], labels=test.labels[: recipe.batch_size], truth=None
+        test,
+        store=RawImages(test.store.gather(np.arange(rows_of_test))),
+        labels=test.labels[:rows_of_test],
+        truth=None,
     )
     small = dataclasses.replace(dataset, splits={**dataset.splits, "test": few})
     short = dataclasses.replace(recipe, epochs=2, milestones=(), online_every=0)
+    compute = (execution or Execution()).compute
     member = train_member(small, short, seed=0, plan=Plan.of_rows(np.arange(rows)), compute=compute)
     return member.history[-1].images_per_second
 
 
-def preview_lines(found: Preview, *, rate: float, at_once: int) -> Sequence[str]:
-    """The preview for a reader."""
+def arm_lines(found: Preview) -> list[str]:
+    """The arms of a preview as text."""
     widest = max(len(arm.name) for arm in found.arms)
-    lines = [
+    return [
         f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{f'  ({arm.note})' if arm.note else ''}"
         for arm in found.arms
     ]
+
+
+def time_line(found: Preview, *, rate: float, at_once: int) -> str:
+    """How long the rest of a study would take, as text."""
     total, done = sum(arm.trainings for arm in found.arms), sum(arm.done for arm in found.arms)
     seconds = found.images / rate / at_once
     hours, minutes = divmod(round(seconds / 60), 60)
-    time = f"{hours} h {minutes:02} min" if seconds >= 60 else f"{seconds:.0f} s"
-    return [
-        *lines,
-        f"{total} trainings, {done} done, {total - done} to do: about {time} "
-        f"({found.images:,} images at {rate:,.0f} a second and member, {at_once} at once)",
-    ]
+    took = f"{hours} h {minutes:02} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return (
+        f"{total} trainings, {done} done, {total - done} to do: about {took} "
+        f"({found.images:,} images at {rate:,.0f} per second and member, {at_once} at once)"
+    )

@@ -1,32 +1,45 @@
-"""The results files of a study: everything that tables, pictures and the page are made from (docs/results.md)."""
+"""The results files of a study: the source of all tables, pictures and the page (docs/results.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.special import softmax
 
-from hbr_fast.allocation import Allocation
+from hbr_fast.csv_files import read_csv
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.evaluation.metrics import Evaluation, evaluate, gaps
-from hbr_fast.files import atomic_write, read_json, relative_path, write_json
-from hbr_fast.hardness import HardnessScores
-from hbr_fast.machine import cpu_name, versions
-from hbr_fast.studies.choice import choose, validation_logits
-from hbr_fast.studies.comparisons import METRICS, comparison_table
+from hbr_fast.data.sample_sources import printable
+from hbr_fast.evaluation.metrics import evaluate
+from hbr_fast.files import atomic_write, relative_path, sha256_of_file
+from hbr_fast.hardness import HardnessScores, estimator
+from hbr_fast.hardness.class_means import class_means
+from hbr_fast.json_schema import write_sealed_json
+from hbr_fast.machine import hardware, versions
+from hbr_fast.members.scoring.final_model import scores_by
+from hbr_fast.members.store import StoredMember
+from hbr_fast.resampling.allocation import Allocation
+from hbr_fast.resampling.base import Base
+from hbr_fast.studies.choice import choose, logits_of_train
+from hbr_fast.studies.comparisons import Sides, Trained
+from hbr_fast.studies.evaluated import evaluated_tables
 from hbr_fast.studies.plans import Rows
 from hbr_fast.studies.stability import ensemble_sizes, estimator_agreement
 from hbr_fast.studies.study import BASELINE, Arm, Study
-from hbr_fast.training.final import scores_by
-from hbr_fast.training.store import StoredMember
+from hbr_fast.studies.study_json import NAME, REMEDY, SCHEMA, read_study_json
 
-SCHEMA = 2
+MOST_OF_CLASS, MOST_PREDICTED = 20, 1000  # hardest samples that get a prediction
+# Of any study, beside `study.json`.
+_TABLES = (
+    *("per_class.csv", "per_member.csv", "class_intervals.csv", "confusion.csv", "comparisons.csv", "groups.csv"),
+    *("samples.csv", "history.csv", "ensemble_size.csv", "estimators.csv"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Failure:
-    """A training of an arm that diverged, and in words where."""
+    """A training of an arm that diverged, and where, in words."""
 
     arm: str
     variant: int
@@ -58,10 +71,12 @@ class ArmResult:
     arm : Arm or None
         None for the baseline.
     allocations : tuple of Allocation or None
-        One a variant; None where the arm does not resample. Empty for the baseline.
+        One per variant; None where the arm does not resample. Empty for the baseline.
     counts : int64 [V, C]
         Samples per class of each variant.
     cells : tuple of Cell
+    base : "own", "balanced" or float
+        Class sizes that the arm started from.
     """
 
     name: str
@@ -69,12 +84,12 @@ class ArmResult:
     allocations: tuple[Allocation | None, ...]
     counts: np.ndarray
     cells: tuple[Cell, ...]
+    base: Base = "own"
 
     @property
-    def asked(self) -> np.ndarray:
-        """Samples per class that were asked for: they say which classes are easy and which are hard."""
-        first = self.allocations[0] if self.allocations else None
-        return self.counts[0] if first is None else first.counts
+    def allocation(self) -> Allocation | None:
+        """How many samples the classes should have; the variants differ in it only through pruning."""
+        return self.allocations[0] if self.allocations else None
 
 
 def write_results(
@@ -85,26 +100,32 @@ def write_results(
     rows: Rows,
     arms: Sequence[ArmResult],
     failed: Sequence[Failure] = (),
+    infeasible: Mapping[str, str] | None = None,
     scores: HardnessScores,
     class_hardness: np.ndarray,
     seconds: float,
+    groups: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Evaluate every training from its stored logits and write the files.
 
     Parameters
     ----------
     rows : Rows
-        Where some are held out to choose by, they are what is evaluated, and the test split for the choice only.
+        Held-out samples, if any, are evaluated in place of the test split, which is used for the choice only.
     arms : sequence of ArmResult
         The baseline first.
     failed : sequence of Failure
-        Trainings that are missing in them.
+        Trainings missing from them.
+    infeasible : mapping of str to str, optional
+        Arms that could not be made, and why.
     scores : HardnessScores
-        Of the baseline members that hardness is taken from.
+        Of the baseline members that define hardness.
     class_hardness : float64 [C]
         By the study's estimator.
     seconds : float
         Wall time of this run of the study.
+    groups : mapping of str to str [N], optional
+        Attribute -> group of each test sample.
     """
     held_out = dataset.train.labels[rows.validation]
     labels = held_out if study.choose is not None else dataset.test.labels
@@ -112,59 +133,52 @@ def write_results(
     def logits(stored: StoredMember) -> np.ndarray:
         if study.choose is None:
             return stored.test_logits()
-        return validation_logits(stored, dataset, study.recipe, rows.validation)
+        return logits_of_train(stored, dataset, rows.validation)
 
-    def evaluated(arm: ArmResult, of: Callable[[StoredMember], np.ndarray], labels_n: np.ndarray) -> list[Evaluation]:
-        return [evaluate(of(cell.stored), labels_n, classes=dataset.classes) for cell in arm.cells]
+    def trained(arm: ArmResult, of: Callable[[StoredMember], np.ndarray], labels_n: np.ndarray) -> list[Trained]:
+        return [_trained(study, dataset, arm, cell, of(cell.stored), labels_n) for cell in arm.cells]
 
-    evaluations = {arm.name: evaluated(arm, logits, labels) for arm in arms}
-    # Whether a class counts as easy or hard follows from the first arm's counts, for the baseline as well: that the
-    # baseline itself is balanced says nothing about its classes.
-    compared = next((arm.asked for arm in arms if any(one is not None for one in arm.allocations)), None)
-    per_class: list[dict[str, Any]] = []
-    per_member: list[dict[str, Any]] = []
-    for arm in arms:
-        resamples = any(one is not None for one in arm.allocations)
-        for cell, evaluation in zip(arm.cells, evaluations[arm.name], strict=True):
-            own = _class_means(scores_by([cell.stored], dataset, study.estimator), study.estimator, dataset)
-            who = {"arm": arm.name, "variant": cell.variant, "member": cell.member, "seed": cell.stored.seed}
-            by = arm.asked if resamples else compared
-            per_member.append({**who, **_member_row(evaluation, cell.stored, counts=by)})
-            counts = arm.counts[cell.variant]
-            per_class += [{**who, **row} for row in _class_rows(evaluation, dataset, counts=counts, hardness=own)]
-    _write_csv(directory / "per_class.csv", pl.DataFrame(per_class))
-    _write_csv(directory / "per_member.csv", pl.DataFrame(per_member))
-    _write_csv(directory / "samples.csv", sample_table(scores, dataset))
-    # Pairs need every member of both sides: arms that lost one are left out of the tests.
-    whole = {arm.name for arm in arms if len(arm.cells) == study.members_per_arm}
-    against = {
-        arm.name: arm.arm.against for arm in arms if arm.arm is not None and {arm.name, arm.arm.against} <= whole
-    }
-    if against:
-        counts_of = {arm.name: arm.asked for arm in arms}
-        _write_csv(
-            directory / "comparisons.csv",
-            comparison_table(evaluations, against, counts_of, variants=study.variants, seed=study.seed),
-        )
+    trainings = {arm.name: trained(arm, logits, labels) for arm in arms}
+    evaluations = {arm: [one.evaluation for one in of_arm] for arm, of_arm in trainings.items()}
+    tables = evaluated_tables(
+        trainings,
+        against={arm.name: arm.arm.against for arm in arms if arm.arm is not None},
+        sides=_sides(arms),
+        labels_n=labels,
+        classes=dataset.classes,
+        metric=study.metric,
+        seed=study.seed,
+        groups=groups,
+    )
+    predicted = predicted_of_hardest(arms[0].cells, dataset, scores, study)
+    tables["samples.csv"] = sample_table(scores, dataset).with_columns(predicted)
+    tables["history.csv"] = _histories(arms)
     extra: dict[str, Any] = {}
     if study.stability:
         frame, enough = ensemble_sizes(
             scores, dataset.train.labels, num_classes=len(dataset.classes), total=len(rows.train), seed=study.seed
         )
-        _write_csv(directory / "ensemble_size.csv", frame)
-        _write_csv(directory / "estimators.csv", estimator_agreement(scores))
+        tables |= {"ensemble_size.csv": frame, "estimators.csv": estimator_agreement(scores)}
         extra["enough_members"] = enough
     if study.choose is not None:
-        chosen = choose(study.choose, evaluations, {arm.name: arm.arm.alpha if arm.arm else 0.0 for arm in arms})
+        chosen = choose(
+            study.choose,
+            evaluations,
+            {arm.name: arm.arm.alpha if arm.arm else 0.0 for arm in arms},
+            metric=study.metric,
+        )
         looked_at = {
-            arm.name: evaluated(arm, StoredMember.test_logits, dataset.test.labels)
+            arm.name: [one.evaluation for one in trained(arm, StoredMember.test_logits, dataset.test.labels)]
             for arm in arms
             if arm.name in (BASELINE, chosen.arm)
         }
         extra["choice"] = chosen.to_json(looked_at)
-    write_json(
-        directory / "study.json",
-        {
+    plans = [plan_path(arm.name, variant) for arm in arms if arm.arm for variant in range(len(arm.counts))]
+    write_study(
+        directory,
+        tables,
+        plans=plans,
+        about={
             "schema": SCHEMA,
             "study": study.name,
             "dataset": {
@@ -177,33 +191,68 @@ def write_results(
             "recipe": study.recipe.to_json(),
             "seed": study.seed,
             "estimator": study.estimator,
+            "metric": study.metric,
             "evaluated_on": "test" if study.choose is None else "validation",
+            "evaluated_samples": np.bincount(labels, minlength=len(dataset.classes)).tolist(),
             "class_hardness": class_hardness.tolist(),
             "seconds": seconds,
             "versions": versions(),
-            "processor": cpu_name(),
+            "hardware": hardware(),
             "arms": [_arm_entry(arm, directory) for arm in arms],
+            "infeasible": dict(infeasible or {}),
             "failed": [dataclasses.asdict(failure) for failure in failed],
             **extra,
         },
     )
 
 
+def write_study(
+    directory: Path, tables: Mapping[str, pl.DataFrame], *, plans: Sequence[str] = (), about: Mapping[str, Any]
+) -> None:
+    """Write the tables of a study, and last `study.json` with the checksums of all its files: they belong together."""
+    for name, table in tables.items():
+        with atomic_write(directory / name) as file:
+            table.write_csv(file)
+    _remove_other_results(directory, {*tables, *plans})
+    files = {name: sha256_of_file(directory / name) for name in (*tables, *plans)}
+    write_sealed_json(directory / NAME, {**about, "files": files})
+
+
+def plan_path(arm: str, variant: int) -> str:
+    """Where a study keeps the plan of a variant, relative to its directory."""
+    return f"plans/{arm}-variant-{variant}.safetensors"
+
+
+def _remove_other_results(directory: Path, own: Collection[str]) -> None:
+    """Remove what an earlier study in the same directory left and this one did not write again."""
+    tables = [directory / name for name in _TABLES]
+    for path in [*tables, *(directory / "plans").glob("*-variant-*.safetensors")]:
+        if path.relative_to(directory).as_posix() not in own:
+            path.unlink(missing_ok=True)
+
+
 def failed_trainings(directory: Path) -> list[Failure]:
     """The trainings that a finished study had to leave out."""
-    return [Failure(**entry) for entry in read_json(directory / "study.json")["failed"]]
+    fields = Failure.__dataclass_fields__
+    return [Failure(**{name: entry[name] for name in fields}) for entry in read_study_json(directory).get("failed", [])]
 
 
 def sample_table(scores: HardnessScores, dataset: Dataset) -> pl.DataFrame:
-    """One row a sample of the train split: class, every estimator's mean over members, visits."""
+    """One row per sample of the train split: class, source if stored, every estimator's mean over members, visits."""
     scores.require_dataset(dataset.fingerprint)
-    return scores.to_frame(dataset.train.labels, dataset.classes)
+    frame = scores.to_frame(dataset.train.labels, dataset.classes)
+    sources = dataset.train.sources
+    if sources is None:
+        return frame
+    shown = pl.Series("source", [printable(sources[row]) for row in range(len(sources))], dtype=pl.String)
+    return frame.insert_column(frame.get_column_index("class_name") + 1, shown)
 
 
 def summary(directory: Path) -> dict[str, Any]:
-    """The headline numbers of a finished study, means over members: the baseline, and the arm where there is one."""
-    frame = pl.read_csv(directory / "per_member.csv")
-    study = read_json(directory / "study.json")
+    """The headline numbers of a finished study, means over members: the baseline, and the arm if there is one."""
+    study = read_study_json(directory)
+    columns = {"arm": pl.String, "accuracy": pl.Float64, "recall_max_min": pl.Float64}
+    frame = read_csv(directory / "per_member.csv", columns, remedy=REMEDY)
 
     def mean(arm: str, column: str) -> float:
         return float(frame.filter(pl.col("arm") == arm)[column].to_numpy().mean())
@@ -218,45 +267,74 @@ def summary(directory: Path) -> dict[str, Any]:
         numbers |= {"hbr_accuracy": mean(treatment, "accuracy"), "recall_gap_hbr": mean(treatment, "recall_max_min")}
     else:
         numbers["arms"] = len(study["arms"])
+    if study.get("infeasible"):
+        numbers["infeasible"] = list(study["infeasible"])
     return numbers
 
 
-def _class_means(scores: HardnessScores, name: str, dataset: Dataset) -> np.ndarray:
-    """Class means of one member; NaN where it saw no sample of a class, e.g. only generated ones."""
-    values, labels = scores.per_sample(name), dataset.train.labels
-    seen = ~np.isnan(values)
-    counts = np.bincount(labels[seen], minlength=len(dataset.classes))
-    sums = np.bincount(labels[seen], weights=values[seen], minlength=len(dataset.classes))
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+def _sides(arms: Sequence[ArmResult]) -> dict[str, Sides]:
+    """Which classes are easy and which hard, by arm.
 
-
-def _member_row(evaluation: Evaluation, stored: StoredMember, *, counts: np.ndarray | None) -> dict[str, Any]:
-    history = stored.history()
-    row: dict[str, Any] = {
-        "accuracy": evaluation.accuracy,
-        "train_seconds": float(history["seconds"].sum()),
-        "images_per_second": float(history["images_per_second"].median()),  # type: ignore[arg-type]
+    By its own allocation if hardness made it. Otherwise by the first that hardness made: the baseline and a balanced
+    set say nothing about their classes. Without any, by what an arm keeps of the classes, as pruning by hardness does.
+    """
+    own = arms[0].counts[0]
+    by_hardness = {
+        arm.name: Sides(arm.allocation.counts, arm.allocation.base)
+        for arm in arms
+        if arm.allocation is not None and arm.allocation.alpha > 0
     }
-    for metric in METRICS:
-        values = gaps(getattr(evaluation, metric), counts_c=counts)
-        row |= {f"{metric}_{gap}": value for gap, value in values.items()}
-    return row
+    first = next(iter(by_hardness.values()), None)
+    return {arm.name: by_hardness.get(arm.name) or first or Sides(arm.counts[0], own) for arm in arms}
 
 
-def _class_rows(
-    evaluation: Evaluation, dataset: Dataset, *, counts: np.ndarray, hardness: np.ndarray
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "class_index": c,
-            "class_name": name,
-            "samples": int(counts[c]),
-            "hardness": float(hardness[c]),
-            **{metric: float(getattr(evaluation, metric)[c]) for metric in METRICS},
-            "never_predicted": bool(evaluation.never_predicted[c]),
-        }
-        for c, name in enumerate(dataset.classes)
-    ]
+def predicted_of_hardest(cells: Sequence[Cell], dataset: Dataset, scores: HardnessScores, study: Study) -> pl.Series:
+    """What the baseline predicts for the hardest samples of each class: class names, null for all others.
+
+    By the mean probability of the members that define hardness, eval mode, no augmentation.
+    """
+    labels, values = dataset.train.labels, scores.per_sample(study.estimator)
+    sign = 1 if estimator(study.estimator).hard_is == "low" else -1
+    per_class = min(MOST_OF_CLASS, MOST_PREDICTED // len(dataset.classes))
+    hardest = np.argsort(sign * values, kind="stable")  # NaN last
+    ids = np.sort(np.concatenate([hardest[labels[hardest] == c][:per_class] for c in range(len(dataset.classes))]))
+    mean = np.zeros((len(ids), len(dataset.classes)))
+    for cell in cells[: study.hardness_members]:
+        mean += softmax(logits_of_train(cell.stored, dataset, ids), axis=1)
+    names: list[str | None] = [None] * len(labels)
+    for sample, c in zip(ids.tolist(), mean.argmax(axis=1).tolist(), strict=True):
+        names[sample] = dataset.classes[c]
+    return pl.Series("predicted", names, dtype=pl.String)
+
+
+def _histories(arms: Sequence[ArmResult]) -> pl.DataFrame:
+    """Every training's epochs."""
+    parts = []
+    for arm in arms:
+        for cell in arm.cells:
+            who = {"arm": arm.name, "variant": cell.variant, "member": cell.member}
+            columns = ("epoch", "learning_rate", "train_loss", "train_accuracy", "seconds")
+            parts.append(cell.stored.history().select(*(pl.lit(v).alias(k) for k, v in who.items()), *columns))
+    return pl.concat(parts)
+
+
+def _trained(
+    study: Study, dataset: Dataset, arm: ArmResult, cell: Cell, logits_nc: np.ndarray, labels_n: np.ndarray
+) -> Trained:
+    history = cell.stored.history()
+    own_scores = scores_by([cell.stored], dataset, study.estimator).per_sample(study.estimator)
+    return Trained(
+        variant=cell.variant,
+        member=cell.member,
+        seed=cell.stored.seed,
+        evaluation=evaluate(logits_nc, labels_n, classes=dataset.classes),
+        predicted=logits_nc.argmax(axis=1).astype(np.int32),
+        samples=arm.counts[cell.variant],
+        # NaN where the training saw no sample of a class, e.g. only generated ones.
+        hardness=class_means(own_scores, dataset.train.labels, len(dataset.classes), unscored="nan"),
+        seconds=float(history["seconds"].sum()),
+        images_per_second=float(history["images_per_second"].median()),  # type: ignore[arg-type]
+    )
 
 
 def _arm_entry(arm: ArmResult, directory: Path) -> dict[str, Any]:
@@ -268,15 +346,18 @@ def _arm_entry(arm: ArmResult, directory: Path) -> dict[str, Any]:
         "prune_level": "none",
         "prune_by": "none",
         "prune_rate": 0.0,
+        "base": "own",
     }
     if arm.arm is not None:
         entry |= {name: value for name, value in dataclasses.asdict(arm.arm).items() if name != "prune"}
+        entry["base"] = arm.base  # the one taken where none was given
         if (prune := arm.arm.prune) is not None:
             entry |= {"prune_level": prune.level, "prune_by": prune.by, "prune_rate": prune.rate}
             entry["prune_drop"] = prune.drop
         allocations = [one for one in arm.allocations if one is not None]
         if allocations:
             entry["counts_wanted"] = allocations[0].counts.tolist()
+            entry["base_counts"] = allocations[0].base.tolist()
             # JSON has no infinity: equally hard classes have no largest alpha.
             most = allocations[0].max_alpha
             entry["max_alpha"] = most if math.isfinite(most) else None
@@ -293,8 +374,3 @@ def _arm_entry(arm: ArmResult, directory: Path) -> dict[str, Any]:
         for cell in arm.cells
     ]
     return entry
-
-
-def _write_csv(path: Path, frame: pl.DataFrame) -> None:
-    with atomic_write(path) as file:
-        frame.write_csv(file)

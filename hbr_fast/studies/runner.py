@@ -1,28 +1,36 @@
-"""Running a study: what to train, what is done already, and the results files at the end."""
+"""Run a study: find what is trained already, train the rest, and write the results files."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.pool import Pool
+from hbr_fast.data.sample_sources import printable
 from hbr_fast.files import locked, make_directory
-from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, study_rows
-from hbr_fast.studies.results import ArmResult, Cell, Failure, write_results
+from hbr_fast.members.execution import Deprecated, Execution, execution_of
+from hbr_fast.members.jobs import Job
+from hbr_fast.members.obtain import MembersDiverged, obtain_members
+from hbr_fast.members.scoring.final_model import scores_by
+from hbr_fast.members.store import StoredMember
+from hbr_fast.members.trial import try_step
+from hbr_fast.studies.groups import read_groups
+from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, said, study_rows
+from hbr_fast.studies.results import ArmResult, Cell, Failure, plan_path, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
-from hbr_fast.training.checkpoint import CheckpointEvery
-from hbr_fast.training.cluster import Cluster
-from hbr_fast.training.device import Compute
-from hbr_fast.training.final import scores_by
-from hbr_fast.training.jobs import Training
-from hbr_fast.training.parallel import MembersDiverged, obtain_members
-from hbr_fast.training.store import StoredMember
+from hbr_fast.training.device import resolve_precision
+from hbr_fast.training.recipe import Recipe
+
+_START = {"own": "the classes' own sizes", "balanced": "equal classes"}
+CACHE = "cache"  # of a study's directory
 
 
 def run_study(
@@ -31,14 +39,11 @@ def run_study(
     *,
     out: str | os.PathLike[str],
     pool: Pool | None = None,
-    members_at_once: int = 1,
-    stacked: bool = False,
-    cluster: Cluster | None = None,
-    checkpoint: CheckpointEvery | None = None,
-    tensorboard: bool = False,
-    compute: Compute | None = None,
+    groups: str | os.PathLike[str] | None = None,
+    execution: Execution | None = None,
+    **deprecated: Unpack[Deprecated],
 ) -> Path:
-    """Train what is missing of a study and write its results files.
+    """Train the missing members of a study and write its results files.
 
     Parameters
     ----------
@@ -46,11 +51,16 @@ def run_study(
     dataset : Dataset
     out : path
         The study's directory; docs/results.md says what is in it. Trainings are under `members/`, each under the hash
-        of what determines it, so that studies with one directory share what they have in common.
+        of what determines it, so that studies in one directory share trainings.
     pool : Pool, optional
-        Generated images, for arms that take from one.
-    members_at_once, stacked, cluster, checkpoint, tensorboard, compute
-        See `hbr_fast.training.parallel.obtain_members`.
+        Generated images, for arms that use them.
+    groups : path, optional
+        A table of attributes of the test samples, by `sample_id` (their row in the split) or `source`: the accuracy of
+        each group goes to `groups.csv`.
+    execution : Execution, optional
+        How and where members train; by default one after another in this process.
+    **deprecated
+        `members_at_once`, `cluster`, `checkpoint`, `tensorboard`, `compute`: fields of `execution`.
 
     Returns
     -------
@@ -60,15 +70,35 @@ def run_study(
     Raises
     ------
     ValueError
-        If an arm cannot be had: alpha not feasible, a class without positive hardness, a holdout or pool too small.
+        If every arm is infeasible: alpha not feasible, a class without positive hardness, a holdout or pool too small.
+        If only some are, they are named before the others train, and in `study.json`.
     MembersDiverged
-        If all trainings of an arm diverge. Where some do, the study goes on without them and `study.json` lists them.
+        If all trainings of an arm diverge. If only some do, the study goes on without them; `study.json` lists them.
     BlockingIOError
         If another process runs a study in `out`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hbr_fast import convert, named_recipe, Arm, Study
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> sizes = {"classes": 2, "train_per_class": 4, "test_per_class": 2, "shape": (1, 8, 8)}
+    >>> data = convert("synthetic", f"{folder.name}/toy.hbr", **sizes)
+    >>> recipe = named_recipe("quickstart", ["model=cnn-4-8", "epochs=1", "batch_size=4", "augment.pad=0"])
+    >>> arm = Arm("some", 0.25, nonpositive="shift")
+    >>> study = Study("mine", recipe, (arm,), variants=2, members=1)
+    >>> out = run_study(study, data, out=f"{folder.name}/study")
+    >>> (out / "comparisons.csv").is_file()
+    True
     """
+    execution = execution_of(execution, deprecated, caller="run_study").checked()
+    recipe = resolve_precision(study.recipe, execution.training_device())
+    study = dataclasses.replace(study, recipe=recipe)
+    dataset = dataset.at_size(recipe.size)
     directory = Path(out)
-    require_pool([*study.arms, *([study.path_from] if study.path_from else [])], pool)
+    require_pool(study, pool)
     rows = study_rows(study, dataset)
+    found = None if groups is None else _groups(Path(groups), study, dataset)
     make_directory(directory)
     with locked(directory):
         _run(
@@ -77,14 +107,19 @@ def run_study(
             directory,
             rows,
             pool=pool,
-            members_at_once=members_at_once,
-            stacked=stacked,
-            cluster=cluster,
-            checkpoint=checkpoint,
-            tensorboard=tensorboard,
-            compute=compute,
+            groups=found,
+            execution=execution,
         )
     return directory
+
+
+def _groups(table: Path, study: Study, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The groups of the test samples, before anything is trained."""
+    if study.choose is not None:
+        raise ValueError("groups are of test samples, and a study that chooses an arm is evaluated on held-out ones")
+    sources = dataset.test.sources
+    paths = None if sources is None else [printable(sources[row]) for row in range(len(sources))]
+    return read_groups(table, sample_id=np.arange(len(dataset.test)), source=paths)
 
 
 def _run(
@@ -94,37 +129,28 @@ def _run(
     rows: Rows,
     *,
     pool: Pool | None,
-    members_at_once: int,
-    stacked: bool,
-    cluster: Cluster | None,
-    checkpoint: CheckpointEvery | None,
-    tensorboard: bool,
-    compute: Compute | None,
+    groups: dict[str, np.ndarray] | None,
+    execution: Execution,
 ) -> None:
     start = time.perf_counter()
     failed: list[Failure] = []
 
-    def train(label: str, trainings: Sequence[Training]) -> list[StoredMember | FloatingPointError]:
-        # Arms that come to the same rows are one training.
-        unique = {identity(training): training for training in trainings}
+    def train(label: str, recipe: Recipe, jobs: Sequence[Job]) -> list[StoredMember | FloatingPointError]:
+        # Arms with the same rows share one training.
+        unique = {identity(job): job for job in jobs}
         try:
             outcomes: Sequence[StoredMember | FloatingPointError] = obtain_members(
                 dataset,
-                study.recipe,
+                recipe,
                 list(unique.values()),
                 store=directory,
-                members_at_once=members_at_once,
-                stacked=stacked,
-                cluster=cluster,
-                checkpoint=checkpoint,
-                tensorboard=tensorboard,
-                compute=compute,
+                execution=execution,
                 label=label,
             )
         except MembersDiverged as error:
             outcomes = [error.diverged.get(n, member) for n, member in enumerate(error.members)]  # type: ignore[misc]
         found = dict(zip(unique, outcomes, strict=True))
-        return [found[identity(training)] for training in trainings]
+        return [found[identity(job)] for job in jobs]
 
     def cells_of(arm: str, outcomes: Sequence[StoredMember | FloatingPointError]) -> tuple[Cell, ...]:
         """The members of an arm; those that diverged go to `failed`."""
@@ -135,24 +161,37 @@ def _run(
         failed.extend(Failure(arm, *pairs[n][0], str(error)) for n, error in lost.items())
         return tuple(Cell(*cell, member) for cell, member in pairs if isinstance(member, StoredMember))
 
-    baseline = cells_of(BASELINE, train(BASELINE, baseline_trainings(study, dataset)))
+    _try_recipes(study, dataset, execution)
+    baseline = cells_of(BASELINE, train(BASELINE, study.recipe, baseline_jobs(study, dataset)))
     members = [cell.stored for cell in baseline]
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)
-    arms = [*study.arms, *planner.path_arms()]
-    plans = {arm.name: [planner.plan(arm, variant) for variant in range(study.variants)] for arm in arms}
+    feasible, infeasible = planner.plans()
+    plans = {arm.name: of_arm for arm, of_arm in feasible}
+    arms = [arm for arm, _ in feasible]
+    if infeasible:
+        progress.say(
+            f"{len(infeasible)} of {len(infeasible) + len(arms)} arms are infeasible and left out: {said(infeasible)}"
+        )
     for arm in arms:
-        _say_counts(arm, plans[arm.name][0], dataset)
+        _log_counts(arm, plans[arm.name][0], dataset)
         for variant, made in enumerate(plans[arm.name]):
             (directory / "plans").mkdir(exist_ok=True)
-            made.plan.save(directory / "plans" / f"{arm.name}-variant-{variant}.safetensors")
-    trainings = [training for arm in arms for training in arm_trainings(study, plans[arm.name])]
-    stored = iter(train("arms", trainings) if trainings else [])
+            made.plan.save(directory / plan_path(arm.name, variant))
+    trained: dict[str, list[StoredMember | FloatingPointError]] = {}
+    for recipe, of_recipe in by_recipe(study, feasible):
+        jobs = [job for _, job in of_recipe]
+        names = dict.fromkeys(arm for arm, _ in of_recipe)
+        outcomes = train("arms" if recipe == study.recipe else ", ".join(names), recipe, jobs)
+        for (arm_name, _), outcome in zip(of_recipe, outcomes, strict=True):
+            trained.setdefault(arm_name, []).append(outcome)
     full = np.bincount(dataset.train.labels[rows.train], minlength=len(dataset.classes))
     results = [ArmResult(BASELINE, None, (), np.tile(full, (study.variants, 1)), baseline)]
     for arm in arms:
         counts = np.array([made.plan.provenance["counts"] for made in plans[arm.name]])
-        cells = cells_of(arm.name, [next(stored) for _ in study.cells()])
-        results.append(ArmResult(arm.name, arm, tuple(made.allocation for made in plans[arm.name]), counts, cells))
+        cells = cells_of(arm.name, trained[arm.name])
+        allocations = tuple(made.allocation for made in plans[arm.name])
+        base = plans[arm.name][0].plan.provenance.get("base", "own")
+        results.append(ArmResult(arm.name, arm, allocations, counts, cells, base))
     write_results(
         directory,
         study=study,
@@ -160,16 +199,18 @@ def _run(
         rows=rows,
         arms=results,
         failed=failed,
+        infeasible=infeasible,
         scores=scores_by(members[: study.hardness_members], dataset, study.estimator),
         class_hardness=planner.class_hardness,
         seconds=time.perf_counter() - start,
+        groups=groups,
     )
 
 
 def make_planner(
     study: Study, dataset: Dataset, members: Sequence[StoredMember], *, pool: Pool | None, directory: Path
 ) -> Planner:
-    """What makes the plans of a study whose baseline is trained."""
+    """The planner of a study whose baseline is trained."""
     of_hardness = list(members[: study.hardness_members])
     return Planner(
         study,
@@ -178,29 +219,71 @@ def make_planner(
         scores=scores_by(of_hardness, dataset, study.estimator),
         members=of_hardness,
         pool=pool,
-        cache=directory / "cache",
+        cache=directory / CACHE,
     )
 
 
-def baseline_trainings(study: Study, dataset: Dataset) -> list[Training]:
+def baseline_jobs(study: Study, dataset: Dataset) -> list[Job]:
     """The trainings of the baseline."""
     plan = baseline_plan(study, dataset, study_rows(study, dataset))
-    return [Training(study.training_seed(*cell), plan) for cell in study.cells()]
+    return [Job(study.training_seed(*cell), plan) for cell in study.cells()]
 
 
-def arm_trainings(study: Study, plans: Sequence[ArmPlan]) -> list[Training]:
+def by_recipe(
+    study: Study, feasible: Sequence[tuple[Arm, Sequence[ArmPlan]]]
+) -> list[tuple[Recipe, list[tuple[str, Job]]]]:
+    """The trainings of all arms, each with its arm's name, by the recipe that they are trained by."""
+    found: list[tuple[Recipe, list[tuple[str, Job]]]] = []
+    for arm, plans in feasible:
+        for (variant, _), job in zip(study.cells(), arm_jobs(study, plans), strict=True):
+            recipe = plans[variant].recipe
+            group = next((jobs for other, jobs in found if other == recipe), None)
+            if group is None:
+                group = []
+                found.append((recipe, group))
+            group.append((arm.name, job))
+    return found
+
+
+def _try_recipes(study: Study, dataset: Dataset, execution: Execution) -> None:
+    """Try the recipes of arms before the baseline trains, which may take hours.
+
+    Raises
+    ------
+    ValueError
+        With the name of the arm.
+    """
+    for arm in study.arms:
+        if arm.changes:
+            try:
+                try_step(dataset, study.recipe_of(arm), device=execution.trial_device())
+            except ValueError as error:
+                raise ValueError(f"arm {arm.name!r}: {error}") from None
+
+
+def arm_jobs(study: Study, plans: Sequence[ArmPlan]) -> list[Job]:
     """The trainings of an arm, from the plan of each variant."""
     return [
-        Training(study.training_seed(variant, member), plans[variant].plan, plans[variant].pools)
+        Job(study.training_seed(variant, member), plans[variant].plan, plans[variant].pools)
         for variant, member in study.cells()
     ]
 
 
-def identity(training: Training) -> tuple[int, str | None]:
-    """What tells the trainings of a study apart."""
-    return training.seed, training.plan.content_hash() if training.plan is not None else None
+def identity(job: Job) -> tuple[int, str | None]:
+    """What distinguishes the trainings of a study."""
+    return job.seed, job.plan.content_hash() if job.plan is not None else None
 
 
-def _say_counts(arm: Arm, made: ArmPlan, dataset: Dataset) -> None:
+def _log_counts(arm: Arm, made: ArmPlan, dataset: Dataset) -> None:
+    start = made.plan.provenance.get("base")
+    base = "" if start is None else f" from {_START.get(start, f'class sizes to the power {start}')}"
     counts = zip(dataset.classes, made.plan.provenance["counts"], strict=True)
-    progress.say(f"{arm.name}: samples per class at alpha {arm.alpha:g}: {', '.join(f'{c} {n}' for c, n in counts)}")
+    if arm.reweight:
+        weights = zip(dataset.classes, made.plan.provenance["class_weight"], strict=True)
+        progress.say(
+            f"{arm.name}: class weights at alpha {arm.alpha:g}{base}: {', '.join(f'{c} {w:.3g}' for c, w in weights)}"
+        )
+        return
+    progress.say(
+        f"{arm.name}: samples per class at alpha {arm.alpha:g}{base}: {', '.join(f'{c} {n}' for c, n in counts)}"
+    )

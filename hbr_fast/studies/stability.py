@@ -7,14 +7,16 @@ import itertools
 import numpy as np
 import polars as pl
 
-from hbr_fast.allocation import allocate
 from hbr_fast.hardness import ESTIMATORS, HardnessScores
+from hbr_fast.hardness.class_means import class_means
 from hbr_fast.hardness.stability import ensemble_size_curve, observed_by_all, partial_scores
-from hbr_fast.pruning import rounded_share
+from hbr_fast.resampling.allocation import allocate
+from hbr_fast.resampling.base import base_sizes, resolved_base
+from hbr_fast.resampling.pruning import rounded_share
 
 MEASURES = ("class_spearman", "class_kendall", "sample_spearman", "sample_kendall", "pruned_jaccard", "counts_change")
 ORDERS = 20
-PRUNED = 0.5  # of each class, the easy end: the set whose overlap is measured
+PRUNED = 0.5  # share of each class, from the easy end: the set whose overlap is measured
 RANKED_SAMPLES = 5000
 TOLERANCE = 0.01  # of the mean class size: samples per class that change by less have settled
 
@@ -31,7 +33,7 @@ def ensemble_sizes(
     labels_n : integer [N]
     num_classes : int
     total : int
-        Samples to share out among the classes, at alpha 1 (clipped where that is not feasible).
+        Samples to share out among the classes, at alpha 1 (clipped where that is not feasible) and the default base.
     seed : int
         Of the orders.
     orders : int
@@ -41,8 +43,8 @@ def ensemble_sizes(
     frame : polars.DataFrame
         `ensemble_size.csv` of docs/results.md.
     enough : dict of str to int or None
-        By estimator, the smallest j from which on another member changes the samples per class by at most `TOLERANCE`
-        of their mean, in the mean over orders; None where even the last one changes them more.
+        By estimator, the smallest j beyond which another member changes the samples per class by at most `TOLERANCE`
+        of their mean, in the mean over orders; None if even the last one changes them more.
     """
     rows, enough = [], {}
     for name in scores.values:
@@ -73,10 +75,14 @@ def _curves(
     values_mn, labels = observed_by_all(scores, name, labels_n)
     class_sizes = np.bincount(labels, minlength=num_classes)
 
+    base = base_sizes(resolved_base(None, class_sizes), class_sizes)
+
     def counts(scores_n: np.ndarray) -> np.ndarray:
-        means_c = np.bincount(labels, weights=scores_n, minlength=num_classes) / class_sizes
+        means_c = class_means(scores_n, labels, num_classes)
         hardness = means_c if hard_is == "low" else -means_c
-        return allocate(hardness, hard_is=hard_is, alpha=1.0, total=total, nonpositive="shift", clip=True).counts
+        return allocate(
+            hardness, hard_is=hard_is, alpha=1.0, total=total, nonpositive="shift", clip=True, base=base
+        ).counts
 
     def kept(scores_n: np.ndarray) -> np.ndarray:
         by_class = np.lexsort((scores_n, labels))
@@ -100,7 +106,7 @@ def _curves(
 
 
 def estimator_agreement(scores: HardnessScores, *, hardest: float = 0.1) -> pl.DataFrame:
-    """Of every pair of estimators: rank correlation, and the overlap of the hardest tenth (`estimators.csv`)."""
+    """For every pair of estimators: rank correlation, and overlap of the hardest tenth (`estimators.csv`)."""
     names = list(scores.values)
     table = scores.correlations(names)
     k = max(1, round(hardest * len(scores)))

@@ -1,7 +1,8 @@
-"""Checkpoints of one training: a file that is whole or absent, refused to any other training.
+"""Checkpoints of one training: a file that is complete or absent, and refused by any other training.
 
-One safetensors file holds the tensors, and in its metadata the position, the history and what determines the training.
-It is replaced by a rename, so a crash or a full disk in the middle of writing leaves the one before it.
+One safetensors file holds the tensors, and in its metadata the position, the history, what determines the training and
+a checksum of it all.
+It is replaced by a rename, so a crash or a full disk while writing leaves the previous one intact.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbr_fast.files import DISK_FULL, atomic_write, canonical_json
+from hbr_fast import progress
+from hbr_fast.files import DISK_FULL, canonical_json
+from hbr_fast.tensor_files import CHECKSUM, read_tensors, write_tensors
 from hbr_fast.training.state import TrainingState
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,9 @@ class CheckpointEvery:
     Attributes
     ----------
     epochs : int
-        Save after every this many epochs; 0 does not.
+        Save every N epochs; 0 never.
     minutes : float
-        Save where this long has passed since the last time, also within an epoch; 0 saves after every step, infinity
-        never.
+        Save N minutes after the last save, also within an epoch; 0 saves after every step, infinity never.
     """
 
     epochs: int = 0
@@ -49,7 +51,7 @@ class Checkpoints:
     path : path
         The file.
     identity : dict
-        What determines the training, JSON values: a checkpoint of another one is refused.
+        What determines the training, JSON values: a checkpoint of another training is refused.
     every : CheckpointEvery
     """
 
@@ -71,67 +73,65 @@ class Checkpoints:
         Raises
         ------
         OSError
-            If there is no space for it; the one before it stays.
+            If there is no space for it; the previous one stays.
         """
-        from safetensors.torch import save
-
         self.path.parent.mkdir(parents=True, exist_ok=True)
         about = {"schema": SCHEMA, "training": self.identity, "values": state.values()}
-        content = save(
-            {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()},
-            metadata={"hbr_fast": json.dumps(about, allow_nan=False)},
-        )
+        # A copy: networks that share weights have one tensor under two names, which safetensors refuses.
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors().items()}
         try:
-            with atomic_write(self.path) as file:
-                file.write(content)
+            write_tensors(self.path, tensors, about)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             raise OSError(
-                f"no space left for the checkpoint {self.path}; the one before it is kept: free some and run the same "
+                f"no space left for the checkpoint {self.path}; the previous one is kept: free some and run the same "
                 "again"
             ) from error
         self._last = time.monotonic()
 
     def restore(self, state: TrainingState) -> bool:
-        """Bring a state just begun to where the checkpoint stands; false where there is none.
+        """Restore a new state from the checkpoint; false if there is none.
 
         Raises
         ------
         ValueError
             If the file is damaged, or of another training; the message names what differs.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return False
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("hbr_fast", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{self.path} is damaged ({error}): remove it to begin anew") from None
+        remedy = "remove it to start again"
+        tensors, about = read_tensors(self.path, what="a whole checkpoint", remedy=remedy, framework="pt")
+        if about.get("schema") == 1:
+            raise ValueError(
+                f"{self.path} is a checkpoint of schema 1, which an earlier hbr-fast wrote: finish this training with "
+                "that version, or remove it to start again"
+            )
         if about.get("schema") != SCHEMA:
-            raise ValueError(f"{self.path} is not a checkpoint of schema {SCHEMA}: remove it to begin anew")
-        self._require_own(about["training"])
+            raise ValueError(f"{self.path} is not a checkpoint of schema {SCHEMA}: remove it to start again")
+        if not isinstance(about.get("training"), dict) or not isinstance(about.get("values"), dict):
+            raise ValueError(f"{self.path} is damaged (its values are missing): {remedy}")
+        self._require_same_training(about["training"])
+        if CHECKSUM not in about:
+            progress.say(f"{self.path} has no checksum, as an earlier hbr-fast wrote it: resuming from it unverified")
         try:
             state.load(tensors, about["values"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            what = str(error).splitlines()[0]
-            raise ValueError(f"{self.path} is damaged ({what}): remove it to begin anew") from None
+        except (KeyError, TypeError, IndexError, RuntimeError, ValueError, AttributeError) as error:
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{self.path} is damaged ({what}): remove it to start again") from None
         return True
 
     def remove(self) -> None:
-        """Forget the checkpoint of a training that is finished and kept elsewhere."""
+        """Remove the checkpoint of a training that is finished and stored elsewhere."""
         self.path.unlink(missing_ok=True)
 
-    def _require_own(self, theirs: Mapping[str, Any]) -> None:
+    def _require_same_training(self, theirs: Mapping[str, Any]) -> None:
         own, other = _flat(self.identity), _flat(theirs)
         for name in [*own, *(name for name in other if name not in own)]:
             if own.get(name) != other.get(name):
                 raise ValueError(
                     f"{self.path} is the checkpoint of another training ({name} {other.get(name)!r}, not "
-                    f"{own.get(name)!r}): remove it to begin anew"
+                    f"{own.get(name)!r}): remove it to start again"
                 )
 
 

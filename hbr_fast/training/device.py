@@ -1,7 +1,8 @@
-"""Where a training computes: the processor or a GPU, and whether its network is compiled there."""
+"""Where a training computes: the processor or a GPU, and whether its network is compiled."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from hbr_fast import machine
 from hbr_fast.training.distributed import started_by_torchrun
+from hbr_fast.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Compute:
     Attributes
     ----------
     device : str
-        "auto" is the GPU where there is one, else the processor; "cpu", "cuda", "cuda:N". A process that torchrun
+        "auto" is the GPU if there is one, else the processor; "cpu", "cuda", "cuda:N". A process that torchrun
         started takes the GPU of its local rank for "auto" and "cuda".
     compile : bool
         Compile the network with CUDA graphs (`torch.compile(mode="reduce-overhead")`); on GPUs only.
@@ -34,7 +36,7 @@ class Compute:
         Raises
         ------
         ValueError
-            If there is no such device here, or it does not go with `compile`.
+            If there is no such device here, or `compile` does not work on it.
         """
         device = _resolved(self.device)
         if self.compile and (device.type != "cuda" or started_by_torchrun()):
@@ -42,16 +44,50 @@ class Compute:
         return device
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The module to call in a step, compiled if that was asked for."""
+        """The module to call in a step, compiled if requested."""
         if not self.compile:
             return model
-        model.compile(mode="reduce-overhead", dynamic=False)  # in place: the names in its state stay
+        model.compile(mode="reduce-overhead", dynamic=False)  # in place: the names in its state stay the same
         return model
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether the device that "auto" stands for computes faster in bfloat16 than in float32."""
-    return torch.cuda.is_bf16_supported(False) if torch.cuda.is_available() else machine.has_fast_bfloat16()
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes faster in bfloat16 than in float32.
+
+    Raises
+    ------
+    ValueError
+        If it is a GPU and this machine has none to query, as on the driver of a cluster whose nodes have GPUs.
+    """
+    if device.type != "cuda":
+        return machine.has_fast_bfloat16()
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "precision=auto goes by the GPU that members train on, and this machine has none to ask: set precision to "
+            "float32 or bfloat16"
+        )
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+
+
+def resolve_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with `precision="auto"` replaced by the fastest precision of the device that trains.
+
+    It is decided once, before anything is looked up or trained: members are keyed by "float32" or "bfloat16".
+
+    Raises
+    ------
+    ValueError
+        See `has_fast_bfloat16`.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    return dataclasses.replace(recipe, precision="bfloat16" if has_fast_bfloat16(device) else "float32")
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype:
+    """The number format of the convolutions of a recipe whose precision is resolved."""
+    assert recipe.precision != "auto", "the precision must be resolved first"
+    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
 def device_name(compute: Compute | None) -> str:
@@ -61,7 +97,7 @@ def device_name(compute: Compute | None) -> str:
 
 
 def gpu_memory_mb(device: torch.device) -> float | None:
-    """The most memory that tensors had on a GPU so far, in MB of 10^6 bytes; None on the processor."""
+    """The peak memory of tensors on a GPU so far, in MB of 10^6 bytes; None on the processor."""
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 

@@ -1,6 +1,6 @@
-"""One training shared by the processes that torchrun started: who they are, and how they stay together.
+"""One training shared by the processes of torchrun: their ranks, and how they stay in step.
 
-Outside of torchrun there is one rank of one, and everything here does nothing.
+Outside torchrun there is one rank of one, and everything here does nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
     from hbr_fast.loaders.batch import Batch
     from hbr_fast.loaders.loader import Loader
-    from hbr_fast.sampler import Sampler
+    from hbr_fast.orders import Sampler
 
 
 class OtherRankFailed(RuntimeError):
-    """Another process of this training failed, and says why."""
+    """Another process of this training failed, and reports why."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(f"process {rank} of this training failed: see what it says")
+        super().__init__(f"process {rank} of this training failed: see its message")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process and those that train the same model with it.
+    """This process among those that train the same model.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """A block that every rank goes through; where one fails, all do, so that none waits for another for ever.
+        """A block that every rank runs; if one fails, all do, so that none waits for another for ever.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Ranks:
             raise OtherRankFailed(at)
 
     def highest(self, *numbers: int) -> list[int]:
-        """The highest of each number over the ranks; on the CPU, so that no rank waits for its device."""
+        """The maximum of each number over the ranks; on the CPU, so that no rank waits for its device."""
         if self.size == 1:
             return [*numbers]
         import torch
@@ -84,14 +84,14 @@ class Ranks:
         return together.tolist()
 
     def require_same(self, what: str, *numbers: int) -> None:
-        """Raise on every rank where they do not have the same numbers.
+        """Raise on every rank unless all have the same numbers.
 
         Raises
         ------
         ValueError
         """
         own = [*numbers, *(-number for number in numbers)]
-        if self.highest(*own) != own:  # nobody is below the highest and above the lowest at once
+        if self.highest(*own) != own:  # equal only if the maximum is also the minimum
             raise ValueError(what)
 
     def interleaved(self, own_nc: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """The ranks of the process group that there is; one of one where there is none."""
+    """The ranks of the current process group; one of one if there is none."""
     import torch
 
     distributed = torch.distributed
@@ -120,7 +120,7 @@ def ranks() -> Ranks:
 
 
 class SharedBatches:
-    """The batches of a training, of which every rank has its rows."""
+    """The batches of a training, each shared by the ranks."""
 
     def __init__(self, loader: Loader, own: Ranks) -> None:
         self._whole, self._ranks = loader, own
@@ -151,38 +151,26 @@ class SharedBatches:
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Batch, float]]:
         """This rank's rows of batches `start`, `start + 1`, ... of an epoch, and their share of the batch's rows."""
-        own = self._loader.epoch(epoch, start=min(start, len(self._loader)))
-        for step in range(start, len(self)):
-            batch = next(own, None) or self._no_rows()
+        for step, batch in enumerate(self._loader.epoch(epoch, start=start), start):
             yield batch, len(batch.labels) / self.rows(step)
-
-    def _no_rows(self) -> Batch:
-        import torch
-
-        from hbr_fast.loaders.batch import Batch
-
-        job = self._whole.job
-        images = torch.empty(0, *job.split.images.shape[1:], dtype=job.dtype, device=job.device)
-        none = torch.empty(0, dtype=torch.int64, device=job.device)
-        return Batch(images, none, none, none)
 
 
 def shared_model(model: nn.Module) -> nn.Module:
-    """A model that computes as one process would with the rows of all ranks: their gradients add up.
+    """A model that computes as one process would with the rows of all ranks: gradients are summed.
 
-    Its parameters and buffers are those of `model`, as the first rank has them.
+    Its parameters and buffers are those of the first rank's `model`.
     """
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from hbr_fast.training.batch_norm import across_ranks
+    from hbr_fast.training.models.batch_norm import across_ranks
 
     def add_up(bucket: Any) -> Any:
         future = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0])
 
     shared = DistributedDataParallel(across_ranks(model))
-    # In the place of torch's mean over the ranks, which may have different numbers of rows.
+    # Replaces torch's mean over the ranks, which may have different numbers of rows.
     shared.register_comm_hook(None, lambda _, bucket: add_up(bucket))
     return shared
 
@@ -199,14 +187,14 @@ def own_rank() -> int:
 
 @contextlib.contextmanager
 def joined(device: torch.device | None = None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started with this one, if it did; the first of them alone prints.
+    """Join the processes that torchrun started, if any; only the first of them prints.
 
-    They meet over gloo, and on GPUs over NCCL for what is on the device.
+    They communicate over gloo, and on GPUs over NCCL for data on the device.
 
     Raises
     ------
     ConnectionError
-        If another of them ended in the middle of the work.
+        If another of them ended during the work.
     """
     if not started_by_torchrun():
         yield Ranks()
@@ -226,14 +214,14 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
                 silent.enter_context(contextlib.redirect_stderr(io.StringIO()))
             yield own
     except RuntimeError as error:
-        if not _says_that_a_peer_is_gone(error):
+        if not _is_lost_peer(error):
             raise
         raise ConnectionError(
-            "another process of this training ended: what was saved last is kept, run the same again"
+            "another process of this training ended: the last save is kept, run the same again"
         ) from error
     finally:
         distributed.destroy_process_group()
 
 
-def _says_that_a_peer_is_gone(error: RuntimeError) -> bool:
+def _is_lost_peer(error: RuntimeError) -> bool:
     return any(words in str(error) for words in ("closed by peer", "reset by peer", "Broken pipe"))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while members train: saved first, then obeyed."""
+"""SIGTERM and Ctrl-C while members train: save first, then obey."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXIT_CODE = 75
 
 
 class Terminated(BaseException):
-    """The process was asked to end by SIGTERM, as SLURM and Kubernetes do. No `Exception`, so nothing absorbs it."""
+    """SIGTERM asked the process to end, as SLURM and Kubernetes do. Not an `Exception`, so nothing absorbs it."""
 
     def __init__(self) -> None:
         super().__init__("ended by SIGTERM")
@@ -23,16 +23,16 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def raised_at_once() -> Iterator[None]:
-    """In this block SIGTERM raises `Terminated` where the program stands, as Ctrl-C raises `KeyboardInterrupt`."""
+    """In this block SIGTERM raises `Terminated` at the current point, as Ctrl-C raises `KeyboardInterrupt`."""
     with _handled(lambda number, _: _raise(number)):
         yield
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """In this block SIGTERM and Ctrl-C are only noted: the caller asks for them where it can stop, and calls `obey`.
+    """In this block SIGTERM and Ctrl-C are only noted: the caller polls where it can stop, and calls `obey`.
 
-    Yields a function that gives the signal's number, or None while there was none. A second signal does not wait.
+    Yields a function that returns the signal's number, or None before any signal. A second signal acts at once.
     """
     came: list[int] = []
 
@@ -49,9 +49,9 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """What signals mean here, they mean after this block too: for libraries that take them for themselves.
+    """Restore signal handlers after this block, for libraries that install their own.
 
-    Ray's handler of SIGTERM aborts, with its own traceback. It is not Python's, which does not see that it was changed.
+    Ray's SIGTERM handler aborts with its own traceback. It is set below Python, which does not see the change.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +66,7 @@ def kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwrapped() -> Iterator[None]:
-    """SIGTERM that comes out of this block as the cause of a library's own exception is raised as itself."""
+    """Re-raise SIGTERM itself if it leaves this block as the cause of a library's own exception."""
     try:
         yield
     except Exception as error:
@@ -79,7 +79,7 @@ def unwrapped() -> Iterator[None]:
 
 
 def obey(number: int) -> None:
-    """Raise what the signal means."""
+    """Raise the exception for the signal."""
     _raise(number)
 
 
@@ -89,10 +89,10 @@ def _raise(number: int) -> None:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may say what signals do
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
-    # One that is ignored stays so: a worker's parent decides what Ctrl-C means.
+    # An ignored signal stays ignored: a worker's parent handles Ctrl-C.
     before = {number: signal.getsignal(number) for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, handler)

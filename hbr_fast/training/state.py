@@ -1,4 +1,4 @@
-"""What a training is made of while it runs: everything that a later process needs to go on to the same bits."""
+"""The state of a running training: everything that a later process needs to continue to the same bits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import nn
 
 from hbr_fast.hardness import HardnessRecorder
 from hbr_fast.hardness.ranks import all_reduce
+from hbr_fast.training import optimizer_state
+from hbr_fast.training.averaging import Averaged
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch did: means over its rows, in train mode.
+    """The results of one epoch: means over its rows, in train mode.
 
-    On a GPU also the most memory that torch's tensors had so far, in MB of 10^6 bytes, and how busy the GPU was when
-    the epoch ended, in percent, where NVIDIA's library that knows is installed.
+    On a GPU also the peak memory of torch's tensors so far, in MB of 10^6 bytes, and, if NVIDIA's library is installed,
+    how busy the GPU was when the epoch ended, in percent.
     """
 
     epoch: int
@@ -40,13 +42,13 @@ class TrainingState:
 
     Attributes
     ----------
-    model, optimiser, recorder
+    model, optimizer, recorder
     loss_s : float32 [steps of an epoch]
-        Mean loss of the batches of the current epoch, on the model's device; of several ranks, this rank's part of it.
+        Mean loss of the batches of the current epoch, on the model's device; with several ranks, this rank's part.
     right_s : int64 [steps of an epoch]
-        Rows of them classified right.
+        Correctly classified rows of each batch.
     merged : int
-        Of several ranks: steps of the epoch up to which losses, right answers and recordings are those of all of them.
+        With several ranks: steps of the epoch up to which losses, right answers and recordings cover all of them.
     epoch, step : int
         The batch to train on next.
     seconds : float
@@ -55,10 +57,12 @@ class TrainingState:
         In the online mode, the samples per class of the current epoch; None before it changes them.
     history : list of EpochRecord
         The finished epochs.
+    averaged : Averaged, optional
+        The moving average of the weights.
     """
 
     model: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     recorder: HardnessRecorder
     loss_s: torch.Tensor
     right_s: torch.Tensor
@@ -68,15 +72,16 @@ class TrainingState:
     seconds: float = 0.0
     class_counts: list[int] | None = None
     history: list[EpochRecord] = field(default_factory=list)
+    averaged: Averaged | None = None
 
     def next_epoch(self) -> None:
-        """Stand before the first step of the epoch after this one."""
+        """Move to the first step of the next epoch."""
         self.epoch, self.step, self.merged, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.loss_s.zero_()
         self.right_s.zero_()
 
     def merge_ranks(self) -> None:
-        """Make this rank's part of what was done the whole of it; every rank must call it."""
+        """Merge the results of all ranks since the last merge; every rank must call it."""
         if not self.recorder.distributed:
             return
         for tensor_s in (self.loss_s, self.right_s):
@@ -88,10 +93,10 @@ class TrainingState:
         """Everything large, by name."""
         named = {"loss": self.loss_s, "right": self.right_s}
         named |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            momentum = self.optimiser.state[parameter].get("momentum_buffer")  # none before the first step
-            if momentum is not None:
-                named[f"momentum.{name}"] = momentum
+        if self.averaged is not None:
+            named |= {f"averaged.{name}": tensor for name, tensor in self.averaged.model.state_dict().items()}
+        of_optimizer, _ = optimizer_state.saved(self.optimizer)
+        named |= {f"optimizer.{name}": tensor for name, tensor in of_optimizer.items()}
         recorded = self.recorder.state_dict()
         return named | {f"recorder.{name}": t for name, t in recorded.items() if isinstance(t, torch.Tensor)}
 
@@ -103,20 +108,20 @@ class TrainingState:
             "seconds": self.seconds,
             "class_counts": self.class_counts,
             "history": [dataclasses.asdict(record) for record in self.history],
+            "optimizer": optimizer_state.saved(self.optimizer)[1],
             "recorder": {
                 name: value for name, value in self.recorder.state_dict().items() if not isinstance(value, torch.Tensor)
             },
         }
 
     def load(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Become the training that gave these `tensors()` and `values()`."""
+        """Restore the training that returned these `tensors()` and `values()`."""
         self.loss_s.copy_(tensors["loss"])
         self.right_s.copy_(tensors["right"])
         self.model.load_state_dict(_below("model", tensors))
-        momenta = _below("momentum", tensors)
-        for name, parameter in self.model.named_parameters():
-            if name in momenta:
-                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
+        if self.averaged is not None:
+            self.averaged.model.load_state_dict(_below("averaged", tensors))
+        optimizer_state.restore(self.optimizer, _below("optimizer", tensors), values["optimizer"])
         self.recorder.load_state_dict({**values["recorder"], **_below("recorder", tensors)})
         self.epoch, self.step, self.seconds = values["epoch"], values["step"], values["seconds"]
         self.merged = self.step

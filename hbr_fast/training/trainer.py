@@ -1,4 +1,4 @@
-"""Training one member: plain PyTorch, hardness recorded on the way, nothing read from the device within a step."""
+"""Training one member: plain PyTorch, hardness recorded during training, nothing read from the device within a step."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
 
-from hbr_fast.allocation import reallocate
+from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset, Split
+from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
+from hbr_fast.data.sample_sources import printable
 from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
-from hbr_fast.loaders.batch import Augment, Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.plan import Plan
-from hbr_fast.sampler import QuotaOrder, Sampler, quota_order, sequential_order
-from hbr_fast.seeding import Stream, spread_seed
+from hbr_fast.orders import QuotaOrder, Sampler, quota_order, sequential_order
+from hbr_fast.resampling.allocation import reallocate
 from hbr_fast.training import signals
+from hbr_fast.training.averaging import Averaged
+from hbr_fast.training.build import initial_model, make_optimizer
 from hbr_fast.training.checkpoint import Checkpoints
-from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_fast_bfloat16
+from hbr_fast.training.device import Compute, compute_dtype, gpu_memory_mb, gpu_utilisation, resolve_precision
 from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
-from hbr_fast.training.inference import predict
-from hbr_fast.training.models import build_model
+from hbr_fast.training.predict import predict
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
+from hbr_fast.training.step import Stepper
+
+PICTURE_CACHE = 256 * 10**6  # bytes of decoded pictures that a training keeps
+_BAD_NAMED = 10  # bad pictures that a message lists
 
 
 class Diverged(FloatingPointError):
-    """A training whose loss stopped being a finite number.
+    """A training whose loss is no longer finite.
 
     Attributes
     ----------
     epoch, step : int
-        Where that was seen first, both from 0, the step within the epoch; step -1: in the logits of the test split,
-        after the last update.
+        Where it was first seen, both from 0, the step within the epoch; step -1 means in the test logits, after the
+        last update.
     loss : float
-        What it was there.
+        Its value there.
     lr : float
         The recipe's learning rate.
     """
@@ -62,7 +65,7 @@ class Diverged(FloatingPointError):
 
 @dataclass(frozen=True)
 class Member:
-    """One trained model and what its training left.
+    """One trained model and the results of its training.
 
     Attributes
     ----------
@@ -72,12 +75,18 @@ class Member:
         Of this one member.
     test_logits : float32 [N_test, C]
     history : tuple of EpochRecord
+    ema_weights : dict of str to tensor, optional
+        Their moving average, if the recipe has one.
+    ema_test_logits : float32 [N_test, C], optional
+        Of the moving average.
     """
 
     weights: Mapping[str, torch.Tensor]
     scores: HardnessScores
     test_logits: np.ndarray
     history: tuple[EpochRecord, ...]
+    ema_weights: Mapping[str, torch.Tensor] | None = None
+    ema_test_logits: np.ndarray | None = None
 
 
 def train_member(
@@ -95,12 +104,12 @@ def train_member(
 ) -> Member:
     """Train one model on the train split and record the hardness of every sample it visits.
 
-    Everything random follows from `seed`: initial weights, order and augmentation, each from a stream of its own. On
-    the CPU, with the same number of threads, a training that was interrupted and went on gives the bits of one that was
-    not.
+    Everything random follows from `seed`: initial weights, order, augmentation, mixing and what the network draws
+    itself, each from its own stream. On the CPU, with the same number of threads, a resumed training gives the bits of
+    an uninterrupted one. The caller's random state is unchanged.
 
-    Where `torch.distributed` is initialised its ranks share every batch, and every rank returns the same member: that
-    of one process, to rounding.
+    If `torch.distributed` is initialised, its ranks share every batch, and every rank returns the same member: that of
+    one process, up to rounding.
 
     Parameters
     ----------
@@ -113,29 +122,45 @@ def train_member(
     pools : sequence of Pool
         Where a plan's generated images are: its store 1, 2, ...
     provenance : dict, optional
-        What the scores should say of where they come from.
+        Origin to record with the scores.
     advance : callable, optional
         Called with the number of rows after each step, for a progress bar; first with those that a checkpoint holds.
     on_epoch : callable, optional
-        Called with what each epoch did when it is over.
+        Called with the record of each finished epoch.
     checkpoints : Checkpoints, optional
-        Where the training saves itself and is taken up again. SIGTERM and Ctrl-C then save before they are obeyed.
+        Where the training is saved and resumed from. SIGTERM and Ctrl-C then save first.
     compute : Compute, optional
-        On which device; by default a GPU where there is one. What is returned is on the processor.
+        On which device; by default a GPU if there is one. Results are on the processor.
 
     Raises
     ------
     ValueError
-        If the model or the batch does not fit the dataset, there is no such device, or the checkpoint is of another
-        training.
+        If the model or the batch does not fit the dataset, there is no such device, or the checkpoint is another
+        training's.
     Diverged
         If the loss of a step, or a logit of the trained model, is not finite.
     Terminated, KeyboardInterrupt
-        If a signal asked for it.
+        If a signal requested it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hbr_fast import convert, named_recipe
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> sizes = {"classes": 2, "train_per_class": 4, "test_per_class": 2, "shape": (1, 8, 8)}
+    >>> data = convert("synthetic", f"{folder.name}/toy.hbr", **sizes)
+    >>> recipe = named_recipe("quickstart", ["model=cnn-4-8", "epochs=1", "batch_size=4", "augment.pad=0"])
+    >>> member = train_member(data, recipe, seed=0)
+    >>> member.test_logits.shape
+    (4, 2)
     """
+    dataset = dataset.at_size(recipe.size)
     train, own, compute = dataset.train, ranks(), compute or Compute()
-    device, dtype = compute.resolved(), compute_dtype(recipe)
-    loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, dtype=dtype, device=device)
+    device = compute.resolved()
+    recipe = resolve_precision(recipe, device)
+    dtype = compute_dtype(recipe)
+    require_shareable(recipe, compute, processes=own.size)
+    loader = training_loader(train, recipe, seed=seed, plan=plan, pools=pools, device=device)
     batches = SharedBatches(loader, own)
     state = initial_state(
         recipe,
@@ -145,7 +170,7 @@ def train_member(
         device=device,
         provenance=provenance,
         distributed=own.size > 1,
-        strangers=bool(pools),
+        ignore_unknown_ids=bool(pools),
     )
     model = state.model
     advance = advance or (lambda rows: None)
@@ -157,8 +182,19 @@ def train_member(
         state.epoch,
         state.step,
     )
-    stepped = shared_model(model) if own.size > 1 else compute.network(model)
-    with signals.deferred() as pending:
+    stepper = Stepper(
+        recipe,
+        shared_model(model) if own.size > 1 else compute.network(model),
+        state.optimizer,
+        seed=seed,
+        steps_per_epoch=len(batches),
+        class_counts=class_counts_of(train, plan, pools),
+        device=device,
+        averaged=state.averaged,
+        rank=own.rank,
+    )
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(generators), signals.deferred() as pending:
 
         def save_and_stop(due: bool) -> None:
             """Save if it is due on the first rank, and stop after saving if a signal asks any rank to."""
@@ -180,15 +216,11 @@ def train_member(
             start = time.perf_counter() - state.seconds
             for batch, share in batches.epoch(epoch, start=state.step):
                 step = state.step
-                set_learning_rate(state.optimiser, recipe.learning_rate(epoch * len(batches) + step, len(batches)))
-                train_step(
-                    stepped,
-                    state.optimiser,
-                    state.recorder,
+                stepper(
                     batch,
+                    state.recorder,
                     epoch=epoch,
-                    recipe=recipe,
-                    dtype=dtype,
+                    step=step,
                     loss_out=state.loss_s[step],
                     right_out=state.right_s[step],
                     share=share,
@@ -196,7 +228,7 @@ def train_member(
                 state.step, state.seconds = step + 1, time.perf_counter() - start
                 advance(batches.rows(step))
                 save_and_stop(checkpoints is not None and checkpoints.due())
-            if device.type == "cuda":  # the host ran ahead of it
+            if device.type == "cuda":  # the host ran ahead of the device
                 torch.cuda.synchronize(device)
                 state.seconds = time.perf_counter() - start
             state.merge_ranks()
@@ -206,9 +238,28 @@ def train_member(
             state.next_epoch()
             save_and_stop(checkpoints is not None and checkpoints.due(epochs_done=state.epoch))
         part = sequential_order(len(dataset.test)).shard(own.rank, own.size)
-        logits = predict(model, dataset.test, dtype=dtype, order=part, after_batch=lambda: save_and_stop(False))
-        logits = own.interleaved(logits)[: len(dataset.test)]
-    return finished_member(state, logits, recipe)
+
+        def logits_by(network: torch.nn.Module) -> np.ndarray:
+            found = predict(network, dataset.test, dtype=dtype, order=part, after_batch=lambda: save_and_stop(False))
+            return own.interleaved(found)[: len(dataset.test)]
+
+        logits = logits_by(model)
+        ema_logits = None if state.averaged is None else logits_by(state.averaged.model)
+    report_bad_pictures(loader, train)
+    return finished_member(state, logits, recipe, ema_logits=ema_logits)
+
+
+def report_bad_pictures(loader: Loader, split: Split) -> None:
+    """Say which encoded pictures of the train split could not be used."""
+    bad = sorted(loader.bad_pictures.items())
+    if bad:
+        sources = split.sources
+        named = [
+            f"{row}{f' ({printable(sources[row])})' if sources is not None and row < len(sources) else ''} {reason}"
+            for row, reason in bad[:_BAD_NAMED]
+        ]
+        more = f"; and {len(bad) - _BAD_NAMED:,} more" if len(bad) > _BAD_NAMED else ""
+        progress.say(f"trained without {len(bad):,} bad pictures: {'; '.join(named)}{more}")
 
 
 def initial_state(
@@ -220,13 +271,14 @@ def initial_state(
     device: torch.device | str = "cpu",
     provenance: Mapping[str, Any] | None = None,
     distributed: bool = False,
-    strangers: bool = False,
+    ignore_unknown_ids: bool = False,
 ) -> TrainingState:
-    """Where a training of so many steps an epoch begins; the other arguments are those of `HardnessRecorder`."""
+    """The initial state of a training; the other arguments are those of `HardnessRecorder`."""
     model = initial_model(recipe, split, seed=seed).to(device)
     return TrainingState(
         model=model,
-        optimiser=make_optimiser(model, recipe),
+        averaged=Averaged(model, recipe.ema) if recipe.ema else None,
+        optimizer=make_optimizer(recipe, model),
         recorder=HardnessRecorder(
             len(split),
             split.num_classes,
@@ -234,7 +286,7 @@ def initial_state(
             device=device,
             provenance=provenance,
             distributed=distributed,
-            strangers=strangers,
+            ignore_unknown_ids=ignore_unknown_ids,
         ),
         loss_s=torch.zeros(steps, device=device),
         right_s=torch.zeros(steps, dtype=torch.int64, device=device),
@@ -242,12 +294,14 @@ def initial_state(
 
 
 def rows_done(state: TrainingState, batches: SharedBatches) -> int:
-    """Rows that were trained on up to where a training stands; an epoch's last batch may have fewer than the others."""
+    """Rows trained so far; an epoch's last batch may have fewer than the others."""
     return state.epoch * batches.samples + sum(batches.rows(step) for step in range(state.step))
 
 
-def finished_member(state: TrainingState, logits: np.ndarray, recipe: Recipe) -> Member:
-    """What a training at its end left, with the model's logits of the test split.
+def finished_member(
+    state: TrainingState, logits: np.ndarray, recipe: Recipe, *, ema_logits: np.ndarray | None = None
+) -> Member:
+    """The results of a finished training, with the logits of the test split by the model and by its moving average.
 
     Raises
     ------
@@ -257,15 +311,21 @@ def finished_member(state: TrainingState, logits: np.ndarray, recipe: Recipe) ->
     if not np.isfinite(logits).all():
         raise Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
     return Member(
-        weights={name: tensor.detach().cpu().clone() for name, tensor in state.model.state_dict().items()},
+        weights=_on_processor(state.model),
         scores=state.recorder.scores(),
         test_logits=logits,
         history=tuple(state.history),
+        ema_weights=None if state.averaged is None else _on_processor(state.averaged.model),
+        ema_test_logits=ema_logits,
     )
 
 
+def _on_processor(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
 def epoch_record(state: TrainingState, batches: SharedBatches, recipe: Recipe) -> EpochRecord:
-    """What the epoch that has just ended did: the one place where its losses are read back.
+    """The record of the epoch just ended: the only place where its losses are read back.
 
     Raises
     ------
@@ -290,46 +350,8 @@ def epoch_record(state: TrainingState, batches: SharedBatches, recipe: Recipe) -
     )
 
 
-def train_step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    recorder: HardnessRecorder,
-    batch: Batch,
-    *,
-    epoch: int,
-    recipe: Recipe,
-    dtype: torch.dtype,
-    loss_out: torch.Tensor,
-    right_out: torch.Tensor,
-    share: float = 1.0,
-) -> None:
-    """One update. Mean loss and right answers are written into two one-element tensors on the device, and not read.
-
-    `share`: these rows over those of the batch that several ranks share, whose gradients add up; the loss written is
-    then this rank's part of it.
-    """
-    with torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = model(batch.images)
-    loss = functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
-    if share != 1:
-        loss = share * loss if share else logits.sum()  # without a row: no mean, but a part in the sums over ranks
-    recorder.record(logits, batch.labels, batch.ids, epoch=epoch)
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
-    loss_out.copy_(loss.detach())
-    right_out.copy_((logits.detach().argmax(1) == batch.labels).sum())
-
-
-def compute_dtype(recipe: Recipe) -> torch.dtype:
-    """The number format of a recipe's convolutions on this machine: "auto" goes by its GPU if it has one."""
-    if recipe.precision == "auto":
-        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.precision]
-
-
 def online_order(order: Sampler, recorder: HardnessRecorder, split: Split, recipe: Recipe, *, seed: int) -> QuotaOrder:
-    """The order of the coming epochs in the online mode: class counts a step nearer to what AUM so far asks for."""
+    """The order of the coming epochs in the online mode: class counts a step nearer to those by AUM so far."""
     counts = order.counts(0) if isinstance(order, QuotaOrder) else split.class_counts()
     moved = reallocate(
         counts,
@@ -341,6 +363,32 @@ def online_order(order: Sampler, recorder: HardnessRecorder, split: Split, recip
     return quota_order(split.labels, moved, seed=seed)
 
 
+def require_shareable(recipe: Recipe, compute: Compute, *, processes: int) -> None:
+    """Refuse what a recipe asks for and several processes, or a compiled network, cannot do.
+
+    Raises
+    ------
+    ValueError
+    """
+    if processes > 1 and recipe.mixes:
+        raise ValueError(
+            "mixup and cutmix mix the rows of a batch, which the processes of torchrun share: train in one process, or "
+            "without them"
+        )
+    if compute.compile and recipe.accumulate > 1:
+        raise ValueError("a compiled network takes whole batches: leave out compile, or accumulate")
+
+
+def class_counts_of(split: Split, plan: Plan | None, pools: Sequence[Pool] = ()) -> np.ndarray:
+    """How many rows of an epoch each class has: int64 [C]."""
+    if plan is None:
+        return split.class_counts()
+    counts_c = np.zeros(split.num_classes, np.int64)
+    for store, labels in enumerate([split.labels, *(pool.split.labels for pool in pools)]):
+        counts_c += np.bincount(labels[plan.index[plan.store == store]], minlength=split.num_classes)
+    return counts_c
+
+
 def training_loader(
     split: Split,
     recipe: Recipe,
@@ -348,46 +396,19 @@ def training_loader(
     seed: int,
     plan: Plan | None = None,
     pools: Sequence[Pool] = (),
-    dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> Loader:
-    """The batches that a recipe trains on."""
+    """The batches that a recipe with resolved precision trains on."""
     return Loader(
         split,
         plan=plan,
         stores=[pool.split for pool in pools],
-        augment=Augment(flip=recipe.flip, pad=recipe.pad),
+        augment=recipe.augment,
         batch_size=recipe.batch_size,
         seed=seed,
-        dtype=dtype,
+        dtype=compute_dtype(recipe),
         channels_last=True,
         device=device,
-        prefetch=0,  # the network has work for every core, and making a batch takes a few thousandths of its step
+        prefetch=0,  # the network keeps every core busy, and making a batch takes a few thousandths of a step
+        cache=PICTURE_CACHE,
     )
-
-
-def initial_model(recipe: Recipe, split: Split, *, seed: int) -> nn.Module:
-    """The untrained model of a seed, channels-last. The caller's random state is left as it was."""
-    channels, height, width = split.images.shape[1:]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spread_seed(seed, Stream.INITIALISATION, 0))
-        model = build_model(recipe.model, channels=channels, image_size=(height, width), classes=split.num_classes)
-    return model.to(memory_format=torch.channels_last)
-
-
-def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, one fused kernel for all parameters."""
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the learning rate of the coming step."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate

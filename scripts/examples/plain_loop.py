@@ -2,7 +2,7 @@
 
     python scripts/examples/plain_loop.py
 
-Prints the mean of each estimator by class. Class 2 is the hard one: its samples lie among the others'.
+Prints the mean of each estimator by class. Class 2 is hard: its samples lie among the others'.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from hbr_fast import HardnessRecorder
+from hbr_fast import HardnessRecorder, OrderSampler, uniform_order
 from hbr_fast.integrations.ids import WithIds
 
 EPOCHS, ACCUMULATE = 4, 2
@@ -22,12 +22,13 @@ def main() -> HardnessRecorder:
     recorder = HardnessRecorder(len(labels), num_classes=3)
     model = torch.nn.Linear(2, 3)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
-    loader = DataLoader(WithIds(TensorDataset(inputs, labels)), batch_size=25, shuffle=True)
+    sampler = OrderSampler(uniform_order(len(labels), seed=0))
+    loader = DataLoader(WithIds(TensorDataset(inputs, labels)), batch_size=25, sampler=sampler)
     for epoch in range(EPOCHS):
         for step, (x, y, ids) in enumerate(loader):
             share, partner = 0.9, torch.randperm(len(y))
             logits = model(share * x + (1 - share) * x[partner])
-            # Against the hard label of the sample that has the larger share, and by its id.
+            # Use the hard label and the id of the sample with the larger share.
             recorder.record(logits, y, ids, epoch=epoch)
             loss = share * cross_entropy(logits, y) + (1 - share) * cross_entropy(logits, y[partner])
             (loss / ACCUMULATE).backward()

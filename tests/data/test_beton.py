@@ -1,4 +1,4 @@
-"""FFCV's format: read without FFCV, written by FFCV itself, whole or not at all."""
+"""FFCV's format: read without FFCV, written atomically by FFCV itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hbr_fast import cli
 from hbr_fast.data import beton_writer
 from hbr_fast.data.beton import open_beton, read_beton
 from hbr_fast.data.beton_writer import write_beton
+from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
 
 pytest.importorskip("ffcv")
@@ -26,7 +27,7 @@ pytest.importorskip("ffcv")
 
 @pytest.fixture(autouse=True, scope="module")
 def _ffcv_imported() -> Any:
-    """Once, and not in the process of every writer; FFCV sets torch's threads when it is imported."""
+    """Import FFCV once, not in every writer process; the import sets torch's thread count."""
     import torch
 
     threads = torch.get_num_threads()
@@ -40,7 +41,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def smooth(samples: int, size: int) -> np.ndarray:
-    """Images that JPEG keeps well: gradients, [N, 3, size, size]."""
+    """Images that compress well as JPEG: gradients, [N, 3, size, size]."""
     ramp = np.linspace(0, 200, size)
     images = np.stack([np.add.outer(ramp, 0 * ramp), np.add.outer(0 * ramp, ramp), np.add.outer(ramp, ramp) / 2])
     return (images[None] + np.arange(samples)[:, None, None, None] % 50).astype(np.uint8)
@@ -55,7 +56,7 @@ def shared_memory() -> set[str]:
 
 
 def foreign(path: Path, fields: dict[str, Any], samples: list[tuple[Any, ...]], **options: Any) -> Path:
-    """A `.beton` that somebody else's program wrote."""
+    """A `.beton` written by a third-party program."""
     from ffcv.writer import DatasetWriter
 
     DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(samples, **options)
@@ -63,7 +64,7 @@ def foreign(path: Path, fields: dict[str, Any], samples: list[tuple[Any, ...]], 
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (1, 28, 28), (4, 5, 6), (3, 1, 1)])
-def test_what_is_written_opens_as_it_was(shape: tuple[int, int, int], tmp_path: Path) -> None:
+def test_write_beton_round_trip(shape: tuple[int, int, int], tmp_path: Path) -> None:
     split = make_split(noise(700, *shape))
     written = write_beton(split, tmp_path / "a.beton", workers=2)
     assert written.beton == tmp_path / "a.beton"
@@ -81,14 +82,14 @@ def test_what_is_written_opens_as_it_was(shape: tuple[int, int, int], tmp_path: 
     assert left_over(tmp_path) == ["a.beton"]
 
 
-def test_one_worker_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_write_beton_is_deterministic_with_one_worker(tmp_path: Path) -> None:
     split = make_split(noise(300, 3, 8, 8))
     for name in ("a", "b"):
         write_beton(split, tmp_path / f"{name}.beton", workers=1)
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
-def test_plain_ffcv_reads_what_is_written(tmp_path: Path) -> None:
+def test_write_beton_is_readable_by_ffcv(tmp_path: Path) -> None:
     from ffcv.loader import Loader, OrderOption
 
     split = make_split(noise(50, 3, 8, 8))
@@ -102,7 +103,7 @@ def test_plain_ffcv_reads_what_is_written(tmp_path: Path) -> None:
     assert sorted(seen) == list(range(50))
 
 
-def test_large_images_are_jpeg_unless_raw_is_asked_for(tmp_path: Path) -> None:
+def test_write_beton_stores_large_images_as_jpeg_by_default(tmp_path: Path) -> None:
     split = make_split(smooth(6, 200))
     assert split.images[0].nbytes > beton_writer.RAW_BYTES
     write_beton(split, tmp_path / "auto.beton")
@@ -116,16 +117,16 @@ def test_large_images_are_jpeg_unless_raw_is_asked_for(tmp_path: Path) -> None:
         write_beton(make_split(noise(3, 1, 8, 8)), tmp_path / "gray.beton", mode="jpg")
 
 
-def test_images_larger_than_a_page_of_ffcv(tmp_path: Path) -> None:
+def test_write_beton_images_larger_than_a_page(tmp_path: Path) -> None:
     split = make_split(noise(2, 3, 1700, 1700))
     write_beton(split, tmp_path / "a.beton", mode="raw")
     np.testing.assert_array_equal(open_beton(tmp_path / "a.beton").images, split.images)
 
 
-# --- files of other programs ---
+# --- third-party files ---
 
 
-def test_other_names_no_ids_and_a_shuffled_file(tmp_path: Path) -> None:
+def test_open_beton_custom_fields_without_ids_shuffled(tmp_path: Path) -> None:
     from ffcv.fields import FloatField, IntField, RGBImageField
 
     images = noise(20, 6, 7, 3)
@@ -135,7 +136,7 @@ def test_other_names_no_ids_and_a_shuffled_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.images, images[3:].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(opened.labels, np.arange(3, 20) % 4)
     assert opened.classes == ("0", "1", "2", "3")
-    # With ids, a row number is the id, wherever the sample stands.
+    # With ids, the row number is the id, whatever the sample's position.
     fields = {"image": RGBImageField(), "label": IntField(), "id": IntField()}
     shuffled = np.random.default_rng(0).permutation(20)
     path = foreign(tmp_path / "b.beton", fields, [(images[i], int(i % 4), int(i)) for i in shuffled])
@@ -143,7 +144,7 @@ def test_other_names_no_ids_and_a_shuffled_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_beton(path).place[shuffled], np.arange(20))
 
 
-def test_fields_that_leave_a_choice_are_named(tmp_path: Path) -> None:
+def test_open_beton_rejects_ambiguous_fields(tmp_path: Path) -> None:
     from ffcv.fields import IntField, RGBImageField
 
     fields = {"left": RGBImageField(), "right": RGBImageField(), "a": IntField(), "b": IntField()}
@@ -162,7 +163,7 @@ def test_fields_that_leave_a_choice_are_named(tmp_path: Path) -> None:
         open_beton(no_images)
 
 
-def test_arrays_of_uint8_are_images_in_either_layout(tmp_path: Path) -> None:
+def test_open_beton_uint8_arrays_in_either_layout(tmp_path: Path) -> None:
     from ffcv.fields import IntField, NDArrayField
 
     for shape, axes in (((3, 8, 9), None), ((8, 9, 3), (2, 0, 1)), ((8, 9), None)):
@@ -178,7 +179,7 @@ def test_arrays_of_uint8_are_images_in_either_layout(tmp_path: Path) -> None:
         open_beton(path)
 
 
-def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
+def test_open_beton_mixed_sizes_require_a_size(tmp_path: Path) -> None:
     from ffcv.fields import IntField, RGBImageField
 
     samples = [(np.full((8 + i, 10, 3), 9 * i, np.uint8), i % 2) for i in range(4)]
@@ -187,7 +188,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
         open_beton(path)
     opened = open_beton(path, size=(6, 5))
     assert opened.images.shape == (4, 3, 6, 5)
-    assert opened.beton is None  # its pixels are not the file's
+    assert opened.beton is None  # its pixels differ from the file's
     for i in range(4):
         assert (opened.images[i] == 9 * i).all()
 
@@ -195,7 +196,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
 # --- damage ---
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_open_beton_rejects_damaged_files(tmp_path: Path) -> None:
     write_beton(make_split(noise(40, 3, 8, 8)), tmp_path / "good.beton", workers=1)
     good = (tmp_path / "good.beton").read_bytes()
     bad = tmp_path / "bad.beton"
@@ -213,21 +214,21 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         refused(good[:length], "not whole")
     refused(b"\x03" + good[1:], r"not a .beton of version 2 \(it says 3\)")
     refused(b"PK\x03\x04" + good[4:], "not a .beton of version 2")
-    refused(good[:16] + bytes(8) + good[24:], "not whole")  # FFCV writes this place last
+    refused(good[:16] + bytes(8) + good[24:], "not whole")  # FFCV writes this field last
     refused(good[:8] + bytes(8) + good[16:], "holds no samples")
-    refused(good[:24] + b"\xff" + good[25:], "'image' is of a kind of its own")
+    refused(good[:24] + b"\xff" + good[25:], "'image' is of a custom kind")
     table = 24 + 3 * 1041
     moved = bytearray(good)
     moved[table : table + 13] = b"\x01\x08\x00\x08\x00" + (2**40).to_bytes(8, "little")
     assert good[table : table + 5] == b"\x01\x08\x00\x08\x00", "the entry of the first image: raw, 8 x 8"
     refused(bytes(moved), "its list of allocations lacks an image")
     larger = good[: table + 1] + b"\x09" + good[table + 2 :]
-    refused(larger, "an image's place or size cannot be")
+    refused(larger, "an image's position or size is impossible")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         open_beton(tmp_path / "none.beton")
 
 
-def test_a_jpeg_that_does_not_decode_is_named(tmp_path: Path) -> None:
+def test_open_beton_names_undecodable_jpeg(tmp_path: Path) -> None:
     write_beton(make_split(smooth(3, 200)), tmp_path / "a.beton", workers=1)
     content = bytearray((tmp_path / "a.beton").read_bytes())
     content[2**23 : 2**23 + 4] = bytes(4)  # the first page begins with the first image
@@ -236,10 +237,10 @@ def test_a_jpeg_that_does_not_decode_is_named(tmp_path: Path) -> None:
         open_beton(tmp_path / "b.beton")
 
 
-# --- arguments, and writers that die ---
+# --- arguments and dying writers ---
 
 
-def test_arguments_out_of_range(tmp_path: Path) -> None:
+def test_write_beton_rejects_out_of_range_arguments(tmp_path: Path) -> None:
     split = make_split(noise(3, 3, 8, 8))
     for arguments, message in (
         ({"mode": "png"}, "mode must be auto, raw or jpg, got 'png'"),
@@ -255,7 +256,7 @@ def test_arguments_out_of_range(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
+def test_write_beton_does_not_overwrite_without_force(tmp_path: Path) -> None:
     path = tmp_path / "a.beton"
     path.write_bytes(b"precious")
     split = make_split(noise(30, 3, 8, 8))
@@ -267,7 +268,7 @@ def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, die: Any) -> None:
-    """Let `die` happen in the worker that takes sample 60 of 100."""
+    """Call `die` in the worker that takes sample 60 of 100."""
     take = beton_writer._Samples.__getitem__
 
     def taken(self: Any, index: int) -> Any:
@@ -305,7 +306,7 @@ def fill_disk() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_writer_that_dies_is_an_error_and_leaves_nothing(
+def test_write_beton_cleans_up_after_dead_worker(
     die: Any, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.beton"
@@ -324,7 +325,7 @@ def test_a_writer_that_dies_is_an_error_and_leaves_nothing(
     assert_no_process_has_files_in(tmp_path)
 
 
-def test_an_interrupt_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_beton_interrupt_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dying(monkeypatch, lambda: time.sleep(60))
     timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
     timer.start()
@@ -336,7 +337,7 @@ def test_an_interrupt_ends_all_processes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def assert_no_process_has_files_in(directory: Path) -> None:
-    """A worker of FFCV's writer holds the file open, removed or not; a killed one takes a moment to end."""
+    """FFCV's writer workers keep even a removed file open; a killed worker takes a moment to exit."""
     for _ in range(100):
         found = set()
         for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
@@ -349,13 +350,13 @@ def assert_no_process_has_files_in(directory: Path) -> None:
     raise AssertionError(f"processes {found} still write")
 
 
-def test_without_ffcv_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_beton_without_ffcv_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beton_writer.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=re.escape("pip install 'hbr-fast[ffcv]'")):
         write_beton(make_split(noise(3, 3, 8, 8)), tmp_path / "a.beton")
 
 
-def test_without_ffcv_nothing_is_converted_first(
+def test_write_beton_without_ffcv_converts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(beton_writer.importlib.util, "find_spec", lambda name: None)
@@ -365,17 +366,17 @@ def test_without_ffcv_nothing_is_converted_first(
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.timeout(60)  # what it looks for is a wait without an end
-def test_the_writer_takes_no_lock_of_tqdm_from_its_parent(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # it would hang on failure
+def test_write_beton_does_not_inherit_tqdm_lock(tmp_path: Path) -> None:
     from tqdm import tqdm
 
-    tqdm(disable=True)  # makes the lock that processes share
+    tqdm(disable=True)  # creates the lock shared between processes
     with tqdm.get_lock():
         write_beton(make_split(noise(5, 3, 8, 8)), tmp_path / "a.beton")
     assert len(open_beton(tmp_path / "a.beton")) == 5
 
 
-def test_opening_needs_no_ffcv(tmp_path: Path) -> None:
+def test_open_beton_does_not_need_ffcv(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -387,10 +388,10 @@ def test_opening_needs_no_ffcv(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.beton")], check=True)
 
 
-# --- from and to datasets ---
+# --- conversion from and to datasets ---
 
 
-def test_a_dataset_becomes_betons_and_these_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_dataset_to_beton_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--classes", "3", "--train-per-class", "5", "--test-per-class", "2"]
     first = tmp_path / "a.hbr"
     cli.main(["convert", "synthetic", str(first), *options, "--formats", "hbr", "beton"])
@@ -406,7 +407,7 @@ def test_a_dataset_becomes_betons_and_these_a_dataset(tmp_path: Path, capsys: py
         np.testing.assert_array_equal(split.images, other.images)
         np.testing.assert_array_equal(split.labels, other.labels)
         np.testing.assert_array_equal(split.mean, other.mean)
-    # Of a dataset, or of a source alone: the same samples, and nothing else is written.
+    # From a dataset or directly from a source: the same samples, and nothing else is written.
     (tmp_path / "only").mkdir()
     cli.main(["convert", str(first), str(tmp_path / "only" / "c.hbr"), "--formats", "beton"])
     cli.main(["convert", "synthetic", str(tmp_path / "only" / "d.hbr"), *options, "--formats", "beton"])
@@ -416,14 +417,28 @@ def test_a_dataset_becomes_betons_and_these_a_dataset(tmp_path: Path, capsys: py
         np.testing.assert_array_equal(opened.images, open_dataset(first).train.images)
 
 
-def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_holds_a_test_split_out_of_beton(tmp_path: Path) -> None:
+    whole = make_split(noise(30, 3, 4, 4))
+    write_beton(whole, tmp_path / "train.beton")
+    with pytest.raises(FileNotFoundError, match=r"test.beton or val.beton: .* --test-fraction 0.2"):
+        convert("beton", tmp_path / "a.hbr", root=tmp_path)
+    dataset = convert("beton", tmp_path / "a.hbr", root=tmp_path, test_fraction=0.3)
+    assert [split.class_counts().tolist() for split in dataset.splits.values()] == [[4] * 5, [2] * 5]
+    for split in dataset.splits.values():
+        assert split.sources is not None
+        rows = [int(split.sources[row].removeprefix("train.beton[")[:-1]) for row in range(len(split))]
+        np.testing.assert_array_equal(split.images, whole.images[rows])
+        np.testing.assert_array_equal(split.labels, whole.labels[rows])
+
+
+def test_convert_command_reports_beton_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.train.beton").write_bytes(b"precious")
     (tmp_path / "b.train.beton").write_bytes(b"")
     out = str(tmp_path / "a.hbr")
     for words, message in (
         (["synthetic", out, "--formats", "hbr", "beton"], "a.train.beton exists already"),
-        (["x.hbr", out, "--formats", "hbr"], "x.hbr is a dataset: name a source, or give --formats beton"),
-        (["x.hbr", out, "--formats", "beton", "--seed", "1", "--force"], "no option of a source"),
+        (["x.hbr", out, "--formats", "hbr"], "x.hbr is a dataset: name a source, or use --formats beton"),
+        (["x.hbr", out, "--formats", "beton", "--seed", "1", "--force"], "without source options"),
         (["x.hbr", out, "--formats", "beton", "--force"], "there is no dataset at x.hbr"),
         (["synthetic", str(tmp_path / "a"), "--formats", "beton"], "does not end in .hbr"),
         (["beton", out, "--root", str(tmp_path)], "a.train.beton and b.train.beton: keep one file of the train split"),

@@ -1,12 +1,15 @@
-"""Conversion: whole or not at all, the same bytes every time, exact statistics."""
+"""Conversion: atomic, deterministic, exact statistics."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,11 @@ from hypothesis import strategies as st
 
 from hbr_fast.data import convert as convert_module
 from hbr_fast.data.convert import convert, write_dataset
-from hbr_fast.data.dataset import channel_mean_std, channel_sums, open_dataset, verify_dataset
-from hbr_fast.data.sources import Source, SourceSplit, array_split
+from hbr_fast.data.dataset import open_dataset
+from hbr_fast.data.images import channel_mean_std, channel_sums
+from hbr_fast.data.sources import Findings, Source, SourceSplit, array_split
+from hbr_fast.data.verify import verify_dataset
+from hbr_fast.files import atomic_directory
 
 TINY: dict[str, Any] = {"classes": 3, "train_per_class": 6, "test_per_class": 2, "shape": (3, 8, 8)}
 
@@ -36,7 +42,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_writes_what_the_source_holds(tmp_path: Path) -> None:
+def test_convert_writes_source_contents(tmp_path: Path) -> None:
     images = noise(5, 3, 4, 6)
     dataset = write_dataset(source_of(images, [0, 1, 1, 0, 1]), tmp_path / "a.hbr")
     np.testing.assert_array_equal(dataset.train.images, images)
@@ -52,7 +58,7 @@ def test_writes_what_the_source_holds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "a.hbr" / "train.images.npy"), images)
 
 
-def test_transposed_views_are_written_planar(tmp_path: Path) -> None:
+def test_convert_writes_transposed_views_planar(tmp_path: Path) -> None:
     images = noise(700, 32, 32, 3)  # several blocks
     dataset = write_dataset(source_of(images.transpose(0, 3, 1, 2), [0, 1] * 350), tmp_path / "a.hbr")
     np.testing.assert_array_equal(dataset.train.images, images.transpose(0, 3, 1, 2))
@@ -60,7 +66,7 @@ def test_transposed_views_are_written_planar(tmp_path: Path) -> None:
     verify_dataset(tmp_path / "a.hbr")
 
 
-def test_synthetic_carries_its_truth(tmp_path: Path) -> None:
+def test_convert_stores_synthetic_truth(tmp_path: Path) -> None:
     dataset = convert("synthetic", tmp_path / "a.hbr", **TINY)
     for split in (dataset.train, dataset.test):
         assert split.truth is not None
@@ -69,8 +75,8 @@ def test_synthetic_carries_its_truth(tmp_path: Path) -> None:
     verify_dataset(tmp_path / "a.hbr")
 
 
-def test_same_input_same_bytes(tmp_path: Path) -> None:
-    """Wherever it is written; and nothing of this machine in it."""
+def test_convert_is_deterministic(tmp_path: Path) -> None:
+    """Independent of location and machine."""
     for place in ("a", "b"):
         convert("synthetic", tmp_path / place / "x.hbr", **TINY)
     assert files_of(tmp_path / "a" / "x.hbr") == files_of(tmp_path / "b" / "x.hbr")
@@ -79,7 +85,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     assert other.fingerprint != open_dataset(tmp_path / "a" / "x.hbr").fingerprint
 
 
-def test_golden_bytes_of_the_format(tmp_path: Path) -> None:
+def test_convert_golden_bytes(tmp_path: Path) -> None:
     write_dataset(source_of(np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2), [0, 1]), tmp_path / "a.hbr")
     content = (tmp_path / "a.hbr" / "train.images.npy").read_bytes()
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 2), }"
@@ -90,7 +96,7 @@ def test_golden_bytes_of_the_format(tmp_path: Path) -> None:
 
 
 def test_trap_19_std_is_over_all_pixels(tmp_path: Path) -> None:
-    """Two flat images, black and white: the mean of per-image deviations would be 0, the true one is 0.5."""
+    """One black and one white image: the mean of per-image deviations is 0, the true deviation 0.5."""
     images = np.zeros((2, 1, 4, 4), dtype=np.uint8)
     images[1] = 255
     dataset = write_dataset(source_of(images, [0, 1]), tmp_path / "a.hbr")
@@ -99,9 +105,9 @@ def test_trap_19_std_is_over_all_pixels(tmp_path: Path) -> None:
 
 
 def test_trap_20_statistics_come_from_the_dataset_itself(tmp_path: Path) -> None:
-    """Whatever the source is called, the constants are those of the train split's pixels, not of test's."""
+    """The statistics come from the train split's pixels, whatever the source's name."""
     images, others = noise(40, 3, 5, 7, seed=1), noise(9, 3, 5, 7, seed=2) // 3
-    source = source_of(images, [0, 1] * 20, test=array_split(others, np.zeros(9, dtype=np.int64)))
+    source = source_of(images, [0, 1] * 20, test=array_split(others, np.arange(9) % 2))
     for name in ("cifar10", "cifar100"):
         named = Source(name, source.classes, source.splits, source.origin)
         dataset = write_dataset(named, tmp_path / f"{name}.hbr")
@@ -119,7 +125,7 @@ def test_trap_20_statistics_come_from_the_dataset_itself(tmp_path: Path) -> None
     st.sampled_from(["noise", "white", "black"]),
 )
 @settings(max_examples=50, deadline=None)
-def test_channel_sums_are_exact(count: int, channels: int, height: int, width: int, kind: str) -> None:
+def test_convert_channel_sums_are_exact(count: int, channels: int, height: int, width: int, kind: str) -> None:
     block = noise(count, channels, height, width)
     if kind != "noise":
         block[:] = 255 if kind == "white" else 0
@@ -133,7 +139,7 @@ def test_channel_sums_are_exact(count: int, channels: int, height: int, width: i
     np.testing.assert_allclose(std, block.std(axis=(0, 2, 3)) / 255, rtol=1e-9, atol=1e-12)
 
 
-def test_existing_output_stays_unless_forced(tmp_path: Path) -> None:
+def test_convert_does_not_overwrite_without_force(tmp_path: Path) -> None:
     out = tmp_path / "a.hbr"
     convert("synthetic", out, **TINY)
     before = files_of(out)
@@ -147,13 +153,13 @@ def test_existing_output_stays_unless_forced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.hbr"]
 
 
-def test_existing_output_is_seen_before_the_source_is_read(tmp_path: Path) -> None:
+def test_convert_checks_output_before_reading_source(tmp_path: Path) -> None:
     (tmp_path / "a.hbr").mkdir()
     with pytest.raises(FileExistsError, match="--force"):
         convert("cifar10", tmp_path / "a.hbr", root=tmp_path / "absent")
 
 
-def test_a_failed_forced_conversion_keeps_the_old(tmp_path: Path) -> None:
+def test_convert_failed_force_keeps_old_dataset(tmp_path: Path) -> None:
     out = tmp_path / "a.hbr"
     convert("synthetic", out, **TINY)
     before = files_of(out)
@@ -169,8 +175,8 @@ def test_a_failed_forced_conversion_keeps_the_old(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.hbr"]
 
 
-def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of a file stands in for a full disk: writing fails in mid-images."""
+def test_convert_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A file size limit simulates a full disk: writing fails partway through the images."""
     source = source_of(noise(400, 3, 32, 32), [0, 1] * 200)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
@@ -183,26 +189,26 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_while_writing_the_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_full_disk_while_writing_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, value: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(convert_module, "write_json", full)
+    monkeypatch.setattr(convert_module, "write_sealed_json", full)
     with pytest.raises(OSError, match="no space left for"):
         convert("synthetic", tmp_path / "a.hbr", **TINY)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_errors_of_the_system_keep_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_keeps_other_os_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, value: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(convert_module, "write_json", refuse)
+    monkeypatch.setattr(convert_module, "write_sealed_json", refuse)
     with pytest.raises(PermissionError, match="Permission denied"):
         convert("synthetic", tmp_path / "a.hbr", **TINY)
 
 
-def test_wrong_requests_are_named(tmp_path: Path) -> None:
+def test_convert_rejects_invalid_requests(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown source 'imagenet': choose one of fashion-mnist, mnist"):
         convert("imagenet", tmp_path / "a.hbr")
     with pytest.raises(ValueError, match=r"name the dataset a\.hbr"):
@@ -214,14 +220,14 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_left_none_are_not_given(tmp_path: Path) -> None:
+def test_convert_drops_none_options(tmp_path: Path) -> None:
     assert convert("synthetic", tmp_path / "a.hbr", **TINY, size=None, layout=None).name == "synthetic"
 
 
-def test_sources_that_make_no_dataset(tmp_path: Path) -> None:
+def test_convert_rejects_invalid_sources(tmp_path: Path) -> None:
     images = noise(4, 1, 2, 2)
     out = tmp_path / "a.hbr"
-    with pytest.raises(ValueError, match=r"class 'c1' \(label 1\) has no sample in train \(2 such\)"):
+    with pytest.raises(ValueError, match=r"class 'c1' \(label 1\) has no sample in train, nor 'c3' \(2 such\)"):
         write_dataset(source_of(images, [0, 0, 2, 2], classes=4), out)
     nothing = array_split(images[:0], np.zeros(0, dtype=np.int64))
     with pytest.raises(ValueError, match="the test split is empty"):
@@ -234,10 +240,10 @@ def test_sources_that_make_no_dataset(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_meta_says_what_the_contract_says(tmp_path: Path) -> None:
+def test_convert_meta_follows_contract(tmp_path: Path) -> None:
     convert("synthetic", tmp_path / "a.hbr", **TINY)
     meta = json.loads((tmp_path / "a.hbr" / "meta.json").read_text())
-    assert meta["schema"] == 1
+    assert meta["schema"] == 2
     assert meta["name"] == "synthetic"
     assert meta["source"]["options"]["shape"] == [3, 8, 8]
     assert meta["classes"] == ["class_0", "class_1", "class_2"]
@@ -249,5 +255,151 @@ def test_meta_says_what_the_contract_says(tmp_path: Path) -> None:
             "labels": "train.labels.npy",
             "hardness": "train.hardness.npy",
         },
+        "sources": [["train", 18]],
     }
     assert set(meta["files"]["test.images.npy"]) == {"sha256", "bytes"}
+
+
+def test_convert_rejects_class_without_test_images(tmp_path: Path) -> None:
+    """The error names every such class, because evaluation needs images of each."""
+    images = noise(4, 1, 2, 2)
+    test = array_split(images[:1], np.array([2]))
+    source = source_of(images, [0, 1, 2, 3], classes=4, test=test)
+    with pytest.raises(ValueError, match=r"class 'c0' \(label 0\) has no sample in test, nor 'c1', 'c3' \(3 such\)"):
+        write_dataset(source, tmp_path / "a.hbr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_rejects_single_class(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only one class, 'c0'"):
+        write_dataset(source_of(noise(2, 1, 2, 2), [0, 0], classes=1), tmp_path / "a.hbr")
+
+
+def test_convert_checks_space_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's blocks are never read."""
+
+    def refuse() -> Iterator[np.ndarray]:
+        raise AssertionError("read although there is no space")
+
+    split = SourceSplit((3, 100, 100), np.array([0, 1]), refuse)
+    source = Source("mine", ("a", "b"), {"train": split, "test": split})
+    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+    with pytest.raises(OSError, match=r"needs 0\.1 MB of which 0\.1 MB are free"):
+        write_dataset(source, tmp_path / "a.hbr")
+
+
+def test_convert_removes_leftovers_of_killed_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Leftovers still being written, or of another dataset, stay."""
+    killed, other = (tmp_path / f".{name}.partial" for name in ("a.hbr.12345678", "b.hbr.12345678"))
+    with atomic_directory(tmp_path / "a.hbr", force=True) as running:
+        for directory in (killed, other):
+            directory.mkdir()
+            (directory / "train.images.npy").write_bytes(b"half")
+        convert("synthetic", tmp_path / "a.hbr", **TINY)
+        assert {path.name for path in tmp_path.iterdir()} == {running.name, other.name, "a.hbr"}
+    assert f"removed {killed}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["none", "meta.json is no JSON", "files gone", "note of the conversion"])
+def test_convert_force_replaces_damaged_dataset(tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "a.hbr"
+    convert("synthetic", out, **TINY)
+    if damage == "meta.json is no JSON":
+        (out / "meta.json").write_text("{")
+    elif damage == "files gone":
+        (out / "train.images.npy").unlink()
+    elif damage == "note of the conversion":
+        (out / "skipped.csv").write_text("file")
+    convert("synthetic", out, **TINY, force=True)
+    verify_dataset(out)
+
+
+def test_convert_force_deletes_only_datasets(tmp_path: Path) -> None:
+    out = tmp_path / "a.hbr"
+    out.write_text("a file")
+    with pytest.raises(FileExistsError, match=r"a\.hbr is not a dataset, and --force replaces nothing else"):
+        convert("synthetic", out, **TINY, force=True)
+    out.unlink()
+    out.mkdir()
+    (out / "photo.jpg").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"is not a dataset \(it has photo\.jpg and no meta\.json\)"):
+        convert("synthetic", out, **TINY, force=True)
+    (out / "photo.jpg").unlink()
+    convert("synthetic", out, **TINY, force=True)
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"holds notes/mine\.txt, which conversion did not write \(1 such\)"):
+        convert("synthetic", out, **TINY, force=True)
+    assert (out / "notes" / "mine.txt").read_text() == "precious"
+
+
+def test_convert_leaves_out_dropped_rows(tmp_path: Path) -> None:
+    """Images, labels, statistics and checksums match a source without those rows; `findings` add a file."""
+    images = noise(11, 3, 4, 4)
+    labels = np.array([0, 1] * 5 + [1])
+    left_out = np.array([0, 9])
+    kept = np.delete(np.arange(11), left_out)
+    split = SourceSplit((3, 4, 4), labels, lambda: iter([images[kept]]))
+    findings = Findings({"kind": "late"}, left_out={"train": left_out}, files={"skipped.csv": b"file\n"})
+    source = Source(
+        "mine", ("a", "b"), {"train": split, "test": array_split(images, labels)}, findings=lambda: findings
+    )
+    dataset = write_dataset(source, tmp_path / "a.hbr")
+    plain = write_dataset(
+        Source(
+            "mine",
+            ("a", "b"),
+            {
+                "train": array_split(images[kept], labels[kept], origins=[f"train[{row}]" for row in kept]),
+                "test": array_split(images, labels),
+            },
+            {"kind": "late"},
+        ),
+        tmp_path / "b.hbr",
+    )
+    assert dataset.fingerprint == plain.fingerprint
+    assert files_of(tmp_path / "a.hbr") == files_of(tmp_path / "b.hbr") | {"skipped.csv": b"file\n"}
+    verify_dataset(tmp_path / "a.hbr")
+
+
+def test_convert_rejects_class_with_all_rows_dropped(tmp_path: Path) -> None:
+    images = noise(4, 1, 2, 2)
+    split = SourceSplit((1, 2, 2), np.array([0, 1, 0, 1]), lambda: iter([images[[0, 2]]]))
+    source = Source(
+        "mine",
+        ("a", "b"),
+        {"train": split, "test": array_split(images, np.array([0, 1, 0, 1]))},
+        findings=lambda: Findings(left_out={"train": np.array([1, 3])}),
+    )
+    with pytest.raises(ValueError, match=r"class 'b' \(label 1\) has no sample in train"):
+        write_dataset(source, tmp_path / "a.hbr")
+
+
+@pytest.mark.parametrize("pixels", [(1, 3, 3), (3, 4, 4)])
+def test_convert_names_duplicate_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pixels: tuple[int, int, int]
+) -> None:
+    """Duplicates across splits or labels are named; a repetition within one class of one split is fine."""
+    images, others = noise(6, *pixels, seed=1), noise(4, *pixels, seed=2)
+    images[3] = images[0]  # two labels
+    images[4] = images[2]  # same label
+    others[1] = images[5]  # both splits
+    train = dataclasses.replace(
+        array_split(images, np.array([0, 1, 0, 1, 0, 1])), origins=[f"{i}.png" for i in range(6)]
+    )
+    test = array_split(others, np.array([0, 1, 0, 1]))
+    write_dataset(Source("mine", ("cat", "dog"), {"train": train, "test": test}), tmp_path / "a.hbr")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mine: ")]
+    assert lines == [
+        "mine: the same picture is in both splits, so test results will look too good (1 pair): 5.png and test[1]",
+        "mine: the same picture has two labels (1 pair): 0.png and 3.png (cat and dog)",
+    ]
+
+
+def test_convert_rejects_non_utf8_class_name(tmp_path: Path) -> None:
+    """The surrogate name Python gives such a folder; no results file could hold it."""
+    split = array_split(noise(2, 3, 4, 4), np.array([0, 1]))
+    source = Source("mine", ("a", os.fsdecode(b"caf\xe9")), {"train": split, "test": split})
+    with pytest.raises(ValueError, match=r"class 'caf\\udce9' is not UTF-8 \(1 such\).*: rename it"):
+        write_dataset(source, tmp_path / "a.hbr")
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Opening, verifying and describing a dataset: every change after conversion is found and named."""
+"""Opening, verifying and describing a dataset: every change after conversion is detected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from hbr_fast.data.convert import convert
-from hbr_fast.data.dataset import describe, fingerprint_of, open_dataset, verify_dataset
+from hbr_fast.data.dataset import describe, fingerprint_of, open_dataset
+from hbr_fast.data.verify import verify_dataset
 from hbr_fast.files import sha256_of_file
 
 
@@ -26,18 +27,20 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy(original: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy for tests to damage."""
     return Path(shutil.copytree(original, tmp_path / "toy.hbr"))
 
 
 def change_meta(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change `meta.json` as an earlier version would have written it: without a checksum."""
     meta = json.loads((path / "meta.json").read_text())
+    meta.pop("sha256", None)
     change(meta)
     (path / "meta.json").write_text(json.dumps(meta))
 
 
 def replace_array(path: Path, name: str, array: np.ndarray) -> None:
-    """Replace a file and bring checksums and fingerprint up to date, as one who forges would."""
+    """Replace a file and update checksums and fingerprint, as a forger would."""
     np.save(path / name, array)
 
     def update(meta: dict[str, Any]) -> None:
@@ -48,7 +51,7 @@ def replace_array(path: Path, name: str, array: np.ndarray) -> None:
     change_meta(path, update)
 
 
-def test_opens(original: Path) -> None:
+def test_open_dataset_reads_splits_and_metadata(original: Path) -> None:
     dataset = open_dataset(original)
     train = dataset.train
     assert (train.name, len(train), train.num_classes) == ("train", 18, 3)
@@ -62,7 +65,7 @@ def test_opens(original: Path) -> None:
     assert len(dataset.fingerprint) == 64
 
 
-def test_what_is_opened_cannot_be_written(original: Path) -> None:
+def test_open_dataset_is_read_only(original: Path) -> None:
     dataset = open_dataset(original)
     for array in (dataset.train.images, dataset.train.labels, dataset.train.truth):
         assert array is not None
@@ -72,13 +75,13 @@ def test_what_is_opened_cannot_be_written(original: Path) -> None:
         dataset.train.name = "other"  # type: ignore[misc]
 
 
-def test_class_without_test_samples_counts_zero(toy: Path) -> None:
+def test_open_dataset_counts_zero_for_class_without_test_samples(toy: Path) -> None:
     replace_array(toy, "test.labels.npy", np.zeros(6, dtype=np.int64))
     np.testing.assert_array_equal(open_dataset(toy).test.class_counts(), [6, 0, 0])
     verify_dataset(toy)
 
 
-def test_verify_passes_and_says_what_it_read(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_dataset_reports_what_it_read(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = verify_dataset(original)
     assert (report.files, report.samples) == (6, 24)
     assert report.bytes == sum(path.stat().st_size for path in original.glob("*.npy"))
@@ -86,7 +89,7 @@ def test_verify_passes_and_says_what_it_read(original: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == ""
 
 
-def test_missing(tmp_path: Path, toy: Path) -> None:
+def test_open_dataset_missing_files(tmp_path: Path, toy: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no dataset at .*absent"):
         open_dataset(tmp_path / "absent")
     (toy / "test.labels.npy").unlink()
@@ -97,7 +100,7 @@ def test_missing(tmp_path: Path, toy: Path) -> None:
         open_dataset(toy)
 
 
-def test_truncated_and_grown(toy: Path) -> None:
+def test_open_dataset_rejects_truncated_and_grown_files(toy: Path) -> None:
     path = toy / "train.images.npy"
     content = path.read_bytes()
     for changed in (content[:-1], content + b"x", b""):
@@ -106,9 +109,9 @@ def test_truncated_and_grown(toy: Path) -> None:
             open_dataset(toy)
 
 
-def test_other_schema(toy: Path) -> None:
-    change_meta(toy, lambda meta: meta.update(schema=2))
-    with pytest.raises(ValueError, match=r"meta\.json has schema 2 but this version of hbr-fast reads 1"):
+def test_open_dataset_rejects_other_schema(toy: Path) -> None:
+    change_meta(toy, lambda meta: meta.update(schema=4))
+    with pytest.raises(ValueError, match=r"meta\.json has schema 4 but this version of hbr-fast reads 3 and older: "):
         open_dataset(toy)
 
 
@@ -139,7 +142,9 @@ def test_other_schema(toy: Path) -> None:
         ),
     ],
 )
-def test_damaged_description_is_named(toy: Path, change: Callable[[dict[str, Any]], Any], complaint: str) -> None:
+def test_open_dataset_names_damaged_metadata(
+    toy: Path, change: Callable[[dict[str, Any]], Any], complaint: str
+) -> None:
     change_meta(toy, change)
     with pytest.raises(ValueError, match=complaint) as raised:
         open_dataset(toy)
@@ -147,7 +152,7 @@ def test_damaged_description_is_named(toy: Path, change: Callable[[dict[str, Any
     assert "toy.hbr" in str(raised.value)
 
 
-def test_description_that_is_no_json(toy: Path) -> None:
+def test_open_dataset_rejects_metadata_that_is_not_json(toy: Path) -> None:
     for content in (b"{", b"\xff\xfe", b""):
         (toy / "meta.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"meta\.json is not valid JSON"):
@@ -168,13 +173,13 @@ def test_description_that_is_no_json(toy: Path) -> None:
         ("test.hardness.npy", np.zeros(6, dtype=np.float32)),
     ],
 )
-def test_wrong_type_or_shape_is_named(toy: Path, name: str, array: np.ndarray) -> None:
+def test_open_dataset_names_wrong_dtype_or_shape(toy: Path, name: str, array: np.ndarray) -> None:
     replace_array(toy, name, array)
     with pytest.raises(ValueError, match=rf"{name} holds {array.dtype} .* instead of"):
         open_dataset(toy)
 
 
-def test_damaged_array_header_is_named(toy: Path) -> None:
+def test_open_dataset_names_damaged_array_header(toy: Path) -> None:
     for name in ("train.images.npy", "test.labels.npy"):
         content = bytearray((toy / name).read_bytes())
         content[0] ^= 255
@@ -184,29 +189,43 @@ def test_damaged_array_header_is_named(toy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.images.npy", "train.labels.npy", "test.images.npy", "test.hardness.npy"])
-def test_a_changed_bit_is_found(toy: Path, name: str) -> None:
+def test_verify_dataset_finds_flipped_bit(toy: Path, name: str) -> None:
     content = bytearray((toy / name).read_bytes())
     content[-1] ^= 1
     (toy / name).write_bytes(content)
-    open_dataset(toy)  # cheap: does not read that far
-    with pytest.raises(ValueError, match=rf"{name} was changed after conversion .*convert it again with --force"):
+    refusal = rf"{name} was changed after conversion .*convert it again with --force"
+    if "images" in name:
+        open_dataset(toy)  # cheap: does not read that far
+    else:
+        with pytest.raises(ValueError, match=refusal):
+            open_dataset(toy)
+    with pytest.raises(ValueError, match=refusal):
         verify_dataset(toy)
 
 
-def test_swapped_class_names_are_found(toy: Path) -> None:
+@pytest.mark.parametrize("field", ["name", "classes", "mean", "std"])
+def test_open_dataset_finds_edited_metadata(toy: Path, field: str) -> None:
+    meta = json.loads((toy / "meta.json").read_text())
+    meta[field] = meta[field][::-1]
+    (toy / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"meta\.json was changed after it was written .*convert it again"):
+        open_dataset(toy)
+
+
+def test_verify_dataset_finds_swapped_class_names(toy: Path) -> None:
     change_meta(toy, lambda meta: meta["classes"].reverse())
     with pytest.raises(ValueError, match=r"meta\.json was changed after conversion"):
         verify_dataset(toy)
 
 
 @pytest.mark.parametrize("field", ["mean", "std"])
-def test_changed_statistics_are_found(toy: Path, field: str) -> None:
+def test_verify_dataset_finds_changed_statistics(toy: Path, field: str) -> None:
     change_meta(toy, lambda meta: meta[field].__setitem__(1, meta[field][1] + 1e-9))
-    with pytest.raises(ValueError, match=rf"meta\.json: {field} .* is not that of the pixels"):
+    with pytest.raises(ValueError, match=rf"meta\.json: {field} .* does not match the pixels"):
         verify_dataset(toy)
 
 
-def test_forged_contents_are_found(toy: Path) -> None:
+def test_verify_dataset_finds_forged_contents(toy: Path) -> None:
     labels = np.load(toy / "test.labels.npy")
     labels[4] = 3
     replace_array(toy, "test.labels.npy", labels)
@@ -224,7 +243,7 @@ def test_forged_contents_are_found(toy: Path) -> None:
         verify_dataset(toy)
 
 
-def test_fingerprint_changes_with_content_only(original: Path, tmp_path: Path) -> None:
+def test_dataset_fingerprint_changes_only_with_content(original: Path, tmp_path: Path) -> None:
     dataset = open_dataset(original)
     copy = Path(shutil.copytree(original, tmp_path / "renamed.hbr"))
     change_meta(copy, lambda meta: meta.update(name="renamed"))
@@ -236,7 +255,7 @@ def test_fingerprint_changes_with_content_only(original: Path, tmp_path: Path) -
     assert fingerprint_of(files, dataset.classes) != dataset.fingerprint
 
 
-def test_describes(original: Path) -> None:
+def test_dataset_describe(original: Path) -> None:
     dataset = open_dataset(original)
     facts = describe(dataset)
     assert facts.name == "synthetic"

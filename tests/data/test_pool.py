@@ -1,4 +1,4 @@
-"""Pools of generated images: what they may be, that they stream, and what is wrong with them."""
+"""Pools of generated images: accepted inputs, streaming and errors."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def images_nchw(count: int = 9) -> np.ndarray:
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("kind", ["npz", "compressed", "npy", "published"])
-def test_arrays_are_written_once_and_opened_again(data: Dataset, tmp_path: Path, kind: str, layout: str) -> None:
+def test_pool_arrays_are_written_once_and_reopened(data: Dataset, tmp_path: Path, kind: str, layout: str) -> None:
     images, labels = images_nchw(), np.arange(9) % 3
     stored = images if layout == "nchw" else images.transpose(0, 2, 3, 1)
     path = tmp_path / ("p.images.npy" if kind == "npy" else "p.npz")
@@ -47,7 +47,7 @@ def test_arrays_are_written_once_and_opened_again(data: Dataset, tmp_path: Path,
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_other_pixels_or_labels_are_another_pool(data: Dataset, tmp_path: Path) -> None:
+def test_pool_identity_depends_on_pixels_and_labels(data: Dataset, tmp_path: Path) -> None:
     images, labels = images_nchw(), np.arange(9) % 3
     fingerprints = set()
     for number, (some_images, some_labels) in enumerate([(images, labels), (images ^ 1, labels), (images, 2 - labels)]):
@@ -58,7 +58,7 @@ def test_other_pixels_or_labels_are_another_pool(data: Dataset, tmp_path: Path) 
     assert len(fingerprints) == 3
 
 
-def test_a_dataset_is_a_pool_by_its_train_split(data: Dataset, tmp_path: Path) -> None:
+def test_pool_from_dataset_uses_train_split(data: Dataset, tmp_path: Path) -> None:
     other = convert("synthetic", tmp_path / "b.hbr", classes=3, train_per_class=5, test_per_class=2, shape=(3, 8, 6))
     pool = open_pool(other.path, dataset=data)
     assert pool.fingerprint == other.fingerprint
@@ -84,7 +84,7 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("name", ["p.npz", "compressed.npz", "p.images.npy"])
-def test_a_large_file_streams(data: Dataset, tmp_path: Path, name: str) -> None:
+def test_pool_streams_large_file(data: Dataset, tmp_path: Path, name: str) -> None:
     """In a process of its own, whose peak is only this: what is mapped counts, and so do pages written and not yet on
     the disk."""
     images, labels = np.zeros((1_000_000, 3, 8, 6), np.uint8), np.zeros(1_000_000, np.int64)
@@ -98,7 +98,7 @@ def test_a_large_file_streams(data: Dataset, tmp_path: Path, name: str) -> None:
     assert int(done.stdout.splitlines()[-1]) < 40 * 1024, "labels (8 MB, some times) and blocks, of 144 MB of images"
 
 
-def test_what_is_wrong_is_named_and_nothing_is_left(data: Dataset, tmp_path: Path) -> None:
+def test_pool_rejects_invalid_input_and_leaves_nothing(data: Dataset, tmp_path: Path) -> None:
     labels = np.arange(9) % 3
     np.savez(tmp_path / "float.npz", images=images_nchw().astype(np.float32), labels=labels)
     np.savez(tmp_path / "none.npz", pictures=images_nchw(), labels=labels)

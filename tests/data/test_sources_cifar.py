@@ -1,4 +1,4 @@
-"""CIFAR archives and folders in their true formats, made small; and pickles that ask for more than data."""
+"""Small CIFAR archives and folders in their real formats; and pickles that contain more than data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from hbr_fast.data.sources import Source, SourceSplit, cifar10, cifar100
-from hbr_fast.data.sources.cifar import load_plain_pickle
+from hbr_fast.data.sources.opening import open_source
+from hbr_fast.data.sources.plain_pickle import load_plain_pickle
 
 CIFAR10_NAMES = [f"thing {index}" for index in range(10)]
 CIFAR100_NAMES = [f"fine {index}" for index in range(100)]
@@ -129,7 +130,7 @@ def check(split: SourceSplit, parts: list[tuple[np.ndarray, np.ndarray]]) -> Non
 
 @pytest.mark.parametrize("place", ["folder", "folder above", "archive", "archive above"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_in_every_place(tmp_path: Path, form: str, place: str) -> None:
+def test_cifar_every_format_in_every_location(tmp_path: Path, form: str, place: str) -> None:
     read, archive, folder, files = FORMS[form]
     if "folder" in place:
         write_folder(tmp_path / folder, files())
@@ -145,7 +146,7 @@ def test_every_form_in_every_place(tmp_path: Path, form: str, place: str) -> Non
     assert str(tmp_path) not in str(source.origin)
 
 
-def test_pickles_of_todays_numpy(tmp_path: Path) -> None:
+def test_cifar_reads_pickles_of_current_numpy(tmp_path: Path) -> None:
     write_folder(tmp_path / "cifar-100-python", python100(python3_pickle))
     check(cifar100(root=tmp_path).splits["train"], [CIFAR100["train"]])
 
@@ -169,7 +170,7 @@ class Attack:
         (pickle.loads, b"N.", "_?pickle.loads"),
     ],
 )
-def test_a_pickle_that_asks_for_more_is_refused(
+def test_plain_pickle_rejects_other_globals(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     function: Callable[..., Any],
@@ -185,23 +186,28 @@ def test_a_pickle_that_asks_for_more_is_refused(
     assert not (tmp_path / "made").exists()
 
 
-def test_dotted_names_are_refused() -> None:
-    """Protocol 4 can ask for an attribute of something admitted."""
+def test_plain_pickle_rejects_dotted_names() -> None:
+    """Protocol 4 can request an attribute of an allowed object."""
     attack = b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
     with pytest.raises(ValueError, match=r"x asks for numpy.ndarray.tofile"):
         load_plain_pickle(attack, "x")
 
 
-def test_plain_values_pass() -> None:
-    value = {"a": [1, 2.5, "text", b"bytes", None, True, np.float64(2.0)], "b": np.arange(6).reshape(2, 3)}
+def test_plain_pickle_accepts_plain_values() -> None:
+    text = [1, 300, 70_000, -5, 2**70, 2.5, "text", b"bytes", "x" * 300, None, True, False, (), (1, 2, 3, 4), [[]], {}]
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3)
     for protocol in (2, 3, 4):
-        loaded = load_plain_pickle(pickle.dumps(value, protocol=protocol), "x")
-        assert loaded["a"] == value["a"]
-        np.testing.assert_array_equal(loaded["b"], value["b"])
+        for array in (images, np.asfortranarray(images)):
+            loaded = load_plain_pickle(pickle.dumps({"a": text, "b": array, "c": text}, protocol=protocol), "x")
+            assert loaded["a"] == loaded["c"] == text
+            np.testing.assert_array_equal(loaded["b"].uint8(), images)
+    assert load_plain_pickle(pickle.dumps({"a": [1, "b", None, 2.5, (3,)]}, protocol=0), "x") == {
+        "a": [1, "b", None, 2.5, (3,)]
+    }
 
 
 @pytest.mark.parametrize("cut", [0, 1, 10, 1000, -1])
-def test_damaged_pickle_is_named(tmp_path: Path, cut: int) -> None:
+def test_cifar_names_damaged_pickle(tmp_path: Path, cut: int) -> None:
     files = python10()
     files["test_batch"] = files["test_batch"][:cut]
     write_folder(tmp_path / "cifar-10-batches-py", files)
@@ -225,7 +231,7 @@ def test_damaged_pickle_is_named(tmp_path: Path, cut: int) -> None:
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, -1]}, "position 1 is -1, outside"),
     ],
 )
-def test_wrong_fields_are_named(tmp_path: Path, fields: Any, complaint: str) -> None:
+def test_cifar_names_wrong_fields(tmp_path: Path, fields: Any, complaint: str) -> None:
     files = python10()
     files["data_batch_2"] = python3_pickle(fields)
     write_folder(tmp_path / "cifar-10-batches-py", files)
@@ -233,7 +239,7 @@ def test_wrong_fields_are_named(tmp_path: Path, fields: Any, complaint: str) -> 
         cifar10(root=tmp_path)
 
 
-def test_partial_records_are_an_error(tmp_path: Path) -> None:
+def test_cifar_rejects_partial_records(tmp_path: Path) -> None:
     files = binary10()
     files["data_batch_4.bin"] += b"x"
     write_folder(tmp_path / "cifar-10-batches-bin", files)
@@ -241,7 +247,7 @@ def test_partial_records_are_an_error(tmp_path: Path) -> None:
         cifar10(root=tmp_path)
 
 
-def test_the_fine_label_is_the_one_checked(tmp_path: Path) -> None:
+def test_cifar100_checks_the_fine_label(tmp_path: Path) -> None:
     files = binary100()
     damaged = bytearray(files["train.bin"])
     damaged[3 * 3074 + 1] = 100
@@ -251,24 +257,24 @@ def test_the_fine_label_is_the_one_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["data_batch_5.bin", "test_batch.bin", "batches.meta.txt", "data_batch_1.bin"])
-def test_missing_file_of_the_set_is_named(tmp_path: Path, missing: str) -> None:
+def test_cifar_names_missing_file(tmp_path: Path, missing: str) -> None:
     files = binary10()
     del files[missing]
     write_folder(tmp_path / "cifar-10-batches-bin", files)
     write_archive(tmp_path / "cifar-10-binary.tar.gz", files)
     for root in (tmp_path, tmp_path / "cifar-10-binary.tar.gz"):
         with pytest.raises(FileNotFoundError, match=f"lacks {missing}"):
-            cifar10(root=root)
+            open_source("cifar10", root=root)
 
 
-def test_wrong_number_of_names(tmp_path: Path) -> None:
+def test_cifar_rejects_wrong_number_of_class_names(tmp_path: Path) -> None:
     write_folder(tmp_path / "cifar-10-batches-bin", binary10() | {"batches.meta.txt": b"one\ntwo\n"})
     with pytest.raises(ValueError, match=r"batches.meta.txt names 2 classes, not 10"):
         cifar10(root=tmp_path)
 
 
-def test_archive_paths_lead_nowhere(tmp_path: Path) -> None:
-    """Members go by their last name; links and paths that point outside write nothing and read nothing."""
+def test_cifar_ignores_archive_paths(tmp_path: Path) -> None:
+    """Members are matched by base name; links and paths that point outside write and read nothing."""
     place = tmp_path / "in"
     place.mkdir()
     write_archive(place / "cifar-10-binary.tar.gz", {f"../../{name}": data for name, data in binary10().items()})
@@ -287,17 +293,17 @@ def test_archive_paths_lead_nowhere(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         archive.addfile(link)
     with pytest.raises(FileNotFoundError, match=r"lacks test_batch.bin"):
-        cifar10(root=place)
+        open_source("cifar10", root=place)
 
 
-def test_a_file_twice_in_an_archive_is_refused(tmp_path: Path) -> None:
+def test_cifar_rejects_duplicate_archive_members(tmp_path: Path) -> None:
     files = {f"a/{name}": content for name, content in binary10().items()}
     write_archive(tmp_path / "cifar-10-binary.tar.gz", files | {"b/test_batch.bin": b""})
     with pytest.raises(ValueError, match=r"holds test_batch.bin twice"):
         cifar10(root=tmp_path)
 
 
-def test_damaged_archive_is_named(tmp_path: Path) -> None:
+def test_cifar_names_damaged_archive(tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-binary.tar.gz"
     write_archive(path, binary10())
     whole = path.read_bytes()
@@ -317,7 +323,7 @@ def test_damaged_archive_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value), name
 
 
-def test_nowhere_says_what_to_do(tmp_path: Path) -> None:
+def test_cifar_missing_data_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cifar10 is not in .*cifar-10-python.tar.gz.*allow --download"):
         cifar10(root=tmp_path)
     with pytest.raises(ValueError, match="--root"):
@@ -327,10 +333,26 @@ def test_nowhere_says_what_to_do(tmp_path: Path) -> None:
         cifar10(root=tmp_path / "other.tar.gz")
 
 
-def test_download_goes_to_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_downloads_to_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(root: str, *, download: bool) -> None:
         assert download
         write_folder(Path(root) / "cifar-100-python", python100())
 
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(CIFAR100=fetch)))
     assert len(cifar100(root=tmp_path, download=True).splits["train"]) == 120
+
+
+@pytest.mark.parametrize("form", ["binary100", "python100"])
+def test_cifar100_coarse_labels(tmp_path: Path, form: str) -> None:
+    files = FORMS[form][3]()
+    names = [f"coarse {index}" for index in range(20)]
+    if form == "binary100":
+        files |= {"coarse_label_names.txt": "\n".join(names).encode()}
+    else:
+        files |= {"meta": python3_pickle({"fine_label_names": CIFAR100_NAMES, "coarse_label_names": names})}
+    write_folder(tmp_path / FORMS[form][2], files)
+    source = cifar100(root=tmp_path, labels="coarse")
+    assert (source.name, source.classes) == ("cifar100-coarse", tuple(names))
+    assert set(source.splits["train"].labels_n.tolist()) == {19 if form == "binary100" else 0}
+    with pytest.raises(ValueError, match="labels must be fine or coarse, got 'both'"):
+        cifar100(root=tmp_path, labels="both")

@@ -1,4 +1,4 @@
-"""IDX files: read strictly, found where they should be, every damage named."""
+"""IDX files: strict reading, search locations, errors that name the file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def images_of(source: Source, split: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_reads_plain_and_gzipped(tmp_path: Path, compress: bool) -> None:
+def test_idx_reads_plain_and_gzipped(tmp_path: Path, compress: bool) -> None:
     arrays = write_set(tmp_path, compress=compress)
     source = mnist(root=tmp_path)
     assert source.classes == tuple("0123456789")
@@ -63,7 +63,7 @@ def test_reads_plain_and_gzipped(tmp_path: Path, compress: bool) -> None:
     assert str(tmp_path) not in str(source.origin)
 
 
-def test_finds_torchvisions_place(tmp_path: Path) -> None:
+def test_idx_finds_torchvision_location(tmp_path: Path) -> None:
     write_set(tmp_path / "FashionMNIST" / "raw", compress=True)
     assert fashion_mnist(root=tmp_path).classes[6] == "Shirt"
 
@@ -77,14 +77,17 @@ def test_finds_torchvisions_place(tmp_path: Path) -> None:
         (struct.pack(">BBBBI", 0, 0, 0x77, 1, 0), "type code 0x77"),
         (struct.pack(">BBBBII", 0, 0, 8, 2, 1, 1) + b"1", "has 2 dimensions where 1"),
         (struct.pack(">BBBB", 0, 0, 8, 1), "truncated inside its header"),
-        (struct.pack(">BBBBI", 0, 0, 8, 1, 5) + b"1234", "truncated: 4 of 5 bytes"),
+        (struct.pack(">BBBBI", 0, 0, 8, 1, 5) + b"1234", "truncated: at most 4 of 5 bytes"),
         (struct.pack(">BBBBI", 0, 0, 8, 1, 5) + b"123456", "has 1 bytes after its 5"),
-        (struct.pack(">BBBBI", 0, 0, 8, 1, 2**32 - 1), "truncated: 0 of 4294967295"),
+        (struct.pack(">BBBBI", 0, 0, 8, 1, 2**32 - 1), "truncated: at most 0 of 4294967295"),
         (gzip.compress(b"\0" * 4000, mtime=0)[:-20], "damaged or truncated gzip"),
-        (gzip.compress(b"\0" * 4000, mtime=0)[:-8] + b"12345678", "damaged or truncated gzip"),
+        (
+            gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 4000) + bytes(4000), mtime=0)[:-8] + b"12345678",
+            "damaged or truncated gzip",
+        ),
     ],
 )
-def test_damage_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_idx_names_damaged_file(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "some-file"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"some-file.*{complaint}") as raised:
@@ -92,28 +95,28 @@ def test_damage_is_named(tmp_path: Path, content: bytes, complaint: str) -> None
     assert "\n" not in str(raised.value)
 
 
-def test_label_out_of_range_is_named(tmp_path: Path) -> None:
+def test_idx_names_out_of_range_label(tmp_path: Path) -> None:
     write_set(tmp_path, compress=False)
     (tmp_path / NAMES[1]).write_bytes(idx_bytes(np.array([0] * 19 + [10], dtype=np.uint8)))
     with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte: the label at position 19 is 10, outside 0\.\.9"):
         mnist(root=tmp_path)
 
 
-def test_counts_must_agree(tmp_path: Path) -> None:
+def test_idx_counts_must_agree(tmp_path: Path) -> None:
     write_set(tmp_path, compress=False)
     (tmp_path / NAMES[3]).write_bytes(idx_bytes(np.zeros(6, dtype=np.uint8)))
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte has 7 images but t10k-labels-idx1-ubyte 6"):
         mnist(root=tmp_path)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_idx_names_missing_file(tmp_path: Path) -> None:
     write_set(tmp_path, compress=True)
     (tmp_path / f"{NAMES[2]}.gz").unlink()
     with pytest.raises(FileNotFoundError, match="lacks t10k-images-idx3-ubyte"):
         mnist(root=tmp_path)
 
 
-def test_nowhere_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idx_missing_data_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idx, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"--root, install Debian's dataset-fashion-mnist, or allow --download"):
         fashion_mnist()
@@ -123,8 +126,8 @@ def test_nowhere_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         fashion_mnist(download=True)
 
 
-def test_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder given; Debian's where none is given or a download is allowed; then the download."""
+def test_idx_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The specified folder; Debian's if none is specified or a download is allowed; then the download."""
     monkeypatch.setattr(idx, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     downloads: list[str] = []
 
@@ -148,7 +151,7 @@ def test_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fashion_mnist(root=tmp_path / "elsewhere")
 
 
-def test_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idx_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(root: str, *, download: bool) -> None:
         raise RuntimeError("no mirror answered")
 
@@ -158,11 +161,11 @@ def test_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not idx.DEBIAN_FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
-def test_the_real_fashion_mnist(tmp_path: Path) -> None:
+def test_idx_real_fashion_mnist(tmp_path: Path) -> None:
     dataset = convert("fashion-mnist", tmp_path / "fashion.hbr")
     assert dataset.train.images.shape == (60_000, 1, 28, 28)
     np.testing.assert_array_equal(dataset.train.class_counts(), 6000)
     np.testing.assert_array_equal(dataset.test.class_counts(), 1000)
-    # The constants everyone uses for this dataset.
+    # The constants commonly used for this dataset.
     assert dataset.mean == pytest.approx((0.2860,), abs=5e-5)
     assert dataset.std == pytest.approx((0.3530,), abs=5e-5)

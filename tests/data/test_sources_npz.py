@@ -1,4 +1,4 @@
-"""Arrays from an `.npz` file: layouts, splits, and everything that can be wrong with them."""
+"""Arrays from an `.npz` file: layouts, splits and errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.sources import Source, npz
+from hbr_fast.data.sources.opening import open_source
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -35,7 +36,7 @@ def images_of(source: Source, split: str) -> np.ndarray:
     return np.concatenate(list(source.splits[split].blocks()))
 
 
-def test_channels_last_becomes_planar(tmp_path: Path) -> None:
+def test_npz_channels_last_becomes_planar(tmp_path: Path) -> None:
     source = npz(root=save(tmp_path, **whole()))
     assert (source.name, source.classes) == ("mine", ("0", "1", "2"))
     np.testing.assert_array_equal(images_of(source, "train"), whole()["images"].transpose(0, 3, 1, 2))
@@ -43,14 +44,14 @@ def test_channels_last_becomes_planar(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.splits["test"].labels_n, [2, 1, 0])
 
 
-def test_other_layouts(tmp_path: Path) -> None:
+def test_npz_other_layouts(tmp_path: Path) -> None:
     planar = whole(images=images(6, 3, 5, 4), test_images=images(3, 3, 5, 4))
     np.testing.assert_array_equal(images_of(npz(root=save(tmp_path, **planar)), "train"), planar["images"])
     gray = whole(images=images(6, 5, 4), test_images=images(3, 5, 4))
     np.testing.assert_array_equal(images_of(npz(root=save(tmp_path, **gray)), "train")[:, 0], gray["images"])
 
 
-def test_ambiguous_shape_asks_for_the_layout(tmp_path: Path) -> None:
+def test_npz_ambiguous_shape_asks_for_layout(tmp_path: Path) -> None:
     path = save(tmp_path, **whole(images=images(6, 3, 4, 3), test_images=images(3, 3, 4, 3)))
     with pytest.raises(
         ValueError, match=r"images has shape \[6, 3, 4, 3\], which could be either layout: say --layout"
@@ -74,7 +75,7 @@ def test_ambiguous_shape_asks_for_the_layout(tmp_path: Path) -> None:
         ({"images": images(5, 5, 4, 3)}, r"images has shape \[5, 5, 4, 3\] but labels has 6"),
         ({"images": np.uint8(3)}, r"images has shape \[\] but labels has 6"),
         ({"labels": np.zeros(6)}, r"labels is float64 \[6\], not whole numbers"),
-        ({"labels": np.zeros((6, 1), np.int64)}, r"labels is int64 \[6, 1\], not whole numbers"),
+        ({"labels": np.zeros((6, 2), np.int64)}, r"labels is int64 \[6, 2\], not whole numbers"),
         ({"labels": np.array([0, 1, 2, 0, -1, 2])}, r"labels: the label at position 4 is -1, outside 0\.\.2"),
         ({"labels": np.array([0, 1, 2, 0, 10**12, 2])}, "labels go up to 1000000000000 with 9 samples"),
         ({"classes": np.array(["a", "b"])}, r"labels: the label at position 2 is 2, outside 0\.\.1"),
@@ -82,14 +83,14 @@ def test_ambiguous_shape_asks_for_the_layout(tmp_path: Path) -> None:
         ({"labels": np.array([0, None, 2, 0, 1, 2], dtype=object)}, "array 'labels' holds Python objects"),
     ],
 )
-def test_wrong_arrays_are_named(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_npz_names_invalid_arrays(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
     path = save(tmp_path, **whole(**changes))
     with pytest.raises(ValueError, match=f"mine.npz.*{complaint}") as raised:
         npz(root=path)
     assert "\n" not in str(raised.value)
 
 
-def test_largest_byte_as_label(tmp_path: Path) -> None:
+def test_npz_label_255(tmp_path: Path) -> None:
     labels = np.arange(256, dtype=np.uint8)
     arrays = {
         "images": images(256, 2, 2),
@@ -100,7 +101,7 @@ def test_largest_byte_as_label(tmp_path: Path) -> None:
     assert len(npz(root=save(tmp_path, **arrays)).classes) == 256
 
 
-def test_class_names(tmp_path: Path) -> None:
+def test_npz_class_names(tmp_path: Path) -> None:
     assert npz(root=save(tmp_path, **whole(classes=np.array(["a", "b", "c"])))).classes == ("a", "b", "c")
     path = save(tmp_path, **whole(classes=np.array(["a", "b", "c", "d"])))
     with pytest.raises(ValueError, match=r"class 'd' \(label 3\) has no sample in train"):
@@ -110,7 +111,7 @@ def test_class_names(tmp_path: Path) -> None:
         convert("npz", tmp_path / "out.hbr", root=path)
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_npz_names_damaged_files(tmp_path: Path) -> None:
     path = save(tmp_path, **whole())
     content = path.read_bytes()
     flipped = bytearray(content)
@@ -121,44 +122,99 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             npz(root=path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(ValueError, match="it is a single array"):
+    with pytest.raises(ValueError, match=r"is not a readable \.npz file"):
         npz(root=path)
     with pytest.raises(FileNotFoundError, match="is not a file"):
         npz(root=tmp_path)
 
 
-def test_without_test_arrays(tmp_path: Path) -> None:
-    """The share set aside is exact per class, half rounded up, disjoint from train and always the same."""
+def test_npz_without_test_arrays(tmp_path: Path) -> None:
+    """The test share is exact per class, rounds half up, is disjoint from train and deterministic."""
     labels = np.repeat([0, 1, 2], [10, 25, 50])
     pixels = np.arange(85, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     path = save(tmp_path, images=pixels, labels=labels)
     with pytest.raises(ValueError, match=r"lacks test_images and test_labels: .*--test-fraction"):
-        npz(root=path)
-    source = npz(root=path, test_fraction=0.1)
+        open_source("npz", root=path)
+    source = open_source("npz", root=path, test_fraction=0.1)
     train, test = source.splits["train"], source.splits["test"]
     np.testing.assert_array_equal(np.bincount(test.labels_n), [1, 3, 5])
     ids = {name: images_of(source, name)[:, 0, 0, 0] for name in ("train", "test")}
     np.testing.assert_array_equal(np.sort(np.concatenate(list(ids.values()))), np.arange(85))
     np.testing.assert_array_equal(train.labels_n, labels[ids["train"]])
     np.testing.assert_array_equal(test.labels_n, labels[ids["test"]])
-    np.testing.assert_array_equal(ids["test"], images_of(npz(root=path, test_fraction=0.1), "test")[:, 0, 0, 0])
+    again = open_source("npz", root=path, test_fraction=0.1)
+    np.testing.assert_array_equal(ids["test"], images_of(again, "test")[:, 0, 0, 0])
     assert not np.array_equal(ids["test"][-5:], np.arange(80, 85)), "not simply the last ones"
 
 
 def test_trap_12_fraction_of_a_class_is_exact(tmp_path: Path) -> None:
-    """0.29 * 100 is 28.999... in floating point, yet 0.29 of 100 is 29; and half of a sample rounds up."""
+    """0.29 * 100 is 28.999... in floating point, but must give 29; half a sample rounds up."""
     path = save(tmp_path, images=images(110, 2, 2), labels=np.repeat([0, 1], [100, 10]))
     for fraction, expected in ((0.29, [29, 3]), (0.35, [35, 4]), (0.57, [57, 6])):
-        counts = np.bincount(npz(root=path, test_fraction=fraction).splits["test"].labels_n)
+        counts = np.bincount(open_source("npz", root=path, test_fraction=fraction).splits["test"].labels_n)
         np.testing.assert_array_equal(counts, expected)
 
 
-def test_fraction_is_checked(tmp_path: Path) -> None:
+def test_npz_rejects_invalid_test_fraction(tmp_path: Path) -> None:
     path = save(tmp_path, **whole())
     for fraction in (0.0, 1.0, -0.5):
         with pytest.raises(ValueError, match="test_fraction must be between 0 and 1"):
-            npz(root=path, test_fraction=fraction)
-    with pytest.raises(ValueError, match="has test arrays of its own"):
-        npz(root=path, test_fraction=0.5)
+            open_source("npz", root=path, test_fraction=fraction)
+    with pytest.raises(ValueError, match="has a test split of its own"):
+        open_source("npz", root=path, test_fraction=0.5)
     with pytest.raises(ValueError, match="--root"):
         npz()
+
+
+MADE_BY = {
+    "Keras": ("x_train", "y_train", "x_test", "y_test"),
+    "MedMNIST": ("train_images", "train_labels", "test_images", "test_labels"),
+}
+
+
+@pytest.mark.parametrize("maker", MADE_BY)
+@pytest.mark.parametrize("form", ["plain", "column", "one-hot", "from 1"])
+def test_npz_names_and_labels_of_other_libraries(tmp_path: Path, maker: str, form: str) -> None:
+    arrays = whole()
+    for name in ("labels", "test_labels"):
+        labels_n = arrays[name]
+        if form == "column":
+            arrays[name] = labels_n[:, None]
+        elif form == "one-hot":
+            arrays[name] = np.eye(3, dtype=np.float32)[labels_n]
+        elif form == "from 1":
+            arrays[name] = labels_n + 1
+    renamed = dict(
+        zip(MADE_BY[maker], (arrays[n] for n in ("images", "labels", "test_images", "test_labels")), strict=True)
+    )
+    source = npz(root=save(tmp_path, **renamed))
+    np.testing.assert_array_equal(source.splits["train"].labels_n, [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(source.splits["test"].labels_n, [2, 1, 0])
+    np.testing.assert_array_equal(images_of(source, "test"), arrays["test_images"].transpose(0, 3, 1, 2))
+    assert source.classes == (("1", "2", "3") if form == "from 1" else ("0", "1", "2"))
+
+
+def test_npz_names_ignored_arrays(tmp_path: Path) -> None:
+    source = npz(root=save(tmp_path, **whole(val_images=images(2, 5, 4, 3), val_labels=np.array([0, 1]))))
+    assert source.findings is not None
+    assert list(source.findings().notes) == ["passed over the arrays val_images, val_labels"]
+
+
+def test_npz_reports_missing_and_found_arrays(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks the array 'images' \(it has data, target\)"):
+        npz(root=save(tmp_path, data=images(2, 3, 3), target=np.array([0, 1])))
+
+
+def test_npz_rejects_multilabel(tmp_path: Path) -> None:
+    several = np.array([[0, 1, 1]] * 6)
+    with pytest.raises(ValueError, match=r"labels is int64 \[6, 3\], not whole numbers"):
+        npz(root=save(tmp_path, **whole(labels=several)))
+
+
+def test_npz_fraction_depends_on_seed(tmp_path: Path) -> None:
+    path = save(tmp_path, images=images(40, 3, 3), labels=np.arange(40) % 2)
+    first, again, other = (
+        images_of(open_source("npz", root=path, test_fraction=0.25, seed=seed), "test") for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)

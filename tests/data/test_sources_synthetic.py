@@ -1,4 +1,4 @@
-"""Generated images: the same bytes always, and a hardness that classifiers feel."""
+"""Generated images: deterministic bytes, and a hardness that shows in classifier errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hbr_fast.data import images as images_module
 from hbr_fast.data.sources import Source, synthetic
-from hbr_fast.data.sources import source as source_module
 
 
 def images_of(source: Source, split: str) -> np.ndarray:
@@ -24,8 +24,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
-def test_golden_bytes() -> None:
-    """The generator is part of the format: what was reported for a seed must stay reproducible."""
+def test_synthetic_golden_bytes() -> None:
+    """The generator is part of the format: results reported for a seed must stay reproducible."""
     source = synthetic(classes=3, train_per_class=5, test_per_class=2, shape=(2, 9, 7), seed=7)
     digest = hashlib.sha256()
     for name, split in source.splits.items():
@@ -36,22 +36,22 @@ def test_golden_bytes() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 22])
-def test_bytes_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_synthetic_is_independent_of_block_size(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     source = synthetic(classes=4, train_per_class=30, test_per_class=3, shape=(3, 9, 7))
     expected = images_of(source, "train")
-    monkeypatch.setattr(source_module, "BLOCK_BYTES", size)
+    monkeypatch.setattr(images_module, "BLOCK_BYTES", size)
     np.testing.assert_array_equal(images_of(source, "train"), expected)
 
 
-def test_splits_and_seeds_differ() -> None:
+def test_synthetic_splits_and_seeds_differ() -> None:
     first, second = (synthetic(classes=2, train_per_class=5, test_per_class=5, seed=seed) for seed in (0, 1))
     assert not np.array_equal(images_of(first, "train"), images_of(first, "test"))
     assert not np.array_equal(images_of(first, "train"), images_of(second, "train"))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
-def test_hardness_is_what_a_classifier_feels(shape: tuple[int, int, int]) -> None:
-    """Nearest class mean of train, judged on test: learnable, and its errors follow the truth."""
+def test_synthetic_hardness_predicts_classifier_errors(shape: tuple[int, int, int]) -> None:
+    """A nearest-class-mean classifier learns, and its test errors follow the truth."""
     source = synthetic(train_per_class=300, test_per_class=200, shape=shape)
     train, test = (images_of(source, split).astype(np.float64) for split in ("train", "test"))
     labels_n, test_labels_n = source.splits["train"].labels_n, source.splits["test"].labels_n
@@ -76,7 +76,7 @@ def test_hardness_is_what_a_classifier_feels(shape: tuple[int, int, int]) -> Non
     assert min(within) > 0.6, "samples of one class differ too"
 
 
-def test_truth_is_ordered_and_in_range() -> None:
+def test_synthetic_truth_is_ordered_and_in_range() -> None:
     source = synthetic(classes=20, train_per_class=400, test_per_class=10, shape=(1, 8, 8))
     split = source.splits["train"]
     assert split.truth_n is not None
@@ -90,7 +90,7 @@ def test_truth_is_ordered_and_in_range() -> None:
 
 
 @pytest.mark.parametrize("classes", [16, 64, 256])
-def test_no_pair_of_classes_is_closer_than_another(classes: int) -> None:
+def test_synthetic_classes_are_equidistant(classes: int) -> None:
     from hbr_fast.data.sources.synthetic import _prototypes
 
     grid = {16: 4, 64: 8, 256: 16}[classes]
@@ -114,6 +114,6 @@ def test_no_pair_of_classes_is_closer_than_another(classes: int) -> None:
         ({"seed": 2**63}, "seed must be in"),
     ],
 )
-def test_options_are_checked(options: dict[str, Any], complaint: str) -> None:
+def test_synthetic_rejects_invalid_options(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         synthetic(**options)

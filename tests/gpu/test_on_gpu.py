@@ -1,4 +1,4 @@
-"""What only a GPU can show: the kernels on the device against the CPU's, streams and pinned memory included."""
+"""Kernels on a real GPU compared with the CPU, including streams and pinned memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,15 @@ import torch
 from loaders.contracts import MakeLoader, checks_of
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.images import RawImages
+from hbr_fast.data.plan import Plan
 from hbr_fast.hardness import HardnessRecorder, hardness_cross_entropy
 from hbr_fast.hardness.estimators import RECORDED
 from hbr_fast.loaders import resident
-from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.augment import Augment
+from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.plan import Plan
-from hbr_fast.sampler import uniform_order
+from hbr_fast.orders import uniform_order
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -27,7 +29,7 @@ def split_of(samples: int, shape: tuple[int, int, int]) -> Split:
     channels = shape[0]
     return Split(
         name="train",
-        images=rng.integers(0, 256, (samples, *shape), dtype=np.uint8),
+        store=RawImages(rng.integers(0, 256, (samples, *shape), dtype=np.uint8)),
         labels=rng.integers(0, 10, samples),
         classes=tuple("abcdefghij"),
         mean=np.full(channels, 0.4, np.float32),
@@ -36,7 +38,7 @@ def split_of(samples: int, shape: tuple[int, int, int]) -> Split:
 
 
 def plan_of(samples: int) -> Plan:
-    """Every sample twice, the second time mixed with another one."""
+    """Every sample twice, the second time mixed with another."""
     index = np.arange(samples).repeat(2)
     partner = np.where(np.arange(2 * samples) % 2, (index + 7) % samples, -1)
     return Plan(
@@ -57,7 +59,7 @@ def epoch_of(split: Split, **options: Any) -> list[Batch]:
     [(backend, check) for backend in ("native", "dali") for check in checks_of(backend)],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_contract(backend: str, check: Callable[[MakeLoader], None]) -> None:
+def test_loader_contract(backend: str, check: Callable[[MakeLoader], None]) -> None:
     if backend == "dali":
         pytest.importorskip("nvidia.dali")
     check(MakeLoader(backend, "cuda"))
@@ -66,7 +68,7 @@ def test_contract(backend: str, check: Callable[[MakeLoader], None]) -> None:
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 33, 31)])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_batches_are_those_of_the_cpu(
+def test_loader_matches_cpu_batches(
     shape: tuple[int, int, int], channels_last: bool, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = split_of(500, shape)
@@ -81,13 +83,13 @@ def test_batches_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_types_are_the_rounded_values(dtype: torch.dtype) -> None:
+def test_loader_rounds_to_short_types(dtype: torch.dtype) -> None:
     split = split_of(300, (3, 32, 32))
     for one, other in zip(epoch_of(split), epoch_of(split, device="cuda", dtype=dtype), strict=True):
         torch.testing.assert_close(one.images.to(dtype).float(), other.images.float(), rtol=1e-2, atol=1e-2)
 
 
-def test_orders_are_those_of_the_cpu() -> None:
+def test_orders_match_cpu() -> None:
     split = split_of(1000, (1, 8, 8))
     order = uniform_order(1000, seed=5)
     loader = Loader(split, order=order, batch_size=128, device="cuda")
@@ -97,7 +99,7 @@ def test_orders_are_those_of_the_cpu() -> None:
 
 @pytest.mark.parametrize("classes", [10, 1000, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recording_is_that_of_the_cpu(classes: int, dtype: torch.dtype) -> None:
+def test_recorder_matches_cpu(classes: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     here, there = (HardnessRecorder(200, classes, device=device) for device in ("cpu", "cuda"))
     for epoch in range(3):
@@ -115,7 +117,7 @@ def test_recording_is_that_of_the_cpu(classes: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("classes", [10, 1000, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_the_loss_that_records_is_that_of_the_cpu(classes: int, dtype: torch.dtype, reduction: Any) -> None:
+def test_recorded_loss_matches_cpu(classes: int, dtype: torch.dtype, reduction: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(256, classes, generator=generator)).to(dtype)
     labels, ids = torch.randint(classes, (256,), generator=generator), torch.randint(100, (256,), generator=generator)
@@ -134,7 +136,7 @@ def test_the_loss_that_records_is_that_of_the_cpu(classes: int, dtype: torch.dty
         torch.testing.assert_close(there, here, rtol=tolerance, atol=tolerance * float(here.double().abs().max()))
 
 
-def test_labels_and_ids_that_do_not_fit_are_told_when_scores_are_asked_for() -> None:
+def test_recorder_reports_bad_labels_and_ids_on_scores() -> None:
     recorder = HardnessRecorder(10, 3, device="cuda")
     recorder.record(
         torch.zeros(2, 3, device="cuda"), torch.tensor([0, 3], device="cuda"), torch.tensor([0, 1], device="cuda"),

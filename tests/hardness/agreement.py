@@ -1,4 +1,4 @@
-"""Recorders against the definitions, for the tests of the kernels."""
+"""Checks of recorders against the definitions, for the kernel tests."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from hbr_fast.kernels import reference
 Visit = tuple[int, np.ndarray, int]  # epoch, logits, label
 
 # Margins and logits are sums of float32 numbers in float64. Probabilities come from exponentials good to about
-# 1e-7 times the distance from the largest logit, where they are the smaller the farther; variability is the root of
+# 1e-7 times the distance from the largest logit, and shrink with that distance; variability is the square root of
 # a difference, so float64 leaves it 1e-8.
 TOLERANCES: dict[str, tuple[float, float]] = {
     "aum": (1e-12, 0.0),
@@ -26,7 +26,7 @@ TOLERANCES: dict[str, tuple[float, float]] = {
 
 
 def assert_agree(visits: dict[int, list[Visit]], *recorders: HardnessRecorder) -> None:
-    """Assert that recorders alike give every sample the scores that the definitions make of its visits, in order."""
+    """Assert that all recorders give every sample the scores defined for its visits, in order."""
     first = recorders[0]
     expected = [
         reference.hardness(visits[sample], epochs=first.epochs, el2n_epochs=first.el2n_epochs)
@@ -37,7 +37,7 @@ def assert_agree(visits: dict[int, list[Visit]], *recorders: HardnessRecorder) -
         assert set(scores.values) == set(RECORDED) == set(TOLERANCES)
         for name, (rtol, atol) in TOLERANCES.items():
             got = scores.values[name][0]
-            if name == "forgetting":  # of what was never learnt, a policy over all samples: tested with the recorder
+            if name == "forgetting":  # never-learnt samples follow a policy over all samples: tested with the recorder
                 got = np.where(scores.never_learnt[0], np.nan, got)
-            wanted = [values[name] for values in expected]
-            np.testing.assert_allclose(got, wanted, rtol=rtol, atol=atol, err_msg=name)
+            expected_values = [values[name] for values in expected]
+            np.testing.assert_allclose(got, expected_values, rtol=rtol, atol=atol, err_msg=name)

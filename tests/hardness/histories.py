@@ -1,4 +1,4 @@
-"""Recorders of short histories, for the tests of recording and of scores."""
+"""Recorders of short histories, for the tests of recording and scores."""
 
 import torch
 
@@ -15,7 +15,7 @@ def record_history(*histories: str, num_samples: int | None = None, order: str =
         ids = torch.arange(len(histories))
         if order == "by epoch":
             recorder.record(torch.tensor(logits), torch.zeros_like(ids), ids, epoch=epoch)
-        else:  # a batch for each sample
+        else:  # one batch per sample
             for i in range(len(histories)):
                 recorder.record(torch.tensor(logits[i : i + 1]), torch.tensor([0]), ids[i : i + 1], epoch=epoch)
     return recorder

@@ -1,4 +1,4 @@
-"""`AUMCalculator` against the package whose name and numbers it has."""
+"""`AUMCalculator` against the `aum` package that it reimplements."""
 
 import csv
 from dataclasses import asdict
@@ -29,7 +29,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("ids", [list(range(7)), ["a", "b", "c,d", "e"]], ids=["integers", "strings"])
-def test_numbers_and_files_are_those_of_the_aum_package(ids: list[Any], tmp_path: Path) -> None:
+def test_aum_calculator_matches_the_aum_package(ids: list[Any], tmp_path: Path) -> None:
     aum = pytest.importorskip("aum")
     ours, theirs = (
         AUMCalculator(tmp_path / "ours", compressed=False),
@@ -50,7 +50,7 @@ def test_numbers_and_files_are_those_of_the_aum_package(ids: list[Any], tmp_path
             np.testing.assert_allclose(np.array(ours_row[1:], float), np.array(theirs_row[1:], float), rtol=1e-15)
 
 
-def test_compressed_writes_the_values_only(tmp_path: Path) -> None:
+def test_aum_calculator_compressed_writes_only_values(tmp_path: Path) -> None:
     calculator = AUMCalculator(tmp_path / "never")
     calculator.update(torch.tensor([[2.0, 0.5], [0.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([4, 2]))
     calculator.finalize(tmp_path / "here")
@@ -58,7 +58,7 @@ def test_compressed_writes_the_values_only(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "aum_values.csv"]
 
 
-def test_a_batch_of_one_and_logits_with_gradients() -> None:
+def test_aum_calculator_batch_of_one_and_logits_with_gradients() -> None:
     calculator = AUMCalculator("unused")
     logits = torch.tensor([[1.0, 3.0, 2.0]], requires_grad=True)
     record = calculator.update(logits, torch.tensor([2]), [9])[9]
@@ -74,7 +74,7 @@ def test_a_batch_of_one_and_logits_with_gradients() -> None:
     }
 
 
-def test_the_recorder_gives_the_same_aum() -> None:
+def test_aum_calculator_agrees_with_recorder() -> None:
     calculator, recorder = AUMCalculator("unused"), HardnessRecorder(7, 4)
     for logits, targets, ids in batches(list(range(7))):
         calculator.update(logits, targets, ids)
@@ -85,11 +85,11 @@ def test_the_recorder_gives_the_same_aum() -> None:
 
 
 @pytest.mark.parametrize("target", [-1, 3])
-def test_targets_out_of_range(target: int) -> None:
+def test_aum_calculator_rejects_out_of_range_targets(target: int) -> None:
     with pytest.raises(ValueError, match=r"targets must be classes in \[0, 3\), got some from"):
         AUMCalculator("unused").update(torch.zeros(2, 3), torch.tensor([1, target]), [1, 2])
 
 
-def test_shapes_that_do_not_fit() -> None:
+def test_aum_calculator_rejects_mismatched_shapes() -> None:
     with pytest.raises(ValueError, match=r"got \[2, 3\], \[2\] and 1"):
         AUMCalculator("unused").update(torch.zeros(2, 3), torch.zeros(2).long(), [1])

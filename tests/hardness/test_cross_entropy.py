@@ -1,4 +1,4 @@
-"""The loss that records: equal to torch's, and what it records equal to the recorder's own pass."""
+"""The recording loss equals torch's, and its recording equals the recorder's own pass."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hardness.agreement import Visit, assert_agree
 from hbr_fast import HardnessRecorder, hardness_cross_entropy
-from hbr_fast.kernels import cpu_hardness, ops_cross_entropy
+from hbr_fast.kernels.hardness import layout, ops_cross_entropy
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -28,16 +28,14 @@ def batch(rows: int, classes: int, *, seed: int = 0) -> tuple[torch.Tensor, torc
 def loss_and_gradient(function: Any, logits: torch.Tensor, *arguments: Any, **options: Any) -> tuple[Any, Any]:
     leaf = logits.detach().clone().requires_grad_()
     loss = function(leaf, *arguments, **options)
-    # Rows weighted unevenly where there is a loss for each: a gradient of their sum alone would hide a mix-up.
+    # Weight per-row losses unevenly: the gradient of their plain sum would hide a mix-up.
     (loss * torch.arange(1, loss.numel() + 1).reshape(loss.shape)).sum().backward()
     return loss.detach(), leaf.grad
 
 
 @pytest.mark.parametrize("classes", [10, 40])
-@pytest.mark.parametrize("among", [1, 40, 1500, None])  # samples that ids are drawn from; without: each at most once
-def test_threads_share_the_rows_out_and_record_samples_that_several_of_them_have_in_order(
-    among: int | None, classes: int
-) -> None:
+@pytest.mark.parametrize("among", [1, 40, 1500, None])  # number of distinct ids; None: each at most once
+def test_cross_entropy_threads_record_repeated_samples_in_order(among: int | None, classes: int) -> None:
     rows, samples, visits = 1024, 2000, 3
     found: dict[int, tuple[HardnessRecorder, list[torch.Tensor]]] = {}
     before = torch.get_num_threads()
@@ -74,7 +72,7 @@ def test_threads_share_the_rows_out_and_record_samples_that_several_of_them_have
 @pytest.mark.parametrize(
     ("rows", "classes"), [(1, 2), (3, 7), (20, 8), (19, 9), (300, 10), (40, 16), (33, 100), (5, 4097)]
 )
-def test_loss_and_gradient_are_those_of_torch(
+def test_cross_entropy_loss_and_gradient_match_torch(
     rows: int, classes: int, weighted: bool, smoothing: float, reduction: Any
 ) -> None:
     logits, labels, ids = batch(rows, classes)
@@ -95,7 +93,7 @@ def test_loss_and_gradient_are_those_of_torch(
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_it_records_what_the_recorder_does(smoothing: float) -> None:
+def test_cross_entropy_records_the_same_as_recorder(smoothing: float) -> None:
     with_loss, alone = HardnessRecorder(80, 12, el2n_epochs=2), HardnessRecorder(80, 12, el2n_epochs=2)
     for epoch in range(3):
         logits, labels, ids = batch(40, 12, seed=epoch)
@@ -105,11 +103,11 @@ def test_it_records_what_the_recorder_does(smoothing: float) -> None:
     for own, other in zip(state(with_loss), state(alone), strict=True):
         assert torch.equal(own, other)
     assert with_loss.epochs == 3
-    assert with_loss.counters[:, cpu_hardness.OBSERVATIONS].sum() == 3 * 38
+    assert with_loss.counters[:, layout.OBSERVATIONS].sum() == 3 * 38
 
 
-def test_it_records_what_the_definitions_say() -> None:
-    # Loss and gradient are the same whatever logit the exponentials are relative to; what is recorded is not.
+def test_cross_entropy_records_by_definition() -> None:
+    # Loss and gradient do not depend on the reference logit of the exponentials; the recording does.
     recorder = HardnessRecorder(80, 12, el2n_epochs=2)
     visits: dict[int, list[Visit]] = defaultdict(list)
     for epoch in range(3):
@@ -127,7 +125,7 @@ def state(recorder: HardnessRecorder) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_gradcheck(weighted: bool, smoothing: float, reduction: Any) -> None:
+def test_cross_entropy_gradcheck(weighted: bool, smoothing: float, reduction: Any) -> None:
     logits, labels, ids = batch(6, 5)
     labels[2] = -100
     weight = torch.linspace(0.5, 2, 5, dtype=torch.float64) if weighted else None
@@ -145,7 +143,7 @@ def test_gradcheck(weighted: bool, smoothing: float, reduction: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_of_autocast(dtype: torch.dtype) -> None:
+def test_cross_entropy_half_precision_autocast_logits(dtype: torch.dtype) -> None:
     logits, labels, ids = batch(20, 10)
     logits = logits.to(dtype)
     loss, gradient = loss_and_gradient(hardness_cross_entropy, logits, labels, ids, HardnessRecorder(40, 10), epoch=0)
@@ -155,7 +153,7 @@ def test_half_precision_logits_of_autocast(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient, expected_gradient.to(dtype), rtol=1e-2, atol=1e-5)
 
 
-def test_logits_may_be_strided_and_labels_int32() -> None:
+def test_cross_entropy_strided_logits_and_int32_labels() -> None:
     logits, labels, ids = batch(20, 9)
     expected = loss_and_gradient(functional.cross_entropy, logits, labels)
     got = loss_and_gradient(
@@ -165,8 +163,8 @@ def test_logits_may_be_strided_and_labels_int32() -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_confident_rows_keep_the_digits_of_their_gradient() -> None:
-    # p_y - 1 of p_y near 1 has no digits left in float32: it is minus the others' share, 3 e^-40 / (1 + 3 e^-40).
+def test_cross_entropy_gradient_of_confident_rows_is_precise() -> None:
+    # p_y - 1 cancels in float32 for p_y near 1: it must equal minus the others' share, 3 e^-40 / (1 + 3 e^-40).
     logits = torch.tensor([[40.0, 0.0, 0.0, 0.0]])
     zero = torch.tensor([0])
     loss, gradient = loss_and_gradient(hardness_cross_entropy, logits, zero, zero, HardnessRecorder(1, 4), epoch=0)
@@ -174,7 +172,7 @@ def test_confident_rows_keep_the_digits_of_their_gradient() -> None:
     assert gradient.tolist()[0] == pytest.approx([-3 * math.exp(-40), *[math.exp(-40)] * 3], rel=1e-5)
 
 
-def test_rows_that_are_not_finite_give_nan_as_in_torch() -> None:
+def test_cross_entropy_non_finite_rows_give_nan_as_in_torch() -> None:
     logits, labels, ids = batch(4, 3)
     logits[2, 1] = math.inf
     recorder = HardnessRecorder(8, 3)
@@ -184,7 +182,7 @@ def test_rows_that_are_not_finite_give_nan_as_in_torch() -> None:
     assert recorder.scores().provenance["first_id_not_finite"] == int(ids[2])
 
 
-def test_all_rows_ignored() -> None:
+def test_cross_entropy_all_rows_ignored() -> None:
     logits, labels, ids = batch(4, 3)
     labels[:] = -100
     recorder = HardnessRecorder(8, 3)
@@ -195,7 +193,7 @@ def test_all_rows_ignored() -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("rows", [0, 9])
-def test_torchs_default_type_takes_no_part(
+def test_cross_entropy_is_independent_of_default_dtype(
     rows: int, reduction: Any, double_by_default: Callable[[], AbstractContextManager[None]]
 ) -> None:
     logits, labels, ids = (tensor[:rows] for tensor in batch(9, 5))
@@ -211,13 +209,15 @@ def test_torchs_default_type_takes_no_part(
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def test_bad_arguments() -> None:
+def test_cross_entropy_rejects_invalid_arguments() -> None:
     logits, labels, ids = batch(4, 3)
     recorder = HardnessRecorder(8, 3)
     for options, message in (
         ({"reduction": "max"}, "reduction must be 'mean', 'sum' or 'none', got 'max'"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
         ({"weight": torch.ones(4)}, r"weight must be \[3\] on cpu, got \[4\] on cpu"),
+        ({"weight": [1.0, 1.0, 1.0]}, r"weight must be a torch.Tensor of \[3\], got list"),
+        ({"weight": torch.ones(3).numpy()}, r"weight must be a torch.Tensor of \[3\], got ndarray"),
     ):
         with pytest.raises(ValueError, match=message):
             hardness_cross_entropy(logits, labels, ids, recorder, epoch=0, **options)
@@ -226,14 +226,14 @@ def test_bad_arguments() -> None:
         hardness_cross_entropy(logits, labels, ids, recorder, epoch=0)
     with pytest.raises(ValueError, match=r"logits must be \[B, 3\]"):
         hardness_cross_entropy(logits[:, :2], labels, ids, recorder, epoch=0)
-    assert not recorder.counters[:, cpu_hardness.OBSERVATIONS].any()
+    assert not recorder.counters[:, layout.OBSERVATIONS].any()
 
 
 @pytest.mark.parametrize(("reduction", "weighted"), list(itertools.product(("mean", "none"), (False, True))))
-def test_the_operators_pass_opcheck(reduction: str, weighted: bool) -> None:
+def test_cross_entropy_operators_pass_opcheck(reduction: str, weighted: bool) -> None:
     logits, labels, ids = batch(5, 4)
     weight = torch.rand(4) if weighted else None
-    arguments = (logits.requires_grad_(), labels, ids, weight, 0.1, reduction, 10, cpu_hardness.ALL_COLUMNS)
+    arguments = (logits.requires_grad_(), labels, ids, weight, 0.1, reduction, 10, layout.ALL_COLUMNS)
     torch.library.opcheck(ops_cross_entropy.cross_entropy_operator, arguments)
     _, _, observed, outcomes = ops_cross_entropy.cross_entropy_operator(*arguments)
     torch.library.opcheck(
@@ -241,7 +241,7 @@ def test_the_operators_pass_opcheck(reduction: str, weighted: bool) -> None:
     )
 
 
-def test_a_step_compiles_without_a_graph_break() -> None:
+def test_cross_entropy_compiles_without_graph_break() -> None:
     inputs, labels, ids = batch(12, 6)
     layers = [torch.eye(6).requires_grad_() for _ in range(2)]
     recorders = [HardnessRecorder(24, 6) for _ in range(2)]
@@ -262,8 +262,8 @@ def test_a_step_compiles_without_a_graph_break() -> None:
 
 
 @pytest.mark.parametrize("by_the_loss", [True, False])
-def test_a_compiled_step_goes_on_for_any_number_of_epochs(by_the_loss: bool) -> None:
-    # A number that changes must not be a part of what was compiled: torch gives up after eight times.
+def test_cross_entropy_compiled_step_does_not_recompile_per_epoch(by_the_loss: bool) -> None:
+    # A changing number must not be compiled in: torch stops recompiling after eight times.
     logits, labels, ids = batch(12, 6)
     recorder, expected = HardnessRecorder(24, 6, el2n_epochs=3), HardnessRecorder(24, 6, el2n_epochs=3)
 
@@ -285,7 +285,7 @@ def test_a_compiled_step_goes_on_for_any_number_of_epochs(by_the_loss: bool) -> 
     assert again.scores().provenance == expected.scores().provenance
 
 
-def test_ranks_do_not_record_in_a_compiled_step() -> None:
+def test_cross_entropy_compiled_step_rejects_distributed_recorder() -> None:
     logits, labels, ids = batch(12, 6)
     recorder = HardnessRecorder(24, 6, distributed=True)
     step = torch.compile(
@@ -295,8 +295,8 @@ def test_ranks_do_not_record_in_a_compiled_step() -> None:
         step()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the function of plain tensors, by the operator
-def test_a_second_derivative_is_refused(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the plain tensor function, the operator
+def test_cross_entropy_rejects_second_derivative(dtype: torch.dtype) -> None:
     logits, labels, ids = batch(5, 4)
     leaf = logits.to(dtype).requires_grad_()
     loss = hardness_cross_entropy(leaf, labels, ids, HardnessRecorder(10, 4), epoch=0)
@@ -304,7 +304,7 @@ def test_a_second_derivative_is_refused(dtype: torch.dtype) -> None:
         torch.autograd.grad(loss, leaf, create_graph=True)
 
 
-def test_backward_twice_gives_the_gradient_twice() -> None:
+def test_cross_entropy_backward_twice_doubles_gradient() -> None:
     logits, labels, ids = batch(5, 4)
     leaf = logits.requires_grad_()
     loss = hardness_cross_entropy(leaf, labels, ids, HardnessRecorder(10, 4), epoch=0)
@@ -315,7 +315,7 @@ def test_backward_twice_gives_the_gradient_twice() -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_batch_of_ignored_rows_is_what_it_is_in_torch(reduction: Any) -> None:
+def test_cross_entropy_ignored_batch_matches_torch(reduction: Any) -> None:
     logits, _, ids = batch(5, 4)
     labels = torch.full((5,), -100)
     recorder = HardnessRecorder(10, 4)
@@ -326,7 +326,7 @@ def test_a_batch_of_ignored_rows_is_what_it_is_in_torch(reduction: Any) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_the_loss_of_no_rows_is_torchs(reduction: Any) -> None:
+def test_cross_entropy_empty_batch_matches_torch(reduction: Any) -> None:
     logits, none = torch.empty(0, 3, requires_grad=True), torch.empty(0, dtype=torch.int64)
     loss = hardness_cross_entropy(logits, none, none, HardnessRecorder(5, 3), epoch=0, reduction=reduction)
     torch.testing.assert_close(loss, functional.cross_entropy(logits, none, reduction=reduction), equal_nan=True)

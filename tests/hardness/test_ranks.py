@@ -1,4 +1,4 @@
-"""Recorders of several ranks make one recording: the same as one process that visits everything."""
+"""Recorders of several ranks merge into one recording, equal to that of a single process."""
 
 import itertools
 import multiprocessing
@@ -19,7 +19,7 @@ COUNTED = ("correctness", "forgetting", "first_learned")
 
 
 def epochs() -> list[Epoch]:
-    """Logits, labels and ids of the positions of each epoch: samples drawn never, once or several times."""
+    """Logits, labels and ids by position for each epoch; samples occur never, once or several times."""
     rng = np.random.default_rng(3)
     made = []
     for _ in range(EPOCHS):
@@ -27,7 +27,9 @@ def epochs() -> list[Epoch]:
         logits = torch.from_numpy(rng.normal(0, 2, (len(ids), C)).astype(np.float32))
         made.append((logits, ids % C, ids))
     made[1][0][5, 2] = float("nan")
-    made[1][0][12, 0] = float("-inf")
+    made[1][0][12, 0] = float("inf")
+    made[2][0][14, int(made[2][1][14])] = float("-inf")  # the sample's own class is masked: not recorded
+    made[2][0][15, int(made[2][1][15]) - 1] = float("-inf")  # another class is masked
     return made
 
 
@@ -70,7 +72,7 @@ def scores_of_rank(rank: int, merges: str) -> HardnessScores:
 
 @pytest.fixture(scope="module")
 def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scores that two processes saved, one file a way of merging and a rank."""
+    """The scores that two processes saved: one file per way of merging and rank."""
     folder = tmp_path_factory.mktemp("ranks")
     spawn = multiprocessing.get_context("spawn")
     receivers, processes = [], []
@@ -78,7 +80,7 @@ def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         receiver, sender = spawn.Pipe(duplex=False)
         process = spawn.Process(target=as_rank, args=(rank, str(folder), sender), daemon=True)
         process.start()
-        sender.close()  # the process has its own: a dead one is the end of the file
+        sender.close()  # the process has its own copy; if it dies, reading hits the end of file
         receivers.append(receiver)
         processes.append(process)
     try:
@@ -93,7 +95,7 @@ def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("merges", MERGES)
-def test_merged_ranks_are_one_process(merges: str, folder_of_ranks: Path) -> None:
+def test_merge_ranks_equals_one_process(merges: str, folder_of_ranks: Path) -> None:
     expected = one_process()
     assert expected.never_learnt.any()
     assert (expected.per_sample("forgetting") > 1).any()
@@ -109,7 +111,7 @@ def test_merged_ranks_are_one_process(merges: str, folder_of_ranks: Path) -> Non
                 np.testing.assert_allclose(scores.values[name], values, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
-def test_merging_without_a_process_group_is_one_rank() -> None:
+def test_merge_ranks_without_process_group() -> None:
     recorder = HardnessRecorder(N, C, el2n_epochs=2, distributed=True)
     for epoch, data in enumerate(epochs()):
         record_part(recorder, epoch, data)
@@ -120,7 +122,7 @@ def test_merging_without_a_process_group_is_one_rank() -> None:
     assert recorder.scores().provenance == expected.provenance
 
 
-def test_scores_and_states_of_a_rank_wait_for_the_merge() -> None:
+def test_scores_and_state_of_a_rank_require_merge() -> None:
     recorder = HardnessRecorder(N, C, distributed=True)
     record_part(recorder, 0, epochs()[0])
     for ask in (recorder.scores, recorder.state_dict):
@@ -130,12 +132,12 @@ def test_scores_and_states_of_a_rank_wait_for_the_merge() -> None:
     assert recorder.scores().observations.sum() == 61
 
 
-def test_only_a_distributed_recorder_merges_ranks() -> None:
+def test_merge_ranks_requires_distributed_recorder() -> None:
     with pytest.raises(ValueError, match="made with distributed=True"):
         HardnessRecorder(N, C).merge_ranks()
 
 
-def test_recorders_that_shared_the_samples_out_are_merged_exactly() -> None:
+def test_merge_recorders_of_disjoint_samples_is_exact() -> None:
     whole, halves = HardnessRecorder(N, C), [HardnessRecorder(N, C), HardnessRecorder(N, C)]
     for epoch, data in enumerate(epochs()):
         record_part(whole, epoch, data)
@@ -143,12 +145,12 @@ def test_recorders_that_shared_the_samples_out_are_merged_exactly() -> None:
             mine = data[2] % 2 == number
             record_part(half, epoch, tuple(tensor[mine] for tensor in data))  # type: ignore[arg-type]
     halves[0].merge(halves[1])
-    assert halves[0].scores().provenance["rows_not_finite"] == 2
+    assert halves[0].scores().provenance["rows_not_finite"] == 3
     for name, values in whole.scores().values.items():
         np.testing.assert_array_equal(halves[0].scores().values[name], values, err_msg=name)
 
 
-def test_merging_samples_that_both_visited_is_refused() -> None:
+def test_merge_rejects_samples_visited_by_both() -> None:
     one, other = HardnessRecorder(N, C), HardnessRecorder(N, C)
     for recorder, ids in ((one, [3, 4, 5]), (other, [4, 5, 6])):
         recorder.record(torch.zeros(3, C), torch.zeros(3, dtype=torch.int64), torch.tensor(ids), epoch=0)
@@ -164,11 +166,12 @@ def test_merging_samples_that_both_visited_is_refused() -> None:
         (HardnessRecorder(N + 1, C), "num_samples 40, the other 41"),
         (HardnessRecorder(N, C + 1), "num_classes 5, the other 6"),
         (HardnessRecorder(N, C, el2n_epochs=3), "el2n_epochs 20, the other 3"),
+        (HardnessRecorder(N, C, ignore_index=255), "ignore_index -100, the other 255"),
         (HardnessRecorder(N, C, estimators=["aum"]), r"estimators \['aum', .*, the other \['aum'\]"),
         (HardnessRecorder(N, C, provenance={"dataset": "xyz"}), "dataset abc, the other xyz"),
     ],
 )
-def test_recorders_that_differ_are_neither_merged_nor_loaded(other: HardnessRecorder, what: str) -> None:
+def test_merge_and_load_reject_different_recorders(other: HardnessRecorder, what: str) -> None:
     recorder = HardnessRecorder(N, C, provenance={"dataset": "abc"})
     if other.provenance == {}:
         other.provenance["dataset"] = "abc"
@@ -179,7 +182,7 @@ def test_recorders_that_differ_are_neither_merged_nor_loaded(other: HardnessReco
 
 
 @pytest.mark.parametrize("stop", range(EPOCHS))
-def test_a_state_goes_on_where_it_was_taken(stop: int) -> None:
+def test_state_dict_resumes_recording(stop: int) -> None:
     first = HardnessRecorder(N, C, el2n_epochs=2)
     for epoch, data in itertools.islice(enumerate(epochs()), stop):
         record_part(first, epoch, data)
@@ -196,7 +199,7 @@ def test_a_state_goes_on_where_it_was_taken(stop: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["sums", "counters", "nonfinite"])
-def test_a_state_that_was_cut_or_converted_is_refused(name: str) -> None:
+def test_load_state_dict_rejects_truncated_or_converted_state(name: str) -> None:
     recorder = HardnessRecorder(N, C)
     record_part(recorder, 0, epochs()[0])
     before = recorder.state_dict()
@@ -206,7 +209,7 @@ def test_a_state_that_was_cut_or_converted_is_refused(name: str) -> None:
     assert torch.equal(recorder.sums, before["sums"])
 
 
-def test_a_state_survives_torchs_checkpoints_without_pickled_code(tmp_path: Path) -> None:
+def test_state_dict_survives_torch_weights_only_checkpoint(tmp_path: Path) -> None:
     recorder = HardnessRecorder(N, C)
     record_part(recorder, 0, epochs()[0])
     torch.save(recorder.state_dict(), tmp_path / "checkpoint")

@@ -23,7 +23,7 @@ def some_scores(*, dataset: str | None = "abc", samples: int = 3, seed: int = 0)
     )
 
 
-def test_per_sample_is_the_mean_over_the_members_that_saw_the_sample() -> None:
+def test_per_sample_averages_over_members_that_saw_the_sample() -> None:
     scores = HardnessScores(
         values={"aum": np.array([[1.0, math.nan, math.nan], [3.0, 5.0, math.nan]])},
         observations=np.array([[1, 0, 0], [1, 1, 0]]),
@@ -34,7 +34,7 @@ def test_per_sample_is_the_mean_over_the_members_that_saw_the_sample() -> None:
         scores.per_sample("loss")
 
 
-def test_class_means_are_of_the_samples_observed() -> None:
+def test_class_means_average_observed_samples() -> None:
     scores = HardnessScores(
         values={"aum": np.array([[1.0, math.nan, 4.0, 7.0, 6.0]])},
         observations=np.array([[1, 0, 1, 1, 1]]),
@@ -42,20 +42,20 @@ def test_class_means_are_of_the_samples_observed() -> None:
     )
     labels = np.array([0, 0, 1, 0, 1])
     np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [4, 5])
-    with pytest.raises(ValueError, match="class 2 has no observed sample, so it has no aum hardness"):
+    with pytest.raises(ValueError, match="no sample of class 2 has a score"):
         scores.class_means("aum", labels, 3)
-    with pytest.raises(ValueError, match="class 0 has no observed sample"):
+    with pytest.raises(ValueError, match="no sample of class 0 "):
         scores.class_means("aum", np.array([1, 0, 1, 1, 1]), 2)
     with pytest.raises(ValueError, match="4 labels for scores of 5 samples"):
         scores.class_means("aum", labels[:4], 2)
 
 
-def test_class_means_refuse_labels_past_the_classes() -> None:
+def test_class_means_reject_out_of_range_labels() -> None:
     with pytest.raises(ValueError, match="class"):
         some_scores().class_means("aum", np.array([0, 1, 2]), 2)
 
 
-def test_labels_may_be_any_sequence_of_whole_numbers() -> None:
+def test_scores_accept_any_integer_sequence_as_labels() -> None:
     scores = scores_of(aum=[[1.0, 3.0, 4.0, 7.0]])
     for labels in ([0, 0, 1, 1], np.array([0, 0, 1, 1], np.uint8), torch.tensor([0, 0, 1, 1])):
         np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [2, 5.5])  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_labels_may_be_any_sequence_of_whole_numbers() -> None:
             scores.to_frame(np.array([0, label, 1, 1]), ["a", "b"])
 
 
-def test_require_dataset_refuses_scores_of_another() -> None:
+def test_require_dataset_rejects_scores_of_another_dataset() -> None:
     some_scores(dataset="f" * 64).require_dataset("f" * 64)
     with pytest.raises(ValueError, match=r"recorded on dataset ffffffffffff, not on eeeeeeeeeeee: record them again"):
         some_scores(dataset="f" * 64).require_dataset("e" * 64)
@@ -94,7 +94,7 @@ def test_stack_scores_keeps_members_in_order() -> None:
     stacked.require_dataset("abc")
 
 
-def test_stack_scores_refuses_what_does_not_belong_together() -> None:
+def test_stack_scores_rejects_mismatched_scores() -> None:
     with pytest.raises(ValueError, match="no scores to stack"):
         stack_scores([])
     with pytest.raises(ValueError, match=r"their samples differ \(3 and 4\)"):
@@ -107,7 +107,7 @@ def test_stack_scores_refuses_what_does_not_belong_together() -> None:
         stack_scores([some_scores(), fewer])
 
 
-def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
+def test_scores_save_and_load_round_trip(tmp_path: Path) -> None:
     recorder = record_history("rwr", "www", num_samples=3)
     recorder.provenance["dataset"] = "abc"
     scores = recorder.scores(never_learnt="inf")  # infinity and NaN are among the values
@@ -124,7 +124,34 @@ def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["scores"]
 
 
-def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+def test_scores_save_and_load_user_defined_estimators(tmp_path: Path) -> None:
+    # `load` silently dropped them.
+    own = {
+        "zeal": np.array([[1.0, 3.0, 2.0]]),
+        "aum": np.array([[0.1, 0.3, 0.2]]),
+        "entropy": np.array([[5.0, 1.0, 2.0]]),
+    }
+    seen, never = np.ones((1, 3), np.int64), np.zeros((1, 3), bool)
+    scores = HardnessScores(own, seen, never, hard_is={"entropy": "high", "zeal": "low"})
+    scores.save(tmp_path / "scores")
+    loaded = HardnessScores.load(tmp_path / "scores")
+    assert list(loaded.values) == ["aum", "entropy", "zeal"]
+    for name, values in own.items():
+        np.testing.assert_array_equal(loaded.values[name], values)
+    assert loaded.hard_is == scores.hard_is
+    assert loaded.top("entropy", 1).tolist() == loaded.top("zeal", 1).tolist() == [0]
+    assert loaded.ranks("entropy").tolist() == [1, 3, 2]
+    assert stack_scores([loaded, loaded]).top("entropy", 1).tolist() == [0]
+    unknown = HardnessScores({"zeal": own["zeal"]}, seen, never)
+    with pytest.raises(ValueError, match="which end of 'zeal' is hard"):
+        unknown.ranks("zeal")
+    with pytest.raises(ValueError, match="their hard ends differ"):
+        stack_scores([scores, HardnessScores(own, seen, never)])
+    with pytest.raises(ValueError, match="an estimator cannot be called observations"):
+        HardnessScores({"observations": own["zeal"]}, seen, never).save(tmp_path / "taken")
+
+
+def test_scores_file_is_plain_safetensors(tmp_path: Path) -> None:
     some_scores().save(tmp_path / "scores")
     content = (tmp_path / "scores").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -133,16 +160,35 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "scores")) == {"aum", "loss", "observations", "never_learnt"}
 
 
-def test_load_refuses_files_that_are_no_scores(tmp_path: Path) -> None:
+def test_scores_load_rejects_invalid_files(tmp_path: Path) -> None:
     (tmp_path / "garbage").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(ValueError, match="garbage is not a file of hardness scores"):
+    with pytest.raises(ValueError, match=r"garbage does not hold hardness scores \(.*\): record them again"):
         HardnessScores.load(tmp_path / "garbage")
-    arrays = {"observations": np.ones((1, 2)), "never_learnt": np.ones((1, 2), bool)}
-    save_file(arrays, tmp_path / "newer", metadata={"schema": "2", "provenance": "{}"})
-    save_file({"aum": np.ones((1, 2))}, tmp_path / "fewer", metadata={"schema": "1", "provenance": "{}"})
-    for name in ("newer", "fewer"):
-        with pytest.raises(ValueError, match=f"{name} does not hold hardness scores of schema 1"):
-            HardnessScores.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere with hardness scores: record them again"):
+        HardnessScores.load(tmp_path / "nowhere")
+    good = {"observations": np.ones((1, 2), np.int64), "never_learnt": np.ones((1, 2), bool), "aum": np.ones((1, 2))}
+    fewer = {name: array for name, array in good.items() if name != "observations"}
+    for arrays, about, fault in (
+        (good, {"schema": 2, "provenance": {}}, "schema is 2, not 1"),
+        (good, {"schema": 1}, "provenance is NoneType, not dict"),
+        (fewer, {}, "observations is missing"),
+        ({**good, "aum": np.ones((1, 3))}, {}, r"aum is float64 \[1, 3\], not float64 \[1, 2\]"),
+        ({**good, "aum": np.ones((1, 2), np.float32)}, {}, r"aum is float32 \[1, 2\], not float64"),
+        ({**good, "observations": -good["observations"]}, {}, "there are fewer than 0 observations"),
+        (good, {"hard_is": {"aum": ["low"]}}, "hard_is is {'aum'"),
+    ):
+        whole = about if "schema" in about else {"schema": 1, "provenance": {}, **about}
+        save_file(arrays, tmp_path / "wrong", metadata={"hbr_fast": json.dumps(whole)})
+        with pytest.raises(ValueError, match=rf"wrong does not hold hardness scores \({fault}.*: record them again"):
+            HardnessScores.load(tmp_path / "wrong")
+
+
+def test_scores_save_rejects_scores_of_another_shape(tmp_path: Path) -> None:
+    seen = np.ones((1, 3), np.int64)
+    scores = HardnessScores({"aum": np.ones((1, 2))}, seen, seen > 1)
+    with pytest.raises(ValueError, match=r"the scores of aum must be \[1, 3\], as observations"):
+        scores.save(tmp_path / "scores")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- ranks, agreement and extremes ---
@@ -154,23 +200,23 @@ def scores_of(**values: list[list[float]]) -> HardnessScores:
     return HardnessScores(arrays, seen.astype(np.int64), np.zeros(seen.shape, bool))
 
 
-def test_ranks_start_at_the_hardest_and_ties_share_theirs() -> None:
+def test_ranks_start_at_the_hardest_and_average_ties() -> None:
     nan = math.nan
     scores = scores_of(aum=[[3.0, -1.0, 3.0, nan, 2.0]], loss=[[3.0, -1.0, 3.0, nan, 2.0]])
     np.testing.assert_array_equal(scores.ranks("aum"), [3.5, 1, 3.5, nan, 2])  # low is hard
     np.testing.assert_array_equal(scores.ranks("loss"), [1.5, 4, 1.5, nan, 3])  # high is hard
 
 
-def test_ranks_are_of_the_mean_over_members() -> None:
+def test_ranks_use_mean_over_members() -> None:
     scores = scores_of(aum=[[0.0, 1.0, 2.0], [9.0, 1.0, 2.0]])
     np.testing.assert_array_equal(scores.ranks("aum"), [3, 1, 2])
 
 
-def test_infinite_forgetting_is_the_hardest() -> None:
+def test_ranks_put_infinite_forgetting_first() -> None:
     np.testing.assert_array_equal(scores_of(forgetting=[[0.0, math.inf, 2.0]]).ranks("forgetting"), [3, 1, 2])
 
 
-def test_correlations_are_spearmans_of_hardness() -> None:
+def test_correlations_are_spearman() -> None:
     rng = np.random.default_rng(0)
     aum = rng.integers(0, 20, 60).astype(float)  # with ties
     loss = -aum + rng.normal(0, 5, 60)
@@ -189,7 +235,7 @@ def test_correlations_are_spearmans_of_hardness() -> None:
     assert scores_of(aum=[aum], loss=[loss]).correlations().columns == ["estimator", "aum", "loss"]  # type: ignore[list-item]
 
 
-def test_top_gives_the_extremes_of_all_or_of_a_class() -> None:
+def test_top_returns_extremes_overall_or_of_a_class() -> None:
     scores = scores_of(aum=[[5.0, -2.0, math.nan, 0.0, -2.0, 7.0]], loss=[[5.0, -2.0, math.nan, 0.0, -2.0, 7.0]])
     labels = np.array([0, 1, 0, 0, 1, 1])
     assert scores.top("aum", 3).tolist() == [1, 4, 3]
@@ -210,7 +256,7 @@ def test_top_gives_the_extremes_of_all_or_of_a_class() -> None:
         scores.top("aum", 1, class_=0, labels_n=labels[:5])
 
 
-def test_the_table_names_the_classes_where_the_labels_are_given() -> None:
+def test_to_frame_names_classes_with_labels() -> None:
     frame = some_scores().to_frame(np.array([1, 0, 1]), ["cat", "dog"])
     assert frame.columns == ["sample_id", "class_index", "class_name", "aum", "loss", "observations", "never_learnt"]
     assert frame["class_name"].to_list() == ["dog", "cat", "dog"]

@@ -11,18 +11,18 @@ LABELS = np.arange(60) % 4
 
 
 def noisy_members(members: int, noise: float, *, name: str = "aum") -> HardnessScores:
-    """Members that see one truth through noise of their own."""
+    """Members that observe one truth with independent noise."""
     rng = np.random.default_rng(1)
     values = rng.normal(size=60) + 0.3 * LABELS + rng.normal(0, noise, (members, 60))
     return HardnessScores({name: values}, np.ones((members, 60), np.int64), np.zeros((members, 60), bool))
 
 
-def test_the_curve_is_what_its_definition_says() -> None:
+def test_stability_curve_matches_definition() -> None:
     scores = noisy_members(5, 0.8)
     curve = ensemble_size_curve(scores, "aum", labels_n=LABELS, num_classes=4, orders=6, hardest=7)
     values = scores.values["aum"]
     full = values.mean(axis=0)
-    # Column 0 is of one member, whichever comes first in the order: one of these five.
+    # Column 0 comes from one member, the first in the order: one of these five.
     single = {
         "spearman_samples": [stats.spearmanr(v, full).statistic for v in values],
         "kendall_samples": [stats.kendalltau(v, full).statistic for v in values],
@@ -43,7 +43,7 @@ def test_the_curve_is_what_its_definition_says() -> None:
     assert len(np.unique(curve.spearman_samples[:, 0])) > 1, "the orders differ"
 
 
-def test_more_members_agree_more_and_noise_needs_more_of_them() -> None:
+def test_stability_curve_rises_with_members_and_falls_with_noise() -> None:
     quiet = ensemble_size_curve(noisy_members(12, 0.1), "aum", labels_n=LABELS, num_classes=4)
     loud = ensemble_size_curve(noisy_members(12, 2.0), "aum", labels_n=LABELS, num_classes=4)
     mean = loud.spearman_samples.mean(axis=0)
@@ -54,9 +54,9 @@ def test_more_members_agree_more_and_noise_needs_more_of_them() -> None:
     assert loud.smallest_size("jaccard_hardest", 1.0) == 1
 
 
-def test_the_smallest_size_is_the_one_past_which_it_stays() -> None:
+def test_smallest_stable_size_requires_staying_above_threshold() -> None:
     curve = ensemble_size_curve(noisy_members(4, 1.0), "aum", labels_n=LABELS, num_classes=4, orders=1)
-    curve.jaccard_hardest[:] = [[0.9, 0.5, 0.95, 1.0]]  # good, bad again, good for ever
+    curve.jaccard_hardest[:] = [[0.9, 0.5, 0.95, 1.0]]  # above, below, then above for good
     assert curve.smallest_size("jaccard_hardest", 0.1) == 3
     with pytest.raises(ValueError, match="unknown agreement 'jaccard': available are spearman_samples, "):
         curve.smallest_size("jaccard", 0.1)
@@ -64,7 +64,7 @@ def test_the_smallest_size_is_the_one_past_which_it_stays() -> None:
         curve.smallest_size("jaccard_hardest", 5)
 
 
-def test_the_hardest_are_at_the_estimators_own_end() -> None:
+def test_stability_curve_uses_hard_end_of_estimator() -> None:
     low = noisy_members(3, 1.0)
     high = HardnessScores({"loss": -low.values["aum"]}, low.observations, low.never_learnt)
     one = ensemble_size_curve(low, "aum", labels_n=LABELS, num_classes=4)
@@ -73,7 +73,7 @@ def test_the_hardest_are_at_the_estimators_own_end() -> None:
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-9, err_msg=name)
 
 
-def test_the_curve_repeats_by_its_seed_and_becomes_a_table() -> None:
+def test_stability_curve_is_seeded_and_converts_to_frame() -> None:
     scores = noisy_members(6, 1.0)
     first, again, other = (
         ensemble_size_curve(scores, "aum", labels_n=LABELS, num_classes=4, orders=3, seed=seed) for seed in (7, 7, 8)
@@ -86,7 +86,7 @@ def test_the_curve_repeats_by_its_seed_and_becomes_a_table() -> None:
     assert frame["order"].to_list() == [0] * 6 + [1] * 6 + [2] * 6
 
 
-def test_samples_that_a_member_never_observed_are_left_out() -> None:
+def test_stability_curve_excludes_unobserved_samples() -> None:
     scores = noisy_members(3, 1.0)
     scores.values["aum"][1, 5] = math.nan
     curve = ensemble_size_curve(scores, "aum", labels_n=LABELS, num_classes=4)
@@ -96,7 +96,7 @@ def test_samples_that_a_member_never_observed_are_left_out() -> None:
         ensemble_size_curve(scores, "aum", labels_n=LABELS, num_classes=4)
 
 
-def test_arguments_out_of_range() -> None:
+def test_stability_curve_rejects_out_of_range_arguments() -> None:
     scores = noisy_members(3, 1.0)
     with pytest.raises(ValueError, match="59 labels for scores of 60 samples"):
         ensemble_size_curve(scores, "aum", labels_n=LABELS[1:], num_classes=4)

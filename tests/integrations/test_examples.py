@@ -1,4 +1,4 @@
-"""The example scripts run, and whoever drives the loop, the recording is the same."""
+"""The example scripts run, and every training loop gives the same recording."""
 
 import contextlib
 import io
@@ -6,10 +6,12 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from hbr_fast import HardnessRecorder
+from hbr_fast import HardnessRecorder, uniform_order
+from hbr_fast.report import figures
 
 EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples"
 LIBRARY = {
@@ -30,12 +32,13 @@ def run_example(name: str) -> HardnessRecorder:
     return recorder
 
 
-def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(LIBRARY)
+def test_examples_are_all_run() -> None:
+    of_the_tutorial = {"draw_shapes"}  # run by tests/test_tutorial.py
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(LIBRARY) | of_the_tutorial
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_examples_record_every_visit_and_find_the_hard_class(name: str) -> None:
+def test_examples_record_every_visit_and_find_hard_class(name: str) -> None:
     scores = run_example(name).scores()
     assert (scores.observations == 4).all()
     assert scores.provenance["epochs"] == 4
@@ -44,8 +47,24 @@ def test_examples_record_every_visit_and_find_the_hard_class(name: str) -> None:
         assert np.argmax(sign * scores.class_means(estimator, labels, 3)) == 2, estimator
 
 
-def test_lightning_and_accelerate_record_what_a_plain_loop_does() -> None:
-    """From the same random state all three make the same batches and weights."""
+@pytest.mark.parametrize("name", ["lightning_callback", "accelerate_loop", "transformers_trainer"])
+def test_examples_end_with_a_page_of_their_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(LIBRARY[name])
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **options: [])  # drawing takes seconds
+    module = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    module["main"](tmp_path / "runs")
+    page = (tmp_path / "runs" / "report" / "index.html").read_text()
+    assert "resampled" in page
+    rows = pl.read_csv(tmp_path / "runs" / "comparisons.csv").filter(pl.col("quantity") == "accuracy")
+    assert rows["arm"].to_list() == ["resampled"]
+    assert rows["variants"].to_list() == [module["SEEDS"]]
+    accuracies = pl.read_csv(tmp_path / "runs" / "per_member.csv")
+    assert accuracies.height == 2 * module["SEEDS"]
+    assert min(accuracies["accuracy"].to_list()) > 0.5, "models that were trained"
+
+
+def test_examples_lightning_and_accelerate_match_plain_loop() -> None:
+    """From the same weights and order, all three produce the same batches."""
     pytest.importorskip("lightning")
     made = runpy.run_path(str(EXAMPLES / "lightning_callback.py"))
     torch.manual_seed(0)
@@ -53,12 +72,11 @@ def test_lightning_and_accelerate_record_what_a_plain_loop_does() -> None:
     plain = HardnessRecorder(300, 3)
     model = torch.nn.Linear(2, 3)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(inputs, labels, torch.arange(300)), batch_size=25, shuffle=True
-    )
+    order = uniform_order(300, seed=0)
     for epoch in range(4):
-        for x, y, ids in loader:
-            logits = model(x)
+        for ids in torch.from_numpy(order.rows(0, 300, epoch=epoch)).split(25):
+            y = labels[ids]
+            logits = model(inputs[ids])
             plain.record(logits, y, ids, epoch=epoch)
             optimiser.zero_grad()
             torch.nn.functional.cross_entropy(logits, y).backward()

@@ -1,6 +1,5 @@
-"""The kernel that makes batches of images, against its definition and against the CPU's."""
+"""The image batch kernel, against its definition and the CPU kernel."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from loaders import contracts
-from loaders.contracts import AUGMENTS, MakeLoader, assert_same, copies, textured_split
+from loaders.contracts import AUGMENTS, MakeLoader, assert_same, copies, fused_fields, textured_split
 from loaders.on_device import use_memory_of_the_cpu
 
-from hbr_fast.kernels import reference, triton_images
+from hbr_fast.data.plan import Plan
+from hbr_fast.kernels import reference
+from hbr_fast.kernels.images import triton_batch
 from hbr_fast.loaders import resident
-from hbr_fast.loaders.batch import Augment
+from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.plan import Plan
-from hbr_fast.sampler import uniform_order
+from hbr_fast.orders import uniform_order
 from hbr_fast.seeding import Stream, stream_key
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 9, 7), (2, 1, 5), (5, 17, 70)]
@@ -31,6 +31,7 @@ def make_batch(
     index: Any,
     partner: Any = None,
     weight: Any = None,
+    copy: Any = None,
     plain: bool = False,
     first_position: int = 0,
     step: int = 1,
@@ -39,7 +40,7 @@ def make_batch(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> torch.Tensor:
-    """The images of a batch; `plain` leaves them bytes."""
+    """The images of a batch; `plain` keeps them as bytes."""
     memory = torch.from_numpy(images_nchw)
     channels, height, width = shape = images_nchw.shape[1:]
     size = channels * height * width
@@ -52,11 +53,21 @@ def make_batch(
     sizes = augment.resized_crop and torch.from_numpy(
         reference.crop_sizes(height, width, augment.resized_crop, augment.aspect)
     )
-    draw = triton_images.Draw(
+    draw = triton_batch.Draw(
         round(augment.flip * 2**32), augment.alternating_flip, augment.pad, augment.padding, sizes, augment.cutout
     )
-    table = triton_images.Table(address, partner, None if weight is None else torch.as_tensor(weight), 7 * index, index)
-    images, labels, ids = triton_images.make_batch(
+    draw_key = None
+    if augment.keyed_by == "sample":
+        draw_key = reference.draw_key(index.numpy(), np.asarray(copy or [0] * len(index)))
+    table = triton_batch.Table(
+        address,
+        partner,
+        None if weight is None else torch.as_tensor(weight),
+        7 * index,
+        index,
+        None if draw_key is None else torch.from_numpy(draw_key),
+    )
+    images, labels, ids = triton_batch.make_batch(
         table,
         torch.arange(len(index)),
         shape,
@@ -85,7 +96,7 @@ def random_images(*shape: int) -> np.ndarray:
 
 def fits(augment: Augment, shape: tuple[int, int, int]) -> bool:
     try:
-        augment.check_fits(*shape[1:])
+        augment.check_fits(*shape)
     except ValueError:
         return False
     return True
@@ -95,7 +106,7 @@ CASES = [(shape, augment) for shape, augment in itertools.product(SHAPES, AUGMEN
 
 
 @pytest.mark.parametrize(("shape", "augment"), CASES)
-def test_picks_exactly_the_pixels_of_the_reference(shape: tuple[int, int, int], augment: Augment) -> None:
+def test_triton_images_picks_same_pixels_as_reference(shape: tuple[int, int, int], augment: Augment) -> None:
     images = random_images(6, *shape)
     place: dict[str, Any] = {"first_position": 40, "step": 3, "epoch": 3, "seed": 11}
     expected = reference.make_batch(
@@ -106,7 +117,7 @@ def test_picks_exactly_the_pixels_of_the_reference(shape: tuple[int, int, int], 
         mean_c=np.zeros(shape[0]),
         std_c=np.full(shape[0], 1 / 255),
         **place,
-        **dataclasses.asdict(augment),
+        **fused_fields(augment),
     )
     for channels_last in (False, True):
         made = make_batch(images, augment, index=[5, 0, 3], plain=True, channels_last=channels_last, **place).numpy()
@@ -117,16 +128,18 @@ def test_picks_exactly_the_pixels_of_the_reference(shape: tuple[int, int, int], 
 
 
 @pytest.mark.parametrize(("shape", "augment"), [CASES[n] for n in range(0, len(CASES), 3)])
-def test_arithmetic_agrees_with_the_reference_to_rounding(shape: tuple[int, int, int], augment: Augment) -> None:
+def test_triton_images_arithmetic_matches_reference_up_to_rounding(
+    shape: tuple[int, int, int], augment: Augment
+) -> None:
     images = random_images(5, *shape)
     index, partner = np.array([4, 1, 0, 2]), np.array([-1, 3, 1, 3])
     weight = np.array([1.0, 0.3, 0.0, 1.0], np.float32)
     mean, std = MEAN[: shape[0]], STD[: shape[0]]
     expected = reference.make_batch(
         images, index, partner, weight, first_position=9, epoch=1, seed=5, mean_c=mean, std_c=std,
-        **dataclasses.asdict(augment),
+        **fused_fields(augment),
     )  # fmt: skip
-    bound = 8 * 2.0**-24 * ((1 + mean) / std)[:, None, None]  # a few roundings of the largest value on the way
+    bound = 8 * 2.0**-24 * ((1 + mean) / std)[:, None, None]  # a few roundings of the largest intermediate value
     options: dict[str, Any] = {"index": index, "partner": partner, "weight": weight}
     options |= {"first_position": 9, "epoch": 1, "seed": 5}
     for channels_last in (False, True):
@@ -134,7 +147,7 @@ def test_arithmetic_agrees_with_the_reference_to_rounding(shape: tuple[int, int,
         assert (abs(single.numpy() - expected) <= bound).all()
         half = make_batch(images, augment, channels_last=channels_last, dtype=torch.float16, **options)
         assert torch.equal(half, single.to(torch.float16))
-        # The interpreter cuts off what bfloat16 has no bits for; compiled, it rounds (tests/kernels/test_triton.py).
+        # The interpreter truncates to bfloat16; compiled code rounds (tests/kernels/test_triton.py).
         brain = make_batch(images, augment, channels_last=channels_last, dtype=torch.bfloat16, **options)
         assert torch.equal(brain.view(torch.int16), (single.view(torch.int32) >> 16).to(torch.int16))
 
@@ -143,20 +156,33 @@ def test_arithmetic_agrees_with_the_reference_to_rounding(shape: tuple[int, int,
     ("first_position", "step"), [(0, 1), (2**31 - 2, 1), (2**32 - 2, 1), (2**40 + 12_345, 8), (2**48 - 5, 1)]
 )
 @pytest.mark.parametrize("epoch", [0, 1, 2**32 - 1])
-def test_numbers_are_keyed_by_position_and_epoch(first_position: int, step: int, epoch: int) -> None:
+def test_triton_images_random_numbers_depend_on_position_and_epoch(first_position: int, step: int, epoch: int) -> None:
     images = random_images(1, 1, 9, 9)
     augment = Augment(flip=0.5, pad=4, cutout=3)
     place: dict[str, Any] = {"first_position": first_position, "step": step, "epoch": epoch, "seed": 3}
     expected = reference.make_batch(
         images, np.zeros(5, int), np.full(5, -1), np.ones(5), mean_c=np.zeros(1), std_c=np.full(1, 1 / 255), **place,
-        **dataclasses.asdict(augment),
+        **fused_fields(augment),
     )  # fmt: skip
     made = make_batch(images, augment, index=[0] * 5, plain=True, **place)
     np.testing.assert_array_equal(made.numpy(), expected.round())
 
 
-def test_any_seed_is_a_key() -> None:
-    # Half of the keys are negative as the int64 that the kernel takes.
+@pytest.mark.parametrize("epoch", [0, 2**32 - 1])
+def test_triton_images_random_numbers_keyed_by_sample_depend_on_copy(epoch: int) -> None:
+    images = random_images(3, 1, 9, 9)
+    augment = Augment(flip=0.5, pad=4, cutout=3, keyed_by="sample")
+    index, copy = [2, 0, 2, 2, 1], [0, 1, 1, 300, 2**22]
+    expected = reference.make_batch(
+        images, np.array(index), np.full(5, -1), np.ones(5), first_position=77, epoch=epoch, seed=3,
+        mean_c=np.zeros(1), std_c=np.full(1, 1 / 255), copy_b=np.array(copy), **fused_fields(augment),
+    )  # fmt: skip
+    made = make_batch(images, augment, index=index, copy=copy, plain=True, first_position=5, epoch=epoch, seed=3)
+    np.testing.assert_array_equal(made.numpy(), expected.round())
+
+
+def test_triton_images_accepts_any_seed() -> None:
+    # Half of the keys are negative as the kernel's int64 argument.
     keys = [stream_key(seed, Stream.AUGMENTATION)[1] for seed in range(6)]
     assert {key >= 2**31 for key in keys} == {False, True}
     images = random_images(1, 1, 9, 9)
@@ -169,14 +195,14 @@ def test_any_seed_is_a_key() -> None:
         np.testing.assert_array_equal(made.numpy(), expected.round())
 
 
-def test_an_empty_batch() -> None:
+def test_triton_images_empty_batch() -> None:
     for channels_last in (False, True):
         made = make_batch(random_images(2, 3, 8, 8), Augment(pad=1), index=torch.empty(0, dtype=torch.int64),
                           channels_last=channels_last)  # fmt: skip
         assert made.shape == (0, 3, 8, 8)
 
 
-def test_nothing_outside_the_image_is_read() -> None:
+def test_triton_images_reads_nothing_outside_the_image() -> None:
     images = np.full((3, 2, 5, 7), 255, np.uint8)
     images[1] = 0
     for augment in (Augment(flip=1.0, pad=4), Augment(pad=4, padding="reflect"), Augment(pad=9, padding="edge"),
@@ -191,7 +217,7 @@ def test_nothing_outside_the_image_is_read() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_batches_are_those_of_the_cpu(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_images_match_cpu_batches(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     split = textured_split(40)
     rng = np.random.default_rng(3)
     partner = np.where(rng.random(40) < 0.5, rng.integers(0, 40, 40), -1)
@@ -213,14 +239,14 @@ def test_batches_are_those_of_the_cpu(streamed: bool, monkeypatch: pytest.Monkey
         contracts.check_shapes_and_types,
         contracts.check_rows_of_other_stores,
         contracts.check_trap_14_augmentation_comes_after_resampling,
-        contracts.check_writing_into_a_batch_harms_nothing,
+        contracts.check_writing_into_a_batch_is_safe,
         contracts.check_epochs_out_of_range_are_refused,
     ],
 )
-def test_contract(check: Callable[[MakeLoader], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_images_contract(check: Callable[[MakeLoader], None], monkeypatch: pytest.MonkeyPatch) -> None:
     use_memory_of_the_cpu(monkeypatch)
     check(MakeLoader("native"))
 
 
-def test_the_kernel_is_interpreted() -> None:
-    assert "interpreter" in type(triton_images.batch_kernel).__module__
+def test_triton_images_kernel_is_interpreted() -> None:
+    assert "interpreter" in type(triton_batch.batch_kernel).__module__

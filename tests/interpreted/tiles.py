@@ -1,4 +1,4 @@
-"""Launch sizes that suit the interpreter, for the tests of recording."""
+"""Launch sizes that suit the interpreter, for the recording tests."""
 
 from types import ModuleType
 
@@ -8,7 +8,7 @@ from hbr_fast.kernels.launch import hardness_tile
 
 
 def hold_more_rows(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
-    """Fewer programs of more rows each: the interpreter's time goes by operations, whatever their size."""
+    """Fewer programs of more rows each: the interpreter's time depends on the number of operations, not their size."""
 
     def tile(classes: int) -> tuple[int, int]:
         rows, block = hardness_tile(classes)

@@ -1,4 +1,4 @@
-"""What Triton's compiler and the assembler in its wheel make of a kernel."""
+"""Inspect the code that Triton's compiler and the assembler in its wheel generate."""
 
 import os
 import re
@@ -11,13 +11,13 @@ import triton
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
 
-# What a compiler makes of a kernel is asserted of compilers as new as CI's: 3.6, which comes with torch 2.11, keeps
+# Generated code is checked only for compilers as new as CI's: 3.6, which comes with torch 2.11, keeps
 # four bytes of two kernels in memory and reads a row's own logit once more.
 of_new_compilers = pytest.mark.skipif(VERSION < (3, 8), reason=f"Triton {triton.__version__} compiles otherwise")
 
 
 def spills_nothing(ptx: str, folder: Path) -> bool:
-    """Whether all that a kernel works on stays in registers."""
+    """Whether a kernel keeps all its values in registers."""
     (folder / "kernel.ptx").write_text(ptx)
     named = re.search(r"^\.target (\S+?)(,|$)", ptx, flags=re.MULTILINE)
     assert named is not None

@@ -6,14 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hbr_fast.kernels import cpu_draws, reference
+from hbr_fast.kernels import reference
+from hbr_fast.kernels.orders import cpu_draws
 from hbr_fast.seeding import Stream, philox, stream_key
 
 KEY = stream_key(5, Stream.ORDER)
 
 
 def table(weights: np.ndarray, *, off: float = 1.0) -> tuple[list[int], list[int]]:
-    """Thresholds and aliases of the table of some weights, made with a sum that is off by a factor."""
+    """Thresholds and aliases for weights, built with a sum that is off by a factor."""
     packed, fine = np.empty(len(weights), np.uint64), np.empty(len(weights), np.uint32)
     cpu_draws.alias_table(weights, float(weights.sum()) * off, int(weights.argmax()), packed, fine)
     thresholds = [entry >> 32 << 32 | low for entry, low in zip(packed.tolist(), fine.tolist(), strict=True)]
@@ -21,7 +22,7 @@ def table(weights: np.ndarray, *, off: float = 1.0) -> tuple[list[int], list[int
 
 
 def probabilities(weights: np.ndarray, *, off: float = 1.0) -> list[Fraction]:
-    """What the table of some weights really draws with, exactly."""
+    """The exact probabilities that a table draws with."""
     thresholds, aliases = table(weights, off=off)
     shares = [0] * len(weights)
     for column, (threshold, alias) in enumerate(zip(thresholds, aliases, strict=True)):
@@ -52,12 +53,12 @@ def assert_right(weights: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_table_is_exact_over_twelve_orders_of_magnitude(seed: int) -> None:
+def test_alias_table_is_exact_over_twelve_orders_of_magnitude(seed: int) -> None:
     random = np.random.default_rng(seed)
     weights = 10 ** random.uniform(-6, 6, 3000)
     weights[random.integers(0, 3000, 300)] = 0
     assert_right(weights)
-    # So the tiniest weight is not merely near 0: it has its probability to eight digits.
+    # The tiniest weight is not merely near 0: its probability is right to eight digits.
     tiniest = int(np.flatnonzero(weights)[np.argmin(weights[weights > 0])])
     assert weights[tiniest] < 1e-11 * weights.max()
     expected = float(weights[tiniest] / weights.sum())
@@ -76,11 +77,11 @@ def test_the_table_is_exact_over_twelve_orders_of_magnitude(seed: int) -> None:
 @example(weights=[0.1] * 10)  # shares that round to either side of 1
 @example(weights=[0.1] * 7 + [0.0] * 3)
 @example(weights=[1e12] + [1.0] * 20)
-def test_the_table_is_exact_for_any_weights(weights: list[float]) -> None:
+def test_alias_table_is_exact_for_any_weights(weights: list[float]) -> None:
     assert_right(np.array(weights))
 
 
-def test_rounding_never_makes_a_weight_of_zero_drawable() -> None:
+def test_alias_table_never_draws_zero_weights() -> None:
     # Sums that do not come out even: what is left over when the table is built must not be a column of weight 0.
     random = np.random.default_rng(0)
     for size in range(2, 200):
@@ -98,15 +99,15 @@ def test_rounding_never_makes_a_weight_of_zero_drawable() -> None:
     ("first", "stride"),
     [(0, 1), (3, 1), (2**33 - 101, 1), (2**47, 1), (10, 2**36 + 1), (7, 2), (2**33 - 300, 3)],
 )
-def test_draws_agree_with_the_definition(first: int, stride: int, columns: int) -> None:
+def test_draws_match_definition(first: int, stride: int, columns: int) -> None:
     thresholds, aliases = table(np.random.default_rng(1).random(columns) ** 8)
     for epoch in (0, 2**32 - 1):
         expected = [reference.alias_draw(first + i * stride, epoch, KEY, thresholds, aliases) for i in range(600)]
         assert draws(first, stride, 600, epoch, thresholds, aliases) == expected
 
 
-def test_the_lower_half_of_a_threshold_decides_where_the_upper_halves_are_equal() -> None:
-    # Thresholds made from the very numbers that positions 0 to 99 draw; by chance this happens once in 2**32 draws.
+def test_draws_compare_lower_half_of_threshold() -> None:
+    # Thresholds equal to the numbers drawn at positions 0 to 99; by chance this happens once in 2**32 draws.
     for position in range(100):
         words = philox((position // 2, 0, 0, 0), KEY)[2 * (position % 2) :]
         column, uniform = divmod((words[0] << 32 | words[1]) * 2, 2**64)
@@ -115,7 +116,7 @@ def test_the_lower_half_of_a_threshold_decides_where_the_upper_halves_are_equal(
             assert draws(position, 1, 1, 0, [threshold] * 2, [1, 0]) == [expected]
 
 
-def test_exponential_keys_agree_with_the_definition() -> None:
+def test_exponential_keys_match_definition() -> None:
     weights = 10 ** np.random.default_rng(2).uniform(-6, 6, 500)
     weights[::7] = 0
     keys = np.empty(500)
@@ -126,9 +127,9 @@ def test_exponential_keys_agree_with_the_definition() -> None:
 
 
 @pytest.mark.parametrize("n", [2**22 - 1, 2**32 - 1])
-def test_all_64_bits_choose_the_column(n: int) -> None:
-    # With 2**22 columns, 32 bits alone would choose another one for some 20 of these positions.
-    # The table of 2**32 - 1 columns is one array element seen again and again: its columns all are full.
+def test_draws_use_all_64_bits_for_column(n: int) -> None:
+    # With 2**22 columns, 32 bits alone would choose a different column for some 20 of these positions.
+    # The table of 2**32 - 1 columns repeats one array element: all its columns are full.
     packed = np.broadcast_to(np.uint64((2**32 - 1) << 32), n)
     fine = np.broadcast_to(np.uint32(2**32 - 1), n)
     out = np.empty(20_000, np.int64)

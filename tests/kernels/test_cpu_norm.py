@@ -1,4 +1,4 @@
-"""The kernels of batch norm and what follows it, called as they are, against their definition."""
+"""The kernels of batch norm and what follows it, called directly, compared with their definition."""
 
 from typing import Any, NamedTuple
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hbr_fast.kernels import cpu_norm as k
 from hbr_fast.kernels import reference
+from hbr_fast.kernels.norm import cpu_norm as k
 
 MODES = {"nothing": k.NOTHING, "relu": k.RELU, "residual": k.RESIDUAL, "pool": k.POOL}
 # Images, height, width, channels: one image, one pixel, odd sides, more images than groups, channels that are an odd
-# number of vectors, so many of them that a few pixels fill a block.
+# number of vectors, and enough channels that a few pixels fill a block.
 SHAPES = [(1, 2, 3, 16), (9, 1, 1, 16), (2, 3, 2, 48), (3, 7, 9, 16), (k.GROUPS + 6, 2, 5, 32), (2, 9, 5, 1040)]
 CASES = [(shape, after) for shape in SHAPES for after in MODES if after != "pool" or min(shape[1:3]) > 1]
 GUARD = 19  # numbers on either side of what is written, which also puts it at odd addresses
@@ -19,7 +19,7 @@ EPS, MOMENTUM = 1e-3, 0.3
 
 
 class Case(NamedTuple):
-    """What the kernels are given; images are channels-last, [B, H, W, C]."""
+    """Inputs of the kernels; images are channels-last, [B, H, W, C]."""
 
     x: torch.Tensor
     other: torch.Tensor
@@ -105,7 +105,7 @@ def expected(case: Case) -> Results:
 
 
 def drawn(shape: tuple[int, ...], after: str, dtype: torch.dtype, *, levels: int = 0) -> Case:
-    """A case by chance; with `levels`, images of so many values only."""
+    """A random case; with `levels`, images of only that many distinct values."""
     n, h, w, c = shape
     numbers = np.random.default_rng(3)
     values = numbers.integers(levels, size=shape) if levels else numbers.normal(3, 2, shape)
@@ -134,20 +134,20 @@ def assert_close(found: Results, wanted: Results, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "after"), CASES)
-def test_the_kernels_compute_their_definition(shape: tuple[int, ...], after: str, dtype: torch.dtype) -> None:
+def test_norm_kernels_match_definition(shape: tuple[int, ...], after: str, dtype: torch.dtype) -> None:
     case = drawn(shape, after, dtype)
     assert_close(call(case), expected(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_equal_pixels_of_a_window(levels: int, dtype: torch.dtype) -> None:
+def test_norm_kernels_with_equal_pixels_in_window(levels: int, dtype: torch.dtype) -> None:
     case = drawn((4, 5, 7, 32), "pool", dtype, levels=levels)
     assert_close(call(case), expected(case), dtype)
 
 
 @pytest.mark.parametrize("after", MODES)
-def test_not_a_number_stays_in_its_channel(after: str) -> None:
+def test_norm_kernels_keep_nan_in_its_channel(after: str) -> None:
     case = drawn((2, 4, 4, 16), after, torch.float32)
     case.x[1, 2, 2, 5] = float("nan")
     found = call(case)

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hbr_fast.hardness import HardnessRecorder
-from hbr_fast.kernels import cpu_hardness, hardness_pass, ops
+from hbr_fast.kernels.hardness import layout, ops, passes
 
 
 def operator_arguments() -> tuple[Any, ...]:
@@ -16,14 +16,14 @@ def operator_arguments() -> tuple[Any, ...]:
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     state = (recorder.sums, recorder.counters, recorder.nonfinite)
     labels, ids = torch.tensor([0, 3, 1, 2, 0]), torch.tensor([5, 0, 1, 5, 2])
-    return (logits, labels, ids, 0, 20, cpu_hardness.ALL_COLUMNS, *state)
+    return (logits, labels, ids, 0, 20, layout.ALL_COLUMNS, *state)
 
 
-def test_the_operator_passes_opcheck() -> None:
+def test_observe_operator_passes_opcheck() -> None:
     torch.library.opcheck(ops.record, operator_arguments())
 
 
-def test_the_operator_compiles_without_a_graph_break() -> None:
+def test_observe_operator_compiles_without_graph_break() -> None:
     def step(logits: torch.Tensor, *rest: object) -> torch.Tensor:
         doubled = logits * 2
         ops.record(doubled, *rest)
@@ -36,10 +36,10 @@ def test_the_operator_compiles_without_a_graph_break() -> None:
         assert torch.equal(step(*eager), compiled(*traced))
     for expected, got in zip(eager[6:], traced[6:], strict=True):
         assert torch.equal(expected, got)
-    assert traced[7][:, cpu_hardness.OBSERVATIONS].tolist() == [2, 2, 2, 0, 0, 4]
+    assert traced[7][:, layout.OBSERVATIONS].tolist() == [2, 2, 2, 0, 0, 4]
 
 
-def test_the_operator_works_on_fake_tensors() -> None:
+def test_observe_operator_supports_fake_tensors() -> None:
     arguments = operator_arguments()
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
@@ -58,7 +58,7 @@ def recorded(seed: int, epochs: int) -> tuple[torch.Tensor, torch.Tensor]:
     return recorder.sums, recorder.counters
 
 
-def test_python_threads_that_record_at_once_do_not_share_a_pass() -> None:
+def test_pass_is_not_shared_by_python_threads() -> None:
     expected = [recorded(seed, 10) for seed in range(3)]
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -75,7 +75,7 @@ def test_python_threads_that_record_at_once_do_not_share_a_pass() -> None:
         assert torch.equal(found[seed][1], expected[seed][1])
 
 
-def test_a_pass_is_of_one_form_and_only_few_are_kept() -> None:
+def test_passes_have_one_form_and_few_are_kept() -> None:
     whole = HardnessRecorder(40, 3)
     for size in range(1, 30):  # more forms than are kept
         generator = torch.Generator().manual_seed(size)
@@ -88,11 +88,11 @@ def test_a_pass_is_of_one_form_and_only_few_are_kept() -> None:
             assert torch.equal(one.sums, again.sums)
             assert torch.equal(one.counters, again.counters)
         whole.record(logits[:, :3], labels, torch.arange(size), epoch=0)
-    assert int(whole.counters[:, cpu_hardness.OBSERVATIONS].sum()) == sum(range(1, 30))
-    assert len(hardness_pass._passes) <= 8
+    assert int(whole.counters[:, layout.OBSERVATIONS].sum()) == sum(range(1, 30))
+    assert len(passes._passes) <= 8
 
 
-def test_a_refused_batch_leaves_nothing_for_the_next() -> None:
+def test_pass_is_empty_after_rejected_batch() -> None:
     recorder, clean = HardnessRecorder(6, 4), HardnessRecorder(6, 4)
     logits, ids = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([5, 0, 1, 5, 2])
     with pytest.raises(ValueError, match="row 1 has label 9"):

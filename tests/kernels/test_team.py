@@ -41,7 +41,7 @@ def widest(first, last, words):  # type: ignore[no-untyped-def]
 
 @nb.cfunc(team.KERNEL, cache=True)
 def look_for(first, last, words):  # type: ignore[no-untyped-def]
-    """Set the second flag if the first is seen, looking at most so many times; then set the third."""
+    """Set the second flag if the first is seen within a number of looks; then set the third."""
     flags = team.array_at(words[0], (3,), np.int64)
     for _ in range(words[1]):
         if team._claim(words[0], 0) != 0:  # type: ignore[call-arg]  # numba gives the typing context
@@ -66,14 +66,14 @@ def assert_each_item_once(size: int, **options: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 100_003])
-def test_each_item_is_done_once(size: int, threads: int) -> None:
+def test_team_does_each_item_once(size: int, threads: int) -> None:
     assert_each_item_once(size, threads=threads)
     assert_each_item_once(size, threads=threads, piece=3)
     assert_each_item_once(size)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_task_does_its_stages_again_at_every_run(threads: int) -> None:
+def test_team_repeats_stages_on_every_run(threads: int) -> None:
     values = np.zeros(100, np.int64)
     words = array("q", (values.ctypes.data, 100, 5))
     task = team.Task(team.Stage(count_up, 100, words), team.Stage(count_up, 50, words), threads=threads)
@@ -85,18 +85,18 @@ def test_a_task_does_its_stages_again_at_every_run(threads: int) -> None:
 
 
 @pytest.mark.skipif(team.team() is None, reason="torch has no OpenMP team here")
-def test_threads_wait_for_each_other_before_a_stage_unless_told_not_to() -> None:
+def test_team_synchronises_stages_by_default() -> None:
     flags = np.zeros(3, np.int64)
     looks = team.Stage(look_for, 1, (flags.ctypes.data, 10_000))
     team.run_stages(looks, team.Stage(raise_flag, 2, (flags.ctypes.data,)), threads=2)
-    assert flags.tolist() == [2, 0, 1]  # looked in vain, and only then it was raised
+    assert flags.tolist() == [2, 0, 1]  # the flag was raised only after the looking had ended
     flags[:] = 0
     looks = team.Stage(look_for, 1, (flags.ctypes.data, 2_000_000_000))
     team.run_stages(looks, team.Stage(raise_flag, 2, (flags.ctypes.data,), wait=False), threads=2)
     assert flags.tolist() == [1, 1, 1]
 
 
-def test_pieces_are_no_larger_than_asked() -> None:
+def test_team_limits_piece_size() -> None:
     widths = np.zeros(100, np.int64)
     team.run(widest, 100, (widths.ctypes.data, 100), threads=2, piece=7)
     assert widths.max() == 7
@@ -104,7 +104,7 @@ def test_pieces_are_no_larger_than_asked() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch may have another team, or none")
-def test_work_is_done_on_several_threads_with_the_caller_among_them() -> None:
+def test_team_uses_several_threads_and_caller() -> None:
     assert team.team() is not None
     threads = np.zeros(64, np.int64)
     team.run(who, 64, (threads.ctypes.data, 64), threads=2)
@@ -114,7 +114,7 @@ def test_work_is_done_on_several_threads_with_the_caller_among_them() -> None:
     assert set(threads.tolist()) == {threading.get_ident()}
 
 
-def test_several_python_threads_may_run_teams_at_once() -> None:
+def test_teams_run_from_several_python_threads() -> None:
     failures = []
 
     def work() -> None:
@@ -132,7 +132,7 @@ def test_several_python_threads_may_run_teams_at_once() -> None:
     assert failures == []
 
 
-def test_without_a_team_the_caller_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caller_works_alone_without_team(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "team", lambda: None)
     assert_each_item_once(1000, threads=2)
     threads = np.zeros(4, np.int64)
@@ -140,14 +140,14 @@ def test_without_a_team_the_caller_does_it_all(monkeypatch: pytest.MonkeyPatch) 
     assert set(threads.tolist()) == {threading.get_ident()}
 
 
-def test_a_library_without_the_entry_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_without_entry_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "__file__", "/nowhere/at/all.so")
     assert team.team.__wrapped__() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_process_does_not_wait_for_threads_it_does_not_have() -> None:
+def test_forked_process_does_not_wait_for_missing_threads() -> None:
     values = np.zeros(1000, np.int64)
     task = team.Task(team.Stage(count_up, 1000, (values.ctypes.data, 1000, 5)), threads=2)
     task.run()  # the team exists before the fork

@@ -13,19 +13,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hbr_fast.kernels import launch, triton_images, triton_orders
+from hbr_fast.kernels import launch
+from hbr_fast.kernels.images import triton_batch
+from hbr_fast.kernels.orders import triton_bijections
 from kernels.ptx import VERSION, of_new_compilers, spills_nothing
 
 TESTS = Path(__file__).parent.parent
 
 
-# A process for each: they take a minute and more on a busy machine.
+# One process per file: each takes a minute or more on a busy machine.
 @pytest.mark.skipif(
     VERSION < (3, 8) and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
     reason=f"the interpreter of Triton {triton.__version__} needs NumPy < 2.4",
 )
 @pytest.mark.parametrize("file", sorted((TESTS / "interpreted").glob("test_*.py")), ids=lambda file: file.stem)
-def test_parity_in_the_interpreter(file: Path) -> None:
+def test_triton_interpreter_matches_reference(file: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -34,12 +36,12 @@ def test_parity_in_the_interpreter(file: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 511, 512, 513, 10**9])
-def test_the_order_grid_covers_every_row_once(count: int) -> None:
+def test_order_grid_covers_every_row_once(count: int) -> None:
     programs = launch.order_grid(count)
     assert (programs - 1) * launch.ORDER_BLOCK < count <= programs * launch.ORDER_BLOCK
 
 
-def test_launch_sizes_are_pinned() -> None:
+def test_order_launch_sizes_are_pinned() -> None:
     assert (launch.ORDER_BLOCK, launch.ORDER_WARPS, launch.order_grid(1_281_167)) == (512, 4, 2503)
 
 
@@ -57,7 +59,7 @@ def test_launch_sizes_are_pinned() -> None:
         (150_528, 1024, 18_816),
     ],
 )
-def test_image_launches_are_pinned(length: int, block: int, programs_of_128: int) -> None:
+def test_image_launch_sizes_are_pinned(length: int, block: int, programs_of_128: int) -> None:
     assert launch.image_block(length) == block
     assert launch.image_grid(128, length) == programs_of_128
     assert launch.image_grid(0, length) == 0
@@ -69,10 +71,10 @@ CAPABILITIES = pytest.mark.parametrize("capability", [80, 90, 100])  # A100, H10
 @of_new_compilers
 @CAPABILITIES
 @pytest.mark.parametrize("rounds", [12, 24])
-def test_the_order_kernel_compiles_without_spills(capability: int, rounds: int, tmp_path: Path) -> None:
+def test_order_kernel_compiles_without_spills(capability: int, rounds: int, tmp_path: Path) -> None:
     numbers = dict.fromkeys(("start", "stride", "count", "length", "a", "b"), "i64")
     ptx = compiled(
-        triton_orders.bijection_kernel,
+        triton_bijections.bijection_kernel,
         {"out": "*i64", "keys": "*i64", **numbers},
         {"ROUNDS": rounds, "BLOCK": launch.ORDER_BLOCK},
         capability,
@@ -82,7 +84,7 @@ def test_the_order_kernel_compiles_without_spills(capability: int, rounds: int, 
 
 
 CROP = {"PAD": 4}
-EVERYTHING_BUT_RESIZED = {"ALTERNATING": True, "PAD": 4, "PADDING": "reflect", "CUTOUT": 8, "MIX": True}
+EVERYTHING_BUT_RESIZED = {"ALTERNATING": True, "PAD": 4, "PADDING": "reflect", "CUTOUT": 8, "MIX": True, "KEYED": True}
 RESIZED = {"RESIZED": True, "CUTOUT": 8, "MIX": True}
 
 
@@ -98,7 +100,7 @@ RESIZED = {"RESIZED": True, "CUTOUT": 8, "MIX": True}
         ((3, 224, 224), "bf16", RESIZED),
     ],
 )
-def test_the_image_kernel_stores_16_bytes_at_once_and_spills_nothing(
+def test_image_kernel_stores_16_bytes_without_spills(
     shape: tuple[int, int, int], dtype: str, options: dict[str, Any], channels_last: bool, capability: int,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -110,8 +112,8 @@ def test_the_image_kernel_stores_16_bytes_at_once_and_spills_nothing(
     assert set(re.findall(r"st\.global\S*", ptx)) == {"st.global.v4.b32", "st.global.b64"}
 
 
-def test_images_of_odd_sizes_are_stored_value_by_value() -> None:
-    # Their images do not begin on 16 bytes: this is what the test above would see if stores were not wide.
+def test_image_kernel_stores_odd_sizes_value_by_value() -> None:
+    # Their images are not 16-byte aligned: the test above would see this code if stores were not wide.
     assert "st.global.v4.b32" not in compiled_images((3, 33, 31), "fp32", CROP, False, 90)
 
 
@@ -122,12 +124,12 @@ def compiled_images(
     length = height * width * (channels if channels_last else 1)
     constants: dict[str, Any] = dict(CHANNELS=channels, HEIGHT=height, WIDTH=width, CHANNELS_LAST=channels_last)  # noqa: C408
     constants |= dict(FLIP=True, ALTERNATING=False, PAD=0, PADDING="zero", RESIZED=False, CUTOUT=0, MIX=False)  # noqa: C408
-    constants |= {"BLOCK": launch.image_block(length), **options}
-    types = dict.fromkeys(triton_images.batch_kernel.arg_names, "*i64")
+    constants |= {"KEYED": False, "BLOCK": launch.image_block(length), **options}
+    types = dict.fromkeys(triton_batch.batch_kernel.arg_names, "*i64")
     types |= dict.fromkeys(("first_position", "step", "epoch", "key", "flip_below"), "i64")
     types |= dict.fromkeys(("weight_r", "level_c", "scale_c", "bias_c"), "*fp32") | {"out": f"*{dtype}"}
     # Torch's allocator gives addresses that are multiples of 16; of `out` the launch says so.
-    return compiled(triton_images.batch_kernel, types, constants, capability, launch.IMAGE_WARPS, aligned=("out",))
+    return compiled(triton_batch.batch_kernel, types, constants, capability, launch.IMAGE_WARPS, aligned=("out",))
 
 
 def compiled(

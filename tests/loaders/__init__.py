@@ -1,4 +1,4 @@
 import pytest
 
-# The checks live outside test files; their assertions should explain themselves all the same.
+# The checks live outside test files; pytest should rewrite their assertions all the same.
 pytest.register_assert_rewrite("loaders.contracts")

@@ -1,8 +1,8 @@
-"""What every loader backend owes its callers: plain check functions over `make_loader(**arguments of Loader)`.
+"""The contract of every loader backend: plain check functions over `make_loader(**arguments of Loader)`.
 
-A backend's test file runs each of `checks_of(NAME)` with `MakeLoader(NAME)`. Checks that need what a backend cannot do
-(its entry in `hbr_fast.loaders.backends.BACKENDS`) are left out, and `check_what_it_cannot_do_is_named` takes their
-place; a backend that draws augmentation of its own (not keyed) is held to everything else without augmentation.
+A backend's test file runs each of `checks_of(NAME)` with `MakeLoader(NAME)`. Checks of features that a backend lacks
+(its entry in `hbr_fast.loaders.backends.BACKENDS`) are left out, and `check_unsupported_features_are_named` takes their
+place; a backend that draws its own augmentation (not keyed) must pass everything else without augmentation.
 """
 
 import ctypes
@@ -22,12 +22,15 @@ import pytest
 import torch
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.images import RawImages
+from hbr_fast.data.plan import Plan
 from hbr_fast.kernels import reference
+from hbr_fast.loaders import backends
+from hbr_fast.loaders.augment import KEYS, Augment
 from hbr_fast.loaders.backends import BACKENDS, Backend
-from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.plan import Plan
-from hbr_fast.sampler import Sampler, sequential_order, uniform_order, weighted_order
+from hbr_fast.orders import Sampler, sequential_order, uniform_order, weighted_order
 
 STRONG = Augment(flip=0.5, pad=2)
 AUGMENTS = (
@@ -44,6 +47,14 @@ AUGMENTS = (
     STRONG,
     Augment(flip=0.5, alternating_flip=True, pad=3, padding="reflect", cutout=4),
     Augment(flip=0.5, resized_crop=(0.3, 0.6), aspect=(0.5, 2.0), cutout=3),
+    Augment(flip=0.5, pad=2, cutout=3, keyed_by="sample"),
+)
+ON_BATCHES = (
+    Augment(flip=0.5, pad=2, vertical_flip=0.5, rotate=20, translate=0.1, scale=(0.8, 1.2), shear=10, cutout=3),
+    Augment(flip=0.5, trivial_augment=True, erase=0.5),
+    Augment(rand_augment=(2, 12), padding="mean", keyed_by="sample"),
+    Augment(color_jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.3, blur=0.5, blur_sigma=(0.1, 1.0)),
+    Augment(transform="torchvision:RandomPosterize", transform_args={"bits": 2}),
 )
 
 
@@ -73,7 +84,7 @@ NEEDS: dict[str, tuple[str, ...]] = {}  # of a check, by its name
 
 
 def needs(*features: str) -> Callable[[Check], Check]:
-    """Mark a check as one for backends with these features; "keyed" is augmentation as the reference's."""
+    """Restrict a check to backends with these features; "keyed" means augmentation equal to the reference's."""
 
     def mark(check: Check) -> Check:
         NEEDS[check.__name__] = features
@@ -97,7 +108,7 @@ def make_split(images_nchw: np.ndarray, *, mean: float = 0.0, std: float = 1 / 2
         array.flags.writeable = False
     return Split(
         name="train",
-        images=images_nchw,
+        store=RawImages(images_nchw),
         labels=labels,
         classes=("a", "b", "c", "d", "e"),
         mean=np.full(channels, mean, np.float32),
@@ -106,14 +117,14 @@ def make_split(images_nchw: np.ndarray, *, mean: float = 0.0, std: float = 1 / 2
 
 
 def coded_split(samples: int) -> Split:
-    """A split whose pixels are the sample's id, in two bytes: one a channel."""
+    """A split whose pixels are the sample's id in two bytes, one per channel."""
     ids = np.arange(samples)
     codes = np.stack([ids % 256, ids // 256], axis=1).astype(np.uint8)
     return make_split(np.tile(codes[:, :, None, None], (1, 1, 6, 9)))
 
 
 def textured_split(samples: int, *, size: int = 9) -> Split:
-    """A split of random pixels, which shows every crop and flip."""
+    """A split of random pixels, in which every crop and flip shows."""
     images = np.random.default_rng(samples).integers(0, 256, (samples, 3, size, size), dtype=np.uint8)
     return make_split(images, mean=0.4, std=0.25)
 
@@ -127,7 +138,7 @@ def decoded(batch: Batch) -> torch.Tensor:
 
 
 def copies(batches: Iterable[Batch]) -> list[Batch]:
-    """Batches in memory of their own, on the CPU."""
+    """Copies of the batches, on the CPU."""
     return [Batch(*(column.clone().cpu() for column in batch)) for batch in batches]
 
 
@@ -139,6 +150,12 @@ def assert_same(got: Iterable[Batch], expected: Iterable[Batch]) -> None:
     for one, other in zip(got, expected, strict=True):
         for column, other_column in zip(one, other, strict=True):
             assert torch.equal(column.cpu(), other_column.cpu())
+
+
+def fused_fields(augment: Augment) -> dict[str, Any]:
+    """The fields of the pass that `reference.make_batch` defines."""
+    names = ("flip", "alternating_flip", "pad", "padding", "resized_crop", "aspect", "cutout", "keyed_by")
+    return {name: getattr(augment, name) for name in names}
 
 
 def assert_is_reference(
@@ -155,7 +172,8 @@ def assert_is_reference(
         seed=seed,
         mean_c=split.mean.astype(np.float64),
         std_c=split.std.astype(np.float64),
-        **dataclasses.asdict(augment),
+        copy_b=np.array([np.count_nonzero(plan.index[:row] == plan.index[row]) for row in rows]),
+        **fused_fields(augment),
     )
     np.testing.assert_allclose(images, expected, rtol=1e-6, atol=2e-6, err_msg=str(augment))
     np.testing.assert_array_equal(ids, plan.index[rows])
@@ -226,6 +244,29 @@ def check_augmentation_is_the_reference(make_loader: MakeLoader) -> None:
                     )  # fmt: skip
 
 
+@needs("keyed", *backends.ON_BATCH)
+def check_operations_on_batches_are_the_same_everywhere(make_loader: MakeLoader) -> None:
+    """The same pixels as native on the CPU, for any batch size, rank and type, and from any batch on."""
+    split = textured_split(40)
+    for augment in ON_BATCHES:
+        common: dict[str, Any] = {"split": split, "augment": augment, "seed": 5}
+        expected = joined(Loader(**common, batch_size=40).epoch(2))
+        images = expected.images[expected.ids.argsort()]
+        whole = make_loader(**common, batch_size=16)
+        assert len(images.flatten(1).unique(dim=0)) == 40
+        for loader in (whole, whole.shard(1, 2), make_loader(**common, batch_size=7, threads=2)):
+            batch = joined(loader.epoch(2))
+            if make_loader.device == "cpu":
+                assert torch.equal(batch.images, images[batch.ids]), augment
+            else:
+                torch.testing.assert_close(batch.images, images[batch.ids], rtol=0, atol=0.02)
+            assert batch.labels.tolist() == split.labels[batch.ids].tolist()
+        assert_same(whole.epoch(2, start=1), copies(whole.epoch(2))[1:])
+        half = make_loader(**common, batch_size=16, dtype=torch.bfloat16, channels_last=True)
+        batch = joined(half.epoch(2))
+        torch.testing.assert_close(batch.images.float(), images[batch.ids], rtol=2**-8, atol=0.02)
+
+
 def check_bfloat16_and_channels_last_are_the_same_pixels(make_loader: MakeLoader) -> None:
     split = textured_split(40)
     plain = joined(make_loader(split=split, batch_size=16, augment=make_loader.augment).epoch(1))
@@ -249,15 +290,42 @@ def check_bfloat16_and_channels_last_are_the_same_pixels(make_loader: MakeLoader
 
 
 @needs("flip", "crop with zero padding")
-def check_repeated_rows_are_augmented_apart(make_loader: MakeLoader) -> None:
+def check_repeated_rows_are_augmented_independently(make_loader: MakeLoader) -> None:
     split = textured_split(8)
     plan = Plan.of_rows(np.full(50, 5))
     batch = joined(make_loader(split=split, plan=plan, batch_size=20, augment=STRONG).epoch(0))
     assert (batch.ids == 5).all()
-    # 25 crops, flipped or not: 50 draws of 50 kinds are 32 different ones on average.
+    # 25 crops, flipped or not: 50 draws out of 50 give 32 distinct ones on average.
     assert len(batch.images.flatten(1).unique(dim=0)) > 20
     still = joined(make_loader(split=split, plan=plan, batch_size=20).epoch(0))
     assert len(still.images.flatten(1).unique(dim=0)) == 1
+
+
+@needs("keyed", "augmentation keyed by sample", "flip", "crop with zero padding", "cutout")
+def check_augmentation_keyed_by_sample_follows_the_sample(make_loader: MakeLoader) -> None:
+    """The same pixels wherever an order puts a sample and whatever else is in the plan."""
+    augment = Augment(flip=0.5, pad=2, cutout=3, keyed_by="sample")
+    common: dict[str, Any] = {"split": textured_split(60), "augment": augment, "seed": 4, "prefetch": 0}
+    whole = make_loader(order=sequential_order(60), batch_size=60, **common)
+    images = [joined(whole.epoch(epoch)).images for epoch in range(2)]  # by sample id
+    assert (images[0] != images[1]).flatten(1).any(1).sum() > 50, "every epoch draws again"
+    shuffled = make_loader(order=uniform_order(60, seed=9), batch_size=8, **common)
+    half = Plan.of_rows(np.random.default_rng(0).permutation(60)[:30])
+    for loader in (
+        shuffled,
+        shuffled.shard(1, 2),
+        make_loader(order=weighted_order(np.arange(60), seed=3, length=40), batch_size=16, **common),  # repeats rows
+        make_loader(plan=half, batch_size=7, **common),
+    ):
+        for epoch in range(2):
+            batch = joined(loader.epoch(epoch))
+            assert torch.equal(batch.images, images[epoch][batch.ids])
+    copies_of_five = Plan.of_rows(np.array([3, 5, 5, 8, *[5] * 46]))
+    batch = joined(make_loader(plan=copies_of_five, batch_size=20, **common).epoch(1))
+    by_row = batch.images[batch.rows.argsort()]
+    assert torch.equal(by_row[[0, 1, 3]], images[1][[3, 5, 8]])
+    # Of 25 crops, 49 cutouts and 2 sides, 48 draws are rarely equal.
+    assert len(by_row[[1, 2, *range(4, 50)]].flatten(1).unique(dim=0)) > 40
 
 
 @needs("keyed", "interpolated rows")
@@ -279,8 +347,8 @@ def check_interpolated_rows(make_loader: MakeLoader) -> None:
 
 @needs("several stores")
 def check_rows_of_other_stores(make_loader: MakeLoader) -> None:
-    """A plan over two pools: pixels and labels of the right store, ids that go on where the split's end."""
-    everything = coded_split(60)  # split and pools cut from one, so that the pixels say which image it is
+    """A plan over two pools: pixels and labels of the right store, ids that continue after the split's."""
+    everything = coded_split(60)  # split and pools cut from one split, so that the pixels identify the image
     split, pools = _cut(everything, 0, 30), [_cut(everything, 30, 37), _cut(everything, 37, 60)]
     plan = Plan(
         store=np.array([0, 1, 2, 2, 1, 0], np.int16),
@@ -291,26 +359,27 @@ def check_rows_of_other_stores(make_loader: MakeLoader) -> None:
     loader = make_loader(split=split, stores=pools, plan=plan, order=sequential_order(6), batch_size=4)
     batch = joined(loader.epoch(0))
     assert batch.ids.tolist() == [29, 30, 37, 59, 36, 3]
-    assert decoded(batch).tolist() == [29, 30, 38, 59, 36, 3]  # row 2 is its partner whole: the next of its own store
+    assert decoded(batch).tolist() == [29, 30, 38, 59, 36, 3]  # row 2 is its partner, the next image of its store
     assert batch.labels.tolist() == everything.labels[batch.ids].tolist()
 
 
-@needs("several stores", "keyed", "alternating flip")
+@needs("several stores", "keyed", "alternating flip", "augmentation keyed by sample")
 def check_rows_of_other_stores_are_augmented_by_their_ids(make_loader: MakeLoader) -> None:
-    """As the same rows of one split that holds all images are; pools count on from the split in every random number."""
+    """Like the same rows of one split with all images; ids of pools continue the split's in every random number."""
     everything = textured_split(40)
     split, pool = _cut(everything, 0, 15), _cut(everything, 15, 40)
     ids = np.random.default_rng(0).integers(0, 40, 50)
     in_pool = ids >= 15
-    common = {
+    common: dict[str, Any] = {
         "order": sequential_order(50),
-        "augment": Augment(flip=0.5, alternating_flip=True, pad=2, cutout=3),
         "batch_size": 16,
         "seed": 4,
+        "prefetch": 0,
     }
-    of_one = make_loader(split=everything, plan=_plain_plan(np.zeros(50), ids), **common)
-    of_two = make_loader(split=split, stores=[pool], plan=_plain_plan(in_pool, ids - 15 * in_pool), **common)
-    for epoch in range(2):
+    for keyed_by, epoch in itertools.product(KEYS, range(2)):
+        common["augment"] = Augment(flip=0.5, alternating_flip=True, pad=2, cutout=3, keyed_by=keyed_by)
+        of_one = make_loader(split=everything, plan=_plain_plan(np.zeros(50), ids), **common)
+        of_two = make_loader(split=split, stores=[pool], plan=_plain_plan(in_pool, ids - 15 * in_pool), **common)
         one, two = joined(of_one.epoch(epoch)), joined(of_two.epoch(epoch))
         assert two.ids.tolist() == one.ids.tolist() == ids.tolist()
         assert torch.equal(two.images, one.images)
@@ -320,7 +389,7 @@ def _cut(everything: Split, first: int, stop: int) -> Split:
     """A split in memory of some of the images of another."""
     images, labels = everything.images[first:stop].copy(), everything.labels[first:stop].copy()
     images.flags.writeable = labels.flags.writeable = False
-    return dataclasses.replace(everything, images=images, labels=labels)
+    return dataclasses.replace(everything, store=RawImages(images), labels=labels)
 
 
 def _plain_plan(store: np.ndarray, index: np.ndarray) -> Plan:
@@ -337,7 +406,7 @@ def _plain_plan(store: np.ndarray, index: np.ndarray) -> Plan:
 @needs("interpolated rows", "crop with zero padding")
 def check_trap_14_augmentation_comes_after_resampling(make_loader: MakeLoader) -> None:
     # Interpolation of raw pixels: the zeros put round the image stay the zeros of a plain image, and each of the
-    # repeats is cropped anew. Were pixels augmented or normalised first, borders would overlap partly.
+    # repeats is cropped independently. Were pixels augmented or normalised first, borders would overlap partly.
     images = np.full((2, 1, 8, 8), 200, np.uint8)
     images[1] = 100
     split = make_split(images, mean=0.5, std=0.5)
@@ -425,13 +494,13 @@ def check_an_epoch_resumes_anywhere(make_loader: MakeLoader) -> None:
 
 
 def running_threads() -> int:
-    """Threads of this process, whoever started them."""
+    """All threads of this process."""
     tasks = Path("/proc/self/task")
     return len(os.listdir(tasks)) if tasks.exists() else threading.active_count()
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Give other threads time until something holds; on a busy machine that may be long."""
+    """Wait for other threads until a condition holds; on a busy machine that may take long."""
     deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline, f"in 20 seconds it did not happen that {what}"
@@ -439,18 +508,18 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process, less what the C library keeps of what it was given back (glibc)."""
+    """Memory of this process, less the freed memory that the C library keeps (glibc)."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_leaving_early_gives_threads_and_memory_back(make_loader: MakeLoader) -> None:
+def check_early_exit_releases_threads_and_memory(make_loader: MakeLoader) -> None:
     split = textured_split(500, size=32)  # a batch is 1.2 MB
     for prefetch in (0, 2):
         loader = make_loader(split=split, batch_size=100, augment=make_loader.augment, threads=2, prefetch=prefetch)
         expected = copies(loader.epoch(0))
-        for round_ in range(5):  # what is kept for the next epoch is made here
+        for round_ in range(5):  # memory kept for the next epoch is allocated here
             next(loader.epoch(round_))
         gc.collect()
         threads, memory = running_threads(), [resident_bytes()]
@@ -462,13 +531,13 @@ def check_leaving_early_gives_threads_and_memory_back(make_loader: MakeLoader) -
                 memory.append(resident_bytes())
         # The system takes a moment to clear away a thread that has ended.
         wait_until(lambda: running_threads() <= threads, f"{threads} threads are left")  # noqa: B023
-        # What is lost in each round shows in all three stretches; the C library, which keeps what threads gave back and
+        # A leak in each round shows in all three stretches; the C library, which keeps what threads freed and
         # spreads new threads over its arenas, moves tens of megabytes at once but not each time.
         assert min(np.diff(memory)) < 10e6, "one batch lost in each round would be 20 MB each time"
         assert_same(loader.epoch(0), expected)
 
 
-def check_iterators_do_not_disturb_each_other(make_loader: MakeLoader) -> None:
+def check_iterators_are_independent(make_loader: MakeLoader) -> None:
     split = textured_split(70)
     loader = make_loader(split=split, batch_size=8, augment=make_loader.augment)
     one, two = copies(loader.epoch(0)), copies(loader.epoch(1))
@@ -489,7 +558,7 @@ def check_batches_stay_valid_while_kept(make_loader: MakeLoader) -> None:
         assert_same(list(loader.epoch(0)), one_by_one)
 
 
-def check_what_is_derived_from_a_batch_stays_valid(make_loader: MakeLoader) -> None:
+def check_tensors_derived_from_a_batch_stay_valid(make_loader: MakeLoader) -> None:
     # Views, numpy arrays and tensors saved for backward keep the memory, though the batch itself is gone.
     split = textured_split(64, size=16)
     loader = make_loader(split=split, batch_size=8, augment=make_loader.augment)
@@ -514,7 +583,7 @@ def check_what_is_derived_from_a_batch_stays_valid(make_loader: MakeLoader) -> N
             assert torch.equal(derived.cpu(), expected.cpu())
 
 
-def check_memory_is_not_used_again_while_referenced(make_loader: MakeLoader) -> None:
+def check_memory_is_not_reused_while_referenced(make_loader: MakeLoader) -> None:
     split = textured_split(256, size=32)
     loader = make_loader(split=split, batch_size=32)
     kept = []
@@ -529,7 +598,7 @@ def check_memory_is_not_used_again_while_referenced(make_loader: MakeLoader) -> 
         assert_same([held], [copy])
 
 
-def check_writing_into_a_batch_harms_nothing(make_loader: MakeLoader) -> None:
+def check_writing_into_a_batch_is_safe(make_loader: MakeLoader) -> None:
     split = textured_split(40)
     loader = make_loader(split=split, batch_size=8)
     expected = copies(loader.epoch(0))
@@ -551,7 +620,7 @@ class _BrokenOrder(Sampler):
         return np.arange(start, start + count)
 
 
-def check_an_error_while_a_batch_is_made_reaches_the_caller(make_loader: MakeLoader) -> None:
+def check_batch_errors_reach_the_caller(make_loader: MakeLoader) -> None:
     before = threading.active_count()
     order: Sampler = _BrokenOrder()
     for threads, prefetch in ((1, 0), (1, 1), (2, 0), (2, 3)):
@@ -563,8 +632,8 @@ def check_an_error_while_a_batch_is_made_reaches_the_caller(make_loader: MakeLoa
     wait_until(lambda: threading.active_count() <= before, f"{before} threads are left")
 
 
-class RowsGiven(Sampler):
-    """An order of ten rows that is another person's code."""
+class FixedRows(Sampler):
+    """A user-defined order of ten fixed rows."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows
@@ -576,8 +645,8 @@ class RowsGiven(Sampler):
         return self._rows[start : start + count]
 
 
-def check_rows_that_cannot_be_are_refused(make_loader: MakeLoader) -> None:
-    # The plan's columns are the front of longer arrays, so that nothing is read that may not be.
+def check_invalid_rows_are_refused(make_loader: MakeLoader) -> None:
+    # The plan's columns are the front of longer arrays, so that nothing invalid is read.
     whole = Plan.of_rows(np.arange(20) % 10)
     plan = Plan(whole.store[:10], whole.index[:10], whole.partner[:10], whole.weight[:10])
     for rows, message in (
@@ -588,13 +657,13 @@ def check_rows_that_cannot_be_are_refused(make_loader: MakeLoader) -> None:
         (np.arange(7), r"the order gave \(\d,\) rows at position \d of epoch 0, not \d+"),
     ):
         with pytest.raises(ValueError, match=message):
-            list(make_loader(split=coded_split(10), plan=plan, order=RowsGiven(rows), batch_size=4).epoch(0))
+            list(make_loader(split=coded_split(10), plan=plan, order=FixedRows(rows), batch_size=4).epoch(0))
 
 
 # --- arguments ---
 
 
-def check_arguments_that_do_not_fit_are_named(make_loader: MakeLoader) -> None:
+def check_invalid_arguments_are_named(make_loader: MakeLoader) -> None:
     split = coded_split(10)
 
     def plan(**changes: np.ndarray) -> Plan:
@@ -680,7 +749,7 @@ def check_epochs_out_of_range_are_refused(make_loader: MakeLoader) -> None:
     assert len(list(loader.epoch(2**32 - 1))) == 5
 
 
-def check_what_it_cannot_do_is_named(make_loader: MakeLoader) -> None:
+def check_unsupported_features_are_named(make_loader: MakeLoader) -> None:
     split = textured_split(8)
     for augment in AUGMENTS:
         lacking = [feature for feature in augment.features if feature not in make_loader.entry.features]

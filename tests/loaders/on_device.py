@@ -1,7 +1,7 @@
-"""The native backend of a GPU where there is none: on the CPU's memory, and without launches where those would be slow.
+"""The native GPU backend without a GPU: in the CPU's memory, and without launches where those would be slow.
 
-An image takes Triton's interpreter a hundredth of a second: `tests/interpreted/` runs a part of the contract so, the
-whole of it runs with the reference in the kernel's place, which reads the same tables of addresses.
+Triton's interpreter needs a hundredth of a second per image, so `tests/interpreted/` runs part of the contract in it;
+the whole contract runs with the reference in place of the kernel, reading the same tables of addresses.
 """
 
 import ctypes
@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from hbr_fast.kernels import reference
-from hbr_fast.kernels.triton_images import Table
+from hbr_fast.kernels.images.triton_batch import Table
 from hbr_fast.loaders import native_cuda
 from hbr_fast.loaders.backends import BACKENDS, FEATURES
+from loaders.contracts import fused_fields
 
 
 def use_memory_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `Loader(backend="native", device="cpu")` take the class for GPUs."""
+    """Make `Loader(backend="native", device="cpu")` use the class for GPUs."""
     entry = dataclasses.replace(
         BACKENDS["native"], classes={"cpu": "native_cuda:NativeCudaBackend"}, features=frozenset(FEATURES)
     )
@@ -28,7 +29,7 @@ def use_memory_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_by_reference(
     self: native_cuda.NativeCudaBackend, table: Table, rows_b: torch.Tensor, position: int, epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In the place of `NativeCudaBackend._make`."""
+    """Replaces `NativeCudaBackend._make`."""
     job = self.job
     first_position, step = job.order.global_positions(position)
     address, label, id_ = (column[rows_b].numpy() for column in (table.address, table.label, table.id))
@@ -49,15 +50,24 @@ def make_by_reference(
         seed=job.seed,
         mean_c=job.split.mean.astype(np.float64),
         std_c=job.split.std.astype(np.float64),
-        **dataclasses.asdict(job.augment),
+        copy_b=None if table.draw_key is None else _copies(table.draw_key[rows_b].numpy(), id_),
+        **fused_fields(job.augment),
     )
+    if job.levels:
+        made = 255 * (made * job.split.std[:, None, None] + job.split.mean[:, None, None])
     layout = torch.channels_last if job.channels_last else torch.contiguous_format
     images_bchw = torch.from_numpy(made).to(job.dtype).contiguous(memory_format=layout)
     return images_bchw, torch.from_numpy(label), torch.from_numpy(id_)
 
 
+def _copies(draw_key: np.ndarray, id_: np.ndarray) -> np.ndarray:
+    copy = draw_key >> 40
+    np.testing.assert_array_equal(draw_key, reference.draw_key(id_, copy))
+    return copy
+
+
 class _Addressed:
-    """Images that are known by address, as the kernel knows them."""
+    """Images looked up by address, as in the kernel."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape

@@ -1,4 +1,4 @@
-"""What holds before a backend is asked: the augmentation's values, and which backend takes the job."""
+"""Checks before a backend runs: the augmentation's values, and which backend is chosen."""
 
 import dataclasses
 import sys
@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from hbr_fast.loaders import backends
-from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.augment import Augment
+from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
 from loaders.contracts import (
     AUGMENTS,
     MakeLoader,
-    check_leaving_early_gives_threads_and_memory_back,
+    check_early_exit_releases_threads_and_memory,
     checks_of,
     coded_split,
 )
@@ -31,6 +32,7 @@ from loaders.contracts import (
         ({"pad": -1}, r"pad is a number of pixels >= 0, got -1"),
         ({"pad": 2, "padding": "wrap"}, "padding must be one of zero, reflect, edge, mean, got 'wrap'"),
         ({"padding": "edge"}, "padding='edge' without pad does nothing"),
+        ({"keyed_by": "row"}, "keyed_by must be one of position, sample, got 'row'"),
         ({"cutout": -3}, "cutout is the side of a square in pixels, >= 0, got -3"),
         ({"pad": 4, "resized_crop": (0.5, 1.0)}, "pad and resized_crop are both crops: give one of them"),
         ({"resized_crop": (0.0, 1.0)}, r"two shares of the area in \(0, 1\], got \(0.0, 1.0\)"),
@@ -44,24 +46,25 @@ from loaders.contracts import (
         ({"resized_crop": (0.5, 1), "aspect": (0, 1)}, r"aspect is two ratios above 0, the smaller first"),
     ],
 )
-def test_augmentation_out_of_range(arguments: dict[str, Any], message: str) -> None:
+def test_augment_refuses_values_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augment(**arguments)
 
 
-def test_every_augmentation_is_a_feature_that_native_may_have() -> None:
+def test_loader_features_cover_every_augmentation() -> None:
     named = {feature for augment in AUGMENTS for feature in augment.features}
-    assert named == set(backends.FEATURES) - {"interpolated rows", "several stores"}
+    of_data = {"interpolated rows", "several stores", "encoded pictures", "cache of decoded pictures"}
+    assert named == set(backends.FEATURES) - of_data - set(backends.ON_BATCH)  # these: test_batch_transforms.py
     for entry in backends.BACKENDS.values():
         assert entry.features <= set(backends.FEATURES)
 
 
-def test_auto_is_native() -> None:
+def test_loader_auto_is_native() -> None:
     loader = Loader(coded_split(10), batch_size=2)
     assert type(loader._backend).__name__ == "NativeBackend"
 
 
-def test_unknown_backend_and_device() -> None:
+def test_loader_refuses_unknown_backend_and_device() -> None:
     with pytest.raises(ValueError, match="unknown backend 'tfds': available are auto, native"):
         Loader(coded_split(10), batch_size=2, backend="tfds")
     with pytest.raises(ValueError, match=r"backend 'native' makes batches on cpu.*, not on 'mps': no backend does"):
@@ -69,12 +72,12 @@ def test_unknown_backend_and_device() -> None:
 
 
 @pytest.mark.parametrize("name", ["foo", "", "cuda:x", None])
-def test_what_is_no_device(name: Any) -> None:
+def test_loader_refuses_invalid_device(name: Any) -> None:
     with pytest.raises(ValueError, match=f"device must be cpu, cuda or cuda:N, got {name!r}$"):
         Loader(coded_split(10), batch_size=2, device=name)
 
 
-def test_a_gpu_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_refuses_gpu_index_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(
@@ -84,20 +87,20 @@ def test_a_gpu_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["native", "dali"])
-def test_a_gpu_that_is_not_there(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_refuses_missing_gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device 'cuda:1' asked for, but torch sees no GPU here: use device='cpu'"):
         Loader(coded_split(10), batch_size=2, device="cuda:1", backend=backend)
 
 
-def test_what_a_backend_lacks_is_named_with_those_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_names_backends_with_missing_feature(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = dataclasses.replace(backends.BACKENDS["native"], features=frozenset({"cutout"}))
     monkeypatch.setitem(backends.BACKENDS, "bare", bare)
     with pytest.raises(ValueError, match="backend 'bare' has no flip: use native"):
         Loader(coded_split(10), batch_size=2, augment=Augment(flip=0.5), backend="bare")
 
 
-def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_missing_extra_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = dataclasses.replace(backends.BACKENDS["native"], classes={"cpu": "other:Other"}, extra="other")
     monkeypatch.setitem(backends.BACKENDS, "other", entry)
     monkeypatch.setitem(sys.modules, "hbr_fast.loaders.other", None)  # as if an import in it failed
@@ -130,7 +133,7 @@ def _shift_one_image(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("spoil", [_roll_ids, _roll_labels, _roll_rows, _swap_two_images, _shift_one_image])
-def test_the_contract_sees_a_planted_error(spoil: Callable[[Batch], Batch]) -> None:
+def test_contract_detects_planted_error(spoil: Callable[[Batch], Batch]) -> None:
     class Spoilt(Loader):
         def epoch(self, epoch: int, *, start: int = 0) -> Any:
             return (spoil(batch) for batch in super().epoch(epoch, start=start))
@@ -149,7 +152,7 @@ def test_the_contract_sees_a_planted_error(spoil: Callable[[Batch], Batch]) -> N
     assert len(failed) < len(checks_of("native"))
 
 
-def test_the_contract_sees_a_batch_lost_in_every_round() -> None:
+def test_contract_detects_lost_batches() -> None:
     lost = []
 
     class Leaking(Loader):
@@ -164,4 +167,4 @@ def test_the_contract_sees_a_batch_lost_in_every_round() -> None:
             return Leaking(**{"backend": "native", **arguments})
 
     with pytest.raises(AssertionError, match="one batch lost in each round"):
-        check_leaving_early_gives_threads_and_memory_back(MakeLeaking("native"))
+        check_early_exit_releases_threads_and_memory(MakeLeaking("native"))

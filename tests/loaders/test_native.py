@@ -5,27 +5,29 @@ import pytest
 import torch
 
 from hbr_fast.loaders import native
-from hbr_fast.loaders.batch import Augment
+from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.sampler import Sampler, quota_order, uniform_order
-from loaders.contracts import MakeLoader, checks_of, coded_split, make_split, textured_split, wait_until
+from hbr_fast.orders import Sampler, quota_order, uniform_order
+from loaders.contracts import MakeLoader, checks_of, coded_split, textured_split, wait_until
 
 
 @pytest.mark.parametrize("check", checks_of("native"), ids=lambda check: check.__name__)
 @pytest.mark.parametrize("block_bytes", [1, 100_000, native.BLOCK_BYTES])
-def test_contract(check: Callable[[MakeLoader], None], block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_contract(
+    check: Callable[[MakeLoader], None], block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # One batch a block, a few of them (not a divisor of the epoch), and the whole of a small epoch at once.
     monkeypatch.setattr(native, "BLOCK_BYTES", block_bytes)
     check(MakeLoader("native"))
 
 
-def test_batches_start_on_cache_lines_where_blocks_do() -> None:
+def test_native_aligns_batches_to_cache_lines() -> None:
     loader = Loader(textured_split(64, size=32), batch_size=16)
     assert all(batch.images.data_ptr() % 64 == 0 for batch in loader.epoch(0))
 
 
-def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Addresses alone prove nothing: the system's allocator gives the same ones out again too.
+def test_native_reuses_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Addresses alone prove nothing: the system's allocator also reuses them.
     allocations = []
     allocate = native._aligned
 
@@ -44,8 +46,8 @@ def test_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < len(allocations) <= 6  # of 128 batches
 
 
-def test_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    # With threads, asking for the first batch starts `prefetch` more; without, nothing is made before it is asked for.
+def test_native_prefetches_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With threads, requesting the first batch starts `prefetch` more; without, each batch is made on request.
     monkeypatch.setattr(native, "BLOCK_BYTES", 1)
     monkeypatch.setattr(native, "ROWS_AT_ONCE", 1)
     asked: list[int] = []
@@ -68,18 +70,7 @@ def test_batches_are_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sorted(asked) == list(range(batches_made))
 
 
-def test_a_split_whose_images_are_not_contiguous_is_refused_or_right() -> None:
-    images = np.arange(20, dtype=np.uint8).repeat(54).reshape(20, 1, 6, 9)[::2]
-    split = make_split(images)
-    try:
-        loader = Loader(split, batch_size=10)
-    except ValueError:
-        return
-    for batch in loader.epoch(0):
-        assert torch.equal(batch.images[:, 0, 0, 0].round().long(), 2 * batch.ids)
-
-
-def test_with_order_is_the_same_loader_with_another_order() -> None:
+def test_native_with_order_changes_only_order() -> None:
     labels = np.arange(12) % 3
     order = quota_order(labels, [4, 4, 4], seed=0)
     loader = Loader(coded_split(12), order=order, batch_size=5, drop_last=True, channels_last=True)
@@ -94,7 +85,7 @@ def test_with_order_is_the_same_loader_with_another_order() -> None:
         loader.with_order(uniform_order(13, seed=0))
 
 
-def test_a_shard_augments_as_the_whole_order_does() -> None:
+def test_native_shard_augments_like_whole_order() -> None:
     split = textured_split(23)
     order = uniform_order(23, seed=4)
     augment = Augment(flip=0.5, pad=2)

@@ -1,4 +1,4 @@
-"""The native backend for GPUs, but for its kernel: where images lie, what is streamed when, whose memory it is."""
+"""The native backend for GPUs without its kernel: where images lie, what is streamed when, who owns memory."""
 
 import gc
 import random
@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.plan import Plan
 from hbr_fast.loaders import native_cuda, resident
-from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.augment import Augment
+from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.loaders.streaming import CopyStream, Slot
-from hbr_fast.plan import Plan
-from hbr_fast.sampler import UniformOrder, quota_order, uniform_order
+from hbr_fast.orders import UniformOrder, quota_order, uniform_order
 from loaders.contracts import (
+    FixedRows,
     MakeLoader,
-    RowsGiven,
     assert_same,
     checks_of,
     coded_split,
@@ -38,7 +39,7 @@ GPU_LOADER = partial(Loader, backend="native", device="cpu")
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Takes the places of the two kernels; gives the lengths of the pieces of order that a device would have made."""
+    """Replaces the two kernels; returns the lengths of the pieces of order that a device would have made."""
     made: list[int] = []
 
     def device_rows(self: UniformOrder, start: int, count: int, *, device: torch.device, **place: int) -> torch.Tensor:
@@ -61,15 +62,15 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def make_zeros(
     self: native_cuda.NativeCudaBackend, table: Any, rows_b: torch.Tensor, position: int, epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # No memory of their own: what the C library gives back of a megabyte says nothing about us.
+    # No memory of their own: what the C library returns of a megabyte says nothing about the backend.
     images = torch.zeros(()).expand(len(rows_b), *self.job.split.images.shape[1:])
     return images, table.label[rows_b], table.id[rows_b]
 
 
 @pytest.mark.parametrize("check", checks_of("native"), ids=lambda check: check.__name__)
-def test_contract(check: Callable[[MakeLoader], None], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_contract(check: Callable[[MakeLoader], None], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_cuda, "ROWS_AHEAD", 20)
-    if check.__name__ == "check_leaving_early_gives_threads_and_memory_back":  # pixels are not its business
+    if check.__name__ == "check_early_exit_releases_threads_and_memory":  # it does not look at pixels
         monkeypatch.setattr(native_cuda.NativeCudaBackend, "_make", make_zeros)
     check(MakeLoader("native"))
 
@@ -77,7 +78,7 @@ def test_contract(check: Callable[[MakeLoader], None], place: str, monkeypatch: 
 # --- a split in the device's memory ---
 
 
-def test_a_split_is_uploaded_once_and_leaves_with_its_last_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_uploads_split_once_and_frees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     uploads = []
     upload = resident._upload
 
@@ -106,13 +107,13 @@ def test_a_split_is_uploaded_once_and_leaves_with_its_last_loader(monkeypatch: p
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 54 * 2 * 7, 54 * 2 * 20, 10**6])
-def test_an_upload_in_chunks_is_whole(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_uploads_split_in_chunks(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "CHUNK_BYTES", chunk_bytes)
     images = textured_split(20).images
     np.testing.assert_array_equal(resident._upload(images, torch.device("cpu")).numpy(), images)
 
 
-def test_what_is_resident_already_needs_no_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_resident_split_needs_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     split = coded_split(30)
     first = GPU_LOADER(split, batch_size=10)
     monkeypatch.setattr(resident, "free_bytes", lambda device: 0.0)
@@ -120,13 +121,13 @@ def test_what_is_resident_already_needs_no_memory_again(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2 * 3240, True), (2 * 3240 - 1, False)])
-def test_a_split_may_take_half_of_the_free_memory(free: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_split_may_use_half_of_free_memory(free: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "free_bytes", lambda device: free)
     split = coded_split(30)  # of 2 x 6 x 9 bytes
     assert (resident.resident([split], torch.device("cpu")) is not None) == fits
 
 
-def test_too_little_memory_is_said_once_a_split(
+def test_native_cuda_reports_low_memory_once_per_split(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(resident, "free_bytes", lambda device: 4e9)
@@ -146,14 +147,16 @@ def test_too_little_memory_is_said_once_a_split(
 # --- orders ---
 
 
-def test_rows_of_any_whole_number_will_do(place: str) -> None:
+def test_native_cuda_accepts_rows_of_any_integer_type(place: str) -> None:
     rows = np.arange(10, dtype=np.int32)
     rows.flags.writeable = False
-    batches = copies(GPU_LOADER(coded_split(10), order=RowsGiven(rows), batch_size=4).epoch(0))
+    batches = copies(GPU_LOADER(coded_split(10), order=FixedRows(rows), batch_size=4).epoch(0))
     assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(10))
 
 
-def test_the_host_makes_no_rows_of_a_uniform_order(without_a_gpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_uniform_order_needs_no_host_rows(
+    without_a_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native_cuda, "ROWS_AHEAD", 12)
     split = coded_split(50)
     order = uniform_order(50, seed=3)
@@ -176,10 +179,10 @@ def test_the_host_makes_no_rows_of_a_uniform_order(without_a_gpu: list[int], mon
 
 
 class _LateDevice:
-    """A device that does as little as it must, and the rest in an order of its own: what streams and events allow.
+    """A device that delays and reorders work as far as streams and events allow.
 
-    Work on a stream is done in order; nothing else is promised but what an event orders. Without a seed it does only
-    what is waited for.
+    Work on a stream is done in order; only events order different streams. Without a seed it does only the work
+    that is waited for.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -208,7 +211,7 @@ class _LateDevice:
         assert not any(self._streams.values()), "work that can never be done"
 
     def compute_all(self) -> None:
-        """What the caller's stream must have done before memory given back to it is used again."""
+        """The work that the caller's stream must finish before memory returned to it is reused."""
         while self._streams["compute"]:
             assert self._step("compute") or self._step("copy"), "work that can never be done"
 
@@ -231,7 +234,7 @@ class _LateDevice:
 
 
 class _LateCopies(CopyStream):
-    """A copy stream on a late device. An event is what a slot recorded last, as CUDA's are."""
+    """A copy stream on a late device. As in CUDA, an event is the last one that a slot recorded."""
 
     def __init__(self, late: _LateDevice) -> None:
         self._late = late
@@ -275,13 +278,13 @@ def mixed_plan(samples: int) -> Plan:
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_whatever_a_device_delays_batches_are_right(
+def test_native_cuda_batches_are_correct_under_any_delay(
     prefetch: int, mixed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = textured_split(50)
     arguments: dict[str, Any] = {
         "batch_size": 6,
-        "augment": Augment(flip=0.5, pad=2),
+        "augment": Augment(flip=0.5, pad=2, keyed_by="sample" if mixed else "position"),
         "plan": mixed_plan(50) if mixed else None,
     }
     expected = copies(GPU_LOADER(split, **arguments).epoch(1))
@@ -322,7 +325,7 @@ def test_whatever_a_device_delays_batches_are_right(
         assert_same(batches, expected)
 
 
-def test_memory_is_given_back_when_nothing_is_copied_into_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_releases_memory_after_last_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "free_bytes", lambda device: 0.0)
     monkeypatch.setattr(native_cuda.NativeCudaBackend, "_make", make_zeros)
     for seed in (None, *range(10)):
@@ -338,12 +341,12 @@ def test_memory_is_given_back_when_nothing_is_copied_into_it_any_more(monkeypatc
         assert late.copies_left == 0
 
 
-def test_batches_are_streamed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_cuda_streams_batches_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "free_bytes", lambda device: 0.0)
     for prefetch, made in ((0, [0]), (1, [0, 1]), (3, [0, 1, 2, 3])):
         asked: list[int] = []
 
-        class Order(RowsGiven):
+        class Order(FixedRows):
             def rows(
                 self, start: int, count: int, *, epoch: int, stride: int = 1, asked: list[int] = asked
             ) -> np.ndarray:
@@ -361,22 +364,22 @@ def test_batches_are_streamed_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large_split(tmp_path: Path) -> Split:
-    """More than 2**31 bytes of which the last few images are not 0: a file with a hole."""
+    """More than 2**31 bytes, all 0 except the last few images: a sparse file."""
     images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(2**31 // 784 + 20, 1, 28, 28))
     images[-10:] = np.random.default_rng(0).integers(0, 256, (10, 1, 28, 28), dtype=np.uint8)
     return make_split(images)
 
 
-def test_images_behind_the_first_2_to_the_31_bytes(
+def test_native_cuda_reads_images_beyond_2_to_the_31_bytes(
     large_split: Split, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On the device they are the file itself here: 2 GB would be copied else.
+    # Here the device reads the file itself: otherwise 2 GB would be copied.
     images = large_split.images
     images.flags.writeable = True  # torch warns otherwise
     monkeypatch.setattr(resident, "_upload", lambda images, device: torch.from_numpy(images))
     last = len(images) - 1 - np.arange(10)
     plan = Plan(np.zeros(10, np.int16), last, last[::-1].copy(), np.full(10, 0.25, np.float32))
-    (batch,) = GPU_LOADER(large_split, plan=plan, batch_size=10, order=RowsGiven(np.arange(10))).epoch(0)
+    (batch,) = GPU_LOADER(large_split, plan=plan, batch_size=10, order=FixedRows(np.arange(10))).epoch(0)
     expected = 0.25 * images[last] + 0.75 * images[last[::-1]]
     np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-5, atol=1e-4)
     assert batch.ids.tolist() == last.tolist()

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from hbr_fast.loaders.batch import Augment
+from hbr_fast.data.plan import Plan
+from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.plan import Plan
 from loaders.contracts import MakeLoader, assert_same, checks_of, textured_split
 
 
 @pytest.mark.parametrize("check", checks_of("torchvision"), ids=lambda check: check.__name__)
-def test_contract(check: Callable[[MakeLoader], None]) -> None:
+def test_torchvision_contract(check: Callable[[MakeLoader], None]) -> None:
     check(MakeLoader("torchvision"))
 
 
-def test_an_early_break_leaves_no_processes() -> None:
+def test_torchvision_leaves_no_processes_after_early_break() -> None:
     loader = Loader(textured_split(60), batch_size=10, backend="torchvision", threads=2)
     before = multiprocessing.active_children()
     for epoch in range(3):
@@ -29,7 +29,7 @@ def test_an_early_break_leaves_no_processes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_bits_are_those_of_the_native_backend(dtype: torch.dtype) -> None:
+def test_torchvision_matches_native_bits(dtype: torch.dtype) -> None:
     split = textured_split(40, size=12)
     plan = Plan.of_rows(np.random.default_rng(0).integers(0, 40, 60))
     augment = Augment(flip=0.5, alternating_flip=True, pad=3, padding="reflect", cutout=4)

@@ -1,4 +1,4 @@
-"""A small study directory as a study leaves it: 10 classes, 3 members an arm, seeded numbers."""
+"""A small study directory as a study writes it: 10 classes, 3 members an arm, seeded numbers."""
 
 import csv
 import json
@@ -8,9 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
-from hbr_fast.evaluation.metrics import gaps
+from hbr_fast.data.images import RawImages
+from hbr_fast.evaluation.measures import METRICS, gaps
+from hbr_fast.studies.comparisons import Sides, Trained, comparison_table
+from hbr_fast.studies.of_classes import class_intervals, confusion_table
 
 CLASSES = (
     "T-shirt/top",
@@ -28,7 +32,55 @@ RECALL = np.array([0.86, 0.98, 0.87, 0.92, 0.86, 0.98, 0.71, 0.97, 0.98, 0.96])
 AUM = np.array([2.1, 6.9, 2.2, 3.9, 1.9, 5.5, 0.3, 5.0, 6.0, 5.8])
 SAMPLES = np.array([55, 26, 53, 36, 59, 30, 150, 32, 29, 30])
 
+TESTED = 1000  # test samples a class
+
 StudyWriter = Callable[..., Path]
+
+
+def trainings_of(arms: Sequence[dict[str, Any]], recall: dict[str, np.ndarray]) -> dict[str, list[Trained]]:
+    """Evaluated trainings of `TESTED` samples a class; recall stands in for the other metrics."""
+    found: dict[str, list[Trained]] = {}
+    for arm in arms:
+        found[arm["name"]] = []
+        for member, row in zip(arm["members"], recall[arm["name"]], strict=True):
+            num_classes = len(row)
+            right = np.round(row * TESTED).astype(int)
+            # The mistaken samples of a class go to the next one.
+            predicted = np.concatenate(
+                [np.where(np.arange(TESTED) < right[c], c, (c + 1) % num_classes) for c in range(num_classes)]
+            )
+            confusion = np.diag(right) + np.roll(np.diag(TESTED - right), 1, axis=1)
+            evaluation: Any = SimpleNamespace(
+                accuracy=row.mean(), calibration=0.1, confusion=confusion, **dict.fromkeys(METRICS, row)
+            )
+            found[arm["name"]].append(
+                Trained(
+                    member["variant"], member["member"], member["seed"], evaluation, predicted, SAMPLES[:num_classes]
+                )
+            )
+    return found
+
+
+def write_of_classes(
+    path: Path, trainings: dict[str, list[Trained]], labels: np.ndarray, classes: Sequence[str]
+) -> None:
+    rows = [
+        row
+        for arm, of_arm in trainings.items()
+        for row in class_intervals(of_arm, labels, nested=arm != "baseline", arm=arm)
+    ]
+    pl.DataFrame(rows).write_csv(path / "class_intervals.csv")
+    evaluations = {arm: [one.evaluation for one in of_arm] for arm, of_arm in trainings.items()}
+    confusion_table(evaluations, classes).write_csv(path / "confusion.csv")
+
+
+def write_comparisons(
+    path: Path, arms: Sequence[dict[str, Any]], trainings: dict[str, list[Trained]], labels: np.ndarray, metric: str
+) -> None:
+    against = {arm["name"]: arm.get("against", "baseline") for arm in arms if arm["name"] != "baseline"}
+    counts = SAMPLES[: len(np.unique(labels))]
+    sides = dict.fromkeys(against, Sides(counts, np.ones(len(counts))))
+    comparison_table(trainings, against, sides, labels_n=labels, metric=metric, seed=0).write_csv(path)
 
 
 def write_study(
@@ -42,6 +94,8 @@ def write_study(
     dataset: Path | None = None,
     settings: dict[str, dict[str, Any]] | None = None,
     ensemble_size: bool = False,
+    sources: bool = False,
+    metric: str = "recall",
 ) -> Path:
     """Write a study; `recall` is `[members, classes]` by arm, `variants` (variant, member) by arm, `settings` what
     `study.json` says of an arm."""
@@ -63,14 +117,18 @@ def write_study(
         for (variant, member), seed, recall_c in zip(keys, arm_seeds, recall_mc, strict=True):
             who = {"arm": arm, "variant": variant, "member": member, "seed": seed}
             members.append({"key": f"{arm}{variant}{member}", "path": "members/x", **who})
-            values = gaps(recall_c, counts_c=SAMPLES[:num_classes])
+            values = {
+                f"{name}_{measure}": value
+                for name, about in METRICS.items()
+                for measure, value in gaps(recall_c, counts_c=SAMPLES[:num_classes], better=about.better).items()
+            }
             per_member.append(
                 {
                     **who,
                     "accuracy": float(recall_c.mean()),
                     "train_seconds": 40.0,
                     "images_per_second": 8000.0,
-                    **{f"recall_{name}": value for name, value in values.items()},
+                    **values,
                 }
             )
             per_class += [
@@ -80,10 +138,8 @@ def write_study(
                     "class_name": classes[c],
                     "samples": int(counts[arm][c]),
                     "hardness": float(aum[c]),
+                    **dict.fromkeys(METRICS, 0.9),
                     "recall": float(recall_c[c]),
-                    "precision": 0.9,
-                    "f1": 0.9,
-                    "mcc": 0.9,
                     "never_predicted": False,
                 }
                 for c in range(num_classes)
@@ -102,10 +158,12 @@ def write_study(
         }
         for i, c in enumerate(labels)
     ]
-    for sample in samples:  # a second and a third estimator: one that agrees but for its end, one that does not
+    for sample in samples:  # a second and a third estimator: one agrees except for its hard end, the other does not
         sample["confidence"] = float(1 / (1 + np.exp(-sample["aum"])))
         sample["loss"] = -sample["aum"]
         sample["forgetting"] = int(sample["sample_id"]) % 7
+        if sources:
+            sample["source"] = f"photos/{sample['class_name']}/DSC_{sample['sample_id']:010}_WIDEMM.jpeg"
     samples[0]["aum"] = float("nan")  # never observed
     path.mkdir(parents=True, exist_ok=True)
     for name, rows in (("per_class", per_class), ("per_member", per_member), ("samples", samples)):
@@ -113,6 +171,10 @@ def write_study(
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+    trainings, tested = trainings_of(arms, recall), np.repeat(np.arange(num_classes), TESTED)
+    write_of_classes(path, trainings, tested, classes)
+    if len(arms) > 1:
+        write_comparisons(path / "comparisons.csv", arms, trainings, tested, metric)
     if ensemble_size:
         measures = [f"{what}_{how}" for what in ("class", "sample") for how in ("spearman", "kendall")]
         with open(path / "ensemble_size.csv", "w", newline="") as file:
@@ -123,7 +185,9 @@ def write_study(
                     table.writerows([name, measure, j, 1 - 0.3 / j, 1 - 0.4 / j, 1 - 0.2 / j] for j in (1, 2, 3))
                 table.writerows([name, "counts_change", j, 30 / j, 20 / j, 40 / j] for j in (2, 3))
     meta = {
-        "schema": 2,
+        "schema": 4,
+        "metric": metric,
+        "evaluated_samples": [TESTED] * num_classes,
         "study": "quickstart",
         "dataset": {
             "path": str(dataset or path / "none.hbr"),
@@ -166,6 +230,6 @@ def study_writer(tmp_path: Path) -> StudyWriter:
 
 @pytest.fixture
 def dataset() -> SimpleNamespace:
-    """What the report needs of an open dataset: 500 images of 1 x 8 x 8, each filled with its own grey."""
+    """The parts of an open dataset that the report uses: 500 images of 1 x 8 x 8, each filled with its own grey."""
     images = np.broadcast_to((np.arange(500) % 251)[:, None, None, None], (500, 1, 8, 8)).astype(np.uint8)
-    return SimpleNamespace(fingerprint="f" * 64, train=SimpleNamespace(images=images))
+    return SimpleNamespace(fingerprint="f" * 64, train=SimpleNamespace(images=images, store=RawImages(images)))

@@ -1,3 +1,5 @@
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from hbr_fast.report import drawing, figures, gallery, hardness_figures, stability, sweeps, trade
+from hbr_fast.data.images import RawImages
+from hbr_fast.report import browser, confusion, drawing, figures, gallery, hardness_figures, stability, sweeps, trade
 from hbr_fast.report.study_files import StudyFiles, compare, read_study
 
 from .conftest import RECALL
@@ -32,7 +35,7 @@ def tick_labels(figure: Figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
-def test_recall_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
+def test_recall_figure_matches_its_csv(study_writer: StudyWriter) -> None:
     picture = figures.recall_per_class(read_study(study_writer()))
     data = picture.data
     for arm in ("baseline", "hbr"):
@@ -51,7 +54,7 @@ def test_recall_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
     np.testing.assert_allclose(np.concatenate(spans[1::2]), wanted_std)
 
 
-def test_recall_is_sorted_by_the_baseline_and_right_by_hand(study_writer: StudyWriter) -> None:
+def test_recall_figure_is_sorted_by_baseline(study_writer: StudyWriter) -> None:
     recall = np.tile(np.linspace(0.99, 0.9, 10), (2, 1))
     recall[:, 0] = 0.5, 0.6
     data = figures.recall_per_class(read_study(study_writer(recall={"baseline": recall}))).data
@@ -61,7 +64,7 @@ def test_recall_is_sorted_by_the_baseline_and_right_by_hand(study_writer: StudyW
     )
 
 
-def test_samples_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
+def test_samples_figure_matches_its_csv(study_writer: StudyWriter) -> None:
     picture = figures.samples_per_class(read_study(study_writer()))
     drawn = [bar.get_width() for bar in picture.figure.axes[0].patches if isinstance(bar, Rectangle)]
     np.testing.assert_array_equal(drawn, picture.data["samples"])
@@ -69,7 +72,7 @@ def test_samples_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
     assert picture.data.filter(pl.col("arm") == "hbr")["samples"][0] == 150
 
 
-def test_gap_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
+def test_gap_figure_matches_its_csv(study_writer: StudyWriter) -> None:
     picture = figures.gap_metrics(read_study(study_writer()))
     for (arm, metric), rows in picture.data.group_by("arm", "metric"):
         members = rows.filter(pl.col("what") == "member")["points"]
@@ -80,7 +83,7 @@ def test_gap_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
     assert picture.data.height == 2 * 5 * (3 + 1)
 
 
-def test_hardness_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
+def test_hardness_figure_matches_its_csv(study_writer: StudyWriter) -> None:
     picture = figures.class_hardness_against_recall(read_study(study_writer()))
     for arm in ("baseline", "hbr"):
         rows = picture.data.filter(pl.col("arm") == arm).select("hardness", "recall_mean_percent")
@@ -90,7 +93,7 @@ def test_hardness_csv_is_what_is_drawn(study_writer: StudyWriter) -> None:
     assert {"Shirt", "T-shirt/top", "Trouser"} <= names
 
 
-def test_no_name_of_a_class_reaches_out_of_the_picture_even_where_it_covers_points() -> None:
+def test_class_names_stay_inside_the_picture() -> None:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(0, 10)
@@ -107,7 +110,7 @@ def test_no_name_of_a_class_reaches_out_of_the_picture_even_where_it_covers_poin
 def test_trap_15_galleries_show_the_right_end(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     study = read_study(study_writer())
     for hardest in (True, False):
-        data = gallery.gallery(study, dataset.train.images, hardest=hardest, per_class=4).data
+        data = gallery.gallery(study, dataset.train.store, hardest=hardest, per_class=4).data
         for index in range(10):
             scores = study.samples.filter(pl.col("class_index") == index)["aum"].drop_nans().sort()
             wanted = scores[:4] if hardest else scores.reverse()[:4]
@@ -115,12 +118,108 @@ def test_trap_15_galleries_show_the_right_end(study_writer: StudyWriter, dataset
     assert 0 not in data["sample_id"]  # its score is NaN: never observed
 
 
+def test_gallery_names_its_files(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+    picture = gallery.gallery(read_study(study_writer(sources=True)), dataset.train.store, hardest=True)
+    for sample, class_name, source in picture.data.select("sample_id", "class_name", "source").rows():
+        assert source == f"photos/{class_name}/DSC_{sample:010}_WIDEMM.jpeg"
+    picture.figure.draw_without_rendering()
+    names = [text for text in picture.figure.axes[0].texts if text.get_text().endswith("MM")]
+    assert len(names) == picture.data.height
+    assert {text.get_text()[0] for text in names} == {"…"}, "a name is cut where it would reach its neighbour's"
+    boxes = [text.get_window_extent() for text in names]
+    for one, other in itertools.pairwise(boxes):
+        assert one.y0 != other.y0 or one.x1 < other.x0
+    assert "source" not in gallery.gallery(read_study(study_writer("plain")), dataset.train.store, hardest=True).data
+
+
+def browser_data(folder: Path, study: StudyFiles, store: RawImages) -> dict[str, Any]:
+    folder.mkdir()
+    browser.write_browser(study, store, folder)
+    text = (folder / "samples.js").read_text()
+    assert text.startswith("const hbrSamples = ")
+    data: dict[str, Any] = json.loads(text.removeprefix("const hbrSamples = ").removesuffix(";\n"))
+    return data
+
+
+def test_browser_has_every_sample_with_its_source_and_scores(
+    study_writer: StudyWriter, dataset: SimpleNamespace, tmp_path: Path
+) -> None:
+    study = read_study(study_writer(sources=True))
+    data = browser_data(tmp_path / "browser", study, dataset.train.store)
+    assert data["ids"] == list(range(500))
+    assert all(source.endswith(f"{i:010}_WIDEMM.jpeg") for i, source in enumerate(data["sources"]))
+    assert data["scores"]["aum"][0] is None, "never observed"
+    assert data["scores"]["aum"][1:] == [round(value, 4) for value in study.samples["aum"].to_list()[1:]]
+    assert data["predicted"] == [-1] * 500
+    assert browser_data(tmp_path / "other", read_study(study_writer("plain")), dataset.train.store)["sources"] is None
+
+
+def test_browser_of_many_samples_has_the_hardest_of_each_class(
+    study_writer: StudyWriter, dataset: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browser, "MOST_SAMPLES", 70)
+    study = read_study(study_writer())
+    data = browser_data(tmp_path / "browser", study, dataset.train.store)
+    assert (len(data["ids"]), data["total"]) == (70, 500)
+    for c in range(10):
+        hardest = study.samples.filter(pl.col("aum").is_finite(), class_index=c).sort("aum")["sample_id"][:7].to_list()
+        assert [i for i, of in zip(data["ids"], data["class"], strict=True) if of == c] == sorted(hardest)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 300, 200), (1, 1, 1)])
+def test_browser_thumbnails_match_the_sample(
+    study_writer: StudyWriter, tmp_path: Path, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browser, "PER_SHEET", 150)
+    grey = np.random.default_rng(3).integers(0, 256, 500, dtype=np.uint8)
+    images = np.broadcast_to(grey[:, None, None, None], (500, *shape))
+    data = browser_data(tmp_path / "browser", read_study(study_writer()), RawImages(np.ascontiguousarray(images)))
+    sheet = data["sheet"]
+    assert max(sheet["width"], sheet["height"]) == min(64, max(shape[1:])) or shape[1] == 300
+    for i in (0, 149, 150, 499):
+        with Image.open(tmp_path / "browser" / "thumbnails" / f"{i // 150}.webp") as file:
+            place = i % 150
+            x = (place % sheet["columns"]) * sheet["width"] + sheet["width"] // 2
+            y = (place // sheet["columns"]) * sheet["height"] + sheet["height"] // 2
+            tolerance = 8 if min(shape[1:]) > 1 else 255
+            assert abs(file.convert("L").getpixel((x, y)) - int(grey[i])) <= tolerance  # type: ignore[operator]
+
+
+def test_gallery_says_what_the_hardest_are_predicted_as(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+    path = study_writer()
+    table = pl.read_csv(path / "samples.csv").with_columns(pl.lit("Sandal").alias("predicted"))
+    table.write_csv(path / "samples.csv")
+    picture = gallery.gallery(read_study(path), dataset.train.store, hardest=True)
+    assert [text.get_text() for text in picture.figure.axes[0].texts].count("as Sandal") == picture.data.height
+    assert picture.data["predicted"].unique().to_list() == ["Sandal"]
+    assert "predicted" not in gallery.gallery(read_study(path), dataset.train.store, hardest=False).data
+
+
+def test_confusion_pictures_show_shares_and_their_change(
+    study_writer: StudyWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(study_writer())
+    before, change = confusion.confusion_pictures(study)
+    shirt = before.data.filter(true_class="Shirt")
+    recall = 100 * study.class_metric("baseline", "recall")[:, 6].mean()
+    assert shirt.filter(predicted_class="Shirt")["percent"].item() == pytest.approx(recall, abs=0.05)
+    assert shirt.filter(predicted_class="Sneaker")["percent"].item() == pytest.approx(100 - recall, abs=0.05)
+    assert before.data.group_by("true_class").agg(pl.col("percent").sum())["percent"].to_list() == pytest.approx(
+        [100] * 10
+    )
+    gained = 100 * study.class_metric("hbr", "recall")[:, 6].mean() - recall
+    moved = change.data.filter(true_class="Shirt", predicted_class="Shirt")["points"].item()
+    assert moved == pytest.approx(gained, abs=0.05)
+    monkeypatch.setattr(confusion, "MOST_LABELS", 9)
+    assert confusion.confusion_pictures(study) == [], "too many classes to name"
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (3, 300, 200), (1, 1, 1)])
-def test_gallery_pixels_are_those_of_the_sample(
+def test_gallery_pixels_match_the_sample(
     study_writer: StudyWriter, tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     images = np.random.default_rng(3).integers(0, 256, (500, *shape), dtype=np.uint8)
-    picture = gallery.gallery(read_study(study_writer()), images, hardest=True)
+    picture = gallery.gallery(read_study(study_writer()), RawImages(images), hardest=True)
     sizes = drawing.save(picture, tmp_path)
     with Image.open(tmp_path / "hardest_images.png") as file:
         assert file.size == sizes["hardest_images.png"]
@@ -140,40 +239,40 @@ def test_gallery_pixels_are_those_of_the_sample(
         np.testing.assert_array_equal(shown, np.broadcast_to(tile, shown.shape))
 
 
-def test_a_class_with_few_scores_gets_a_short_row(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+def test_gallery_of_a_class_with_few_scores_is_short(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     path = study_writer()
     samples = pl.read_csv(path / "samples.csv")
     few = pl.concat([samples.filter(pl.col("class_index") != 6), samples.filter(pl.col("class_index") == 6)[:3]])
     few.write_csv(path / "samples.csv")
-    data = gallery.gallery(read_study(path), dataset.train.images, hardest=True).data
+    data = gallery.gallery(read_study(path), dataset.train.store, hardest=True).data
     assert data.filter(pl.col("class_index") == 6).height == 3
     assert data.height == 9 * 8 + 3
 
 
-def test_a_sample_that_the_images_lack_is_named(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+def test_gallery_names_sample_without_image(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"samples.csv has sample 499, the dataset 400 training images"):
-        gallery.gallery(read_study(study_writer()), dataset.train.images[:400], hardest=True)
+        gallery.gallery(read_study(study_writer()), RawImages(dataset.train.images[:400]), hardest=True)
 
 
-def test_same_results_give_the_same_bytes(study_writer: StudyWriter, dataset: SimpleNamespace, tmp_path: Path) -> None:
+def test_figures_are_reproducible(study_writer: StudyWriter, dataset: SimpleNamespace, tmp_path: Path) -> None:
     folders = tmp_path / "one", tmp_path / "two"
     for folder in folders:
         folder.mkdir()
-        for picture in figures.pictures_of(read_study(study_writer()), images=dataset.train.images):
+        for picture in figures.pictures_of(read_study(study_writer()), images=dataset.train.store):
             drawing.save(picture, folder)
     names = sorted(file.name for file in folders[0].iterdir())
-    assert len(names) == 12 * 3
+    assert len(names) == 14 * 4
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
 
-def test_drawing_changes_nothing_global(study_writer: StudyWriter, tmp_path: Path) -> None:
+def test_figures_leave_matplotlib_state_unchanged(study_writer: StudyWriter, tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     drawing.save(figures.recall_per_class(read_study(study_writer())), tmp_path)
     assert dict(matplotlib.rcParams) == before
 
 
-def test_many_arms_one_member_and_odd_names_are_drawn(study_writer: StudyWriter, tmp_path: Path) -> None:
+def test_figures_of_many_arms_one_member_and_odd_names(study_writer: StudyWriter, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     recall = {arm: rng.uniform(0.5, 1, (1, 10)) for arm in ("baseline", "a", "b", "a long name of an arm $x$")}
     classes = [r"$\frac$", "$", "_^{", "x" * 80, " ", "\\frac", "$a$ $", "é", "<&>", "100 %"]
@@ -208,7 +307,7 @@ def study_of_a_path(study_writer: StudyWriter, *, along: str) -> StudyFiles:
     ("along", "column", "draw"),
     [("alpha", "alpha", sweeps.gaps_by_alpha), ("prune_rate", "rate", sweeps.gaps_by_pruning_rate)],
 )
-def test_a_path_is_drawn_as_its_csv(
+def test_path_figure_matches_its_csv(
     study_writer: StudyWriter, along: str, column: str, draw: Callable[[StudyFiles], drawing.Picture | None]
 ) -> None:
     study = study_of_a_path(study_writer, along=along)
@@ -224,12 +323,12 @@ def test_a_path_is_drawn_as_its_csv(
             np.testing.assert_allclose(points, rows.select(column, "mean_percent").to_numpy())
     row = picture.data.filter((pl.col("metric") == "recall_std") & (pl.col("arm") == "smote-0.5")).row(0, named=True)
     compared = compare(study, "smote-0.5", "recall_std")
-    assert (row["difference_points"], row["difference_low"]) == (compared.difference, compared.low)
+    assert (row["difference_points"], row["difference_low"]) == (compared.difference, compared.interval[0])
     assert row["mean_percent"] == pytest.approx(100 * study.member_metric("smote-0.5", "recall_std").mean())
     assert row[column] == (0.5 if along == "alpha" else 50.0)
 
 
-def test_alphas_in_equal_ratios_stand_at_equal_distances(study_writer: StudyWriter) -> None:
+def test_path_figure_spaces_alphas_by_ratio(study_writer: StudyWriter) -> None:
     alphas = (0.0412, 0.233, 1.32)
     recall = {"baseline": np.tile(RECALL, (2, 1)), **{f"random-{a}": np.tile(RECALL, (2, 1)) for a in alphas}}
     settings = {f"random-{a}": {"alpha": a} for a in alphas}
@@ -248,14 +347,19 @@ def test_alphas_in_equal_ratios_stand_at_equal_distances(study_writer: StudyWrit
     assert crowded.figure.axes[0].get_xscale() == "linear"
 
 
-def test_bars_end_where_percentages_do_and_an_undefined_gap_is_said(study_writer: StudyWriter) -> None:
-    unlike = np.stack([np.linspace(0, 1, 10), np.full(10, 0.5)])  # two variants as far apart as can be
+def test_bar_figure_limits_percentages_and_reports_undefined_gap(study_writer: StudyWriter) -> None:
+    unlike = np.stack([np.linspace(0, 1, 10), np.full(10, 0.5)])  # two variants as far apart as possible
     recall = {"baseline": np.tile(RECALL, (2, 1)), "a": unlike, "b": unlike}
     only_pruned: dict[str, Any] = {"alpha": 0.0, "prune_level": "class", "prune_by": "random"}
     settings = {arm: {**only_pruned, "prune_rate": rate} for arm, rate in (("a", 0.3), ("b", 0.5))}
     path = study_writer(recall=recall, settings=settings, seeds={arm: [0, 1] for arm in recall})
     members = pl.read_csv(path / "per_member.csv").with_columns(pl.lit(float("nan")).alias("recall_easy_hard"))
     members.write_csv(path / "per_member.csv")
+    compared = pl.read_csv(path / "comparisons.csv")
+    undefined = pl.col("quantity") == "recall_easy_hard"
+    numbers = ("baseline", "treatment", "difference", "low", "high", "combined_low", "combined_high")
+    nan = [pl.when(undefined).then(float("nan")).otherwise(pl.col(name)).alias(name) for name in numbers]
+    compared.with_columns(nan).write_csv(path / "comparisons.csv")
     picture = sweeps.gaps_by_pruning_rate(read_study(path))
     assert picture is not None
     assert picture.data["difference_high"].drop_nans().max() > 100  # type: ignore[operator]
@@ -268,18 +372,18 @@ def test_bars_end_where_percentages_do_and_an_undefined_gap_is_said(study_writer
             assert not axes.texts
 
 
-def test_without_two_values_there_is_no_path(study_writer: StudyWriter) -> None:
+def test_path_figure_needs_two_values(study_writer: StudyWriter) -> None:
     study = read_study(study_writer())
     assert sweeps.gaps_by_alpha(study) is None
     assert sweeps.gaps_by_pruning_rate(study) is None
 
 
-def test_the_front_by_hand() -> None:
+def test_pareto_front_by_hand() -> None:
     accuracy, gap = [90, 91, 89, 90, 91, 88], [20, 25, 15, 22, 25, 15]
     assert trade.pareto_front(accuracy, gap) == [1, 4, 0, 2]  # 3 loses to 0, 5 to 2; 1 and 4 are equal
 
 
-def test_gap_against_accuracy_is_drawn_as_its_csv(study_writer: StudyWriter) -> None:
+def test_gap_against_accuracy_figure_matches_its_csv(study_writer: StudyWriter) -> None:
     study = study_of_a_path(study_writer, along="alpha")
     picture = trade.gap_against_accuracy(study)
     assert picture is not None
@@ -287,7 +391,7 @@ def test_gap_against_accuracy_is_drawn_as_its_csv(study_writer: StudyWriter) -> 
     assert rows["arm"].to_list() == ["baseline", *study.treatments]
     compared = compare(study, "smote-0.5", "recall_max_min")
     row = rows.filter(pl.col("arm") == "smote-0.5").row(0, named=True)
-    assert (row["gap_points"], row["gap_difference_low"]) == (compared.treatment, compared.low)
+    assert (row["gap_points"], row["gap_difference_low"]) == (compared.treatment, compared.interval[0])
     front = rows.filter("on_front").sort("accuracy_percent", descending=True)
     assert 0 < front.height < rows.height
     np.testing.assert_allclose(line(picture.figure, "front"), front.select("accuracy_percent", "gap_points").to_numpy())
@@ -327,7 +431,7 @@ def test_many_arms_become_heat_maps(study_writer: StudyWriter, tmp_path: Path) -
     assert "random-0.75 also for random-0.25" in samples.caption
 
 
-def test_change_per_class_by_hand(study_writer: StudyWriter) -> None:
+def test_change_per_class_figure_by_hand(study_writer: StudyWriter) -> None:
     before, after = np.full((1, 10), 0.9), np.full((1, 10), 0.9)
     before[0, 6], after[0, 6] = 0.6, 0.75
     data = sweeps.change_per_class(read_study(study_writer(recall={"baseline": before, "hbr": after})))
@@ -340,7 +444,7 @@ def test_change_per_class_by_hand(study_writer: StudyWriter) -> None:
 # --- hardness ---
 
 
-def test_cumulative_aum_is_the_distribution(study_writer: StudyWriter) -> None:
+def test_cumulative_aum_figure_is_the_distribution(study_writer: StudyWriter) -> None:
     study = read_study(study_writer())
     picture = hardness_figures.cumulative_aum(study)
     scores = study.samples.filter((pl.col("class_index") == 6) & pl.col("aum").is_finite())["aum"].to_numpy()
@@ -350,7 +454,7 @@ def test_cumulative_aum_is_the_distribution(study_writer: StudyWriter) -> None:
     assert picture.data["class_name"][0] == "Shirt"
 
 
-def test_suspected_noise_is_the_share_below_zero(study_writer: StudyWriter) -> None:
+def test_noise_figure_is_the_share_below_zero(study_writer: StudyWriter) -> None:
     study = read_study(study_writer())
     picture = hardness_figures.suspected_noise(study)
     for name, share in picture.data.select("class_name", "share_percent").rows():
@@ -360,7 +464,7 @@ def test_suspected_noise_is_the_share_below_zero(study_writer: StudyWriter) -> N
     np.testing.assert_allclose(drawn, picture.data["share_percent"])
 
 
-def test_estimators_that_rank_alike_overlap_wholly(study_writer: StudyWriter) -> None:
+def test_overlap_figure_of_equal_rankings_is_complete(study_writer: StudyWriter) -> None:
     data = hardness_figures.estimator_overlap(read_study(study_writer())).data
     assert data["estimator"].to_list() == ["aum", "confidence", "loss", "forgetting"]
     # Loss is minus AUM, and high is hard for it: the same tenth. Forgetting has nothing to do with them.
@@ -369,9 +473,9 @@ def test_estimators_that_rank_alike_overlap_wholly(study_writer: StudyWriter) ->
     assert aum["forgetting"] < 0.3
 
 
-def test_examples_of_confidence_against_margin(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+def test_confidence_against_margin_figure_has_examples(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     study = read_study(study_writer())
-    picture = hardness_figures.confidence_against_margin(study, dataset.train.images)
+    picture = hardness_figures.confidence_against_margin(study, dataset.train.store)
     assert picture is not None
     assert picture.data["class_index"].n_unique() == picture.data.height == 8
     np.testing.assert_allclose(line(picture.figure, "examples"), picture.data.select("aum", "confidence").to_numpy())
@@ -381,7 +485,7 @@ def test_examples_of_confidence_against_margin(study_writer: StudyWriter, datase
     assert (shown == dataset.train.images[first, 0, 0, 0]).all()
 
 
-def test_precision_against_recall_is_its_csv(study_writer: StudyWriter) -> None:
+def test_precision_against_recall_figure_matches_its_csv(study_writer: StudyWriter) -> None:
     study = read_study(study_writer())
     picture = hardness_figures.precision_against_recall(study)
     for arm in study.arms:
@@ -393,7 +497,7 @@ def test_precision_against_recall_is_its_csv(study_writer: StudyWriter) -> None:
 # --- ensemble size ---
 
 
-def test_ensemble_size_pictures(study_writer: StudyWriter) -> None:
+def test_ensemble_size_figures(study_writer: StudyWriter) -> None:
     assert stability.stability_pictures(read_study(study_writer("without"))) == []
     study = read_study(study_writer("with", ensemble_size=True))
     overlap, change, agreement = stability.stability_pictures(study)
@@ -405,9 +509,9 @@ def test_ensemble_size_pictures(study_writer: StudyWriter) -> None:
     assert agreement.data["estimator"].unique().to_list() == ["aum"]
 
 
-def test_words_carry_the_main_numbers(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+def test_captions_state_the_main_numbers(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     study = read_study(study_writer())
-    for picture in figures.pictures_of(study, images=dataset.train.images):
+    for picture in figures.pictures_of(study, images=dataset.train.store):
         assert picture.alt.strip()
         assert picture.caption.strip()
         assert any(letter.isdigit() for letter in picture.alt)

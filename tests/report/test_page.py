@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import shutil
@@ -7,11 +8,13 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
 import numpy as np
+import polars as pl
 import pytest
 
 from hbr_fast.report import drawing, figures, tables
+from hbr_fast.report.charts import charts_of
 from hbr_fast.report.page import answer, answers, write_report
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.study_files import FILES, read_study
 
 StudyWriter = Callable[..., Path]
 
@@ -45,12 +48,12 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture instead of all, for what does not depend on them."""
+    """One figure instead of all, for tests that do not depend on them."""
     monkeypatch.setattr(figures, "pictures_of", lambda study, images: [figures.gap_metrics(study)])
 
 
 def recalls(before: list[float], after: list[float]) -> dict[str, np.ndarray]:
-    """Both arms at recall 0.9 but for class 6, one value a member."""
+    """Both arms at recall 0.9 except class 6, which has one value per member."""
     baseline, hbr = np.full((len(before), 10), 0.9), np.full((len(after), 10), 0.9)
     baseline[:, 6], hbr[:, 6] = before, after
     return {"baseline": baseline, "hbr": hbr}
@@ -61,30 +64,68 @@ def sentence(path: Path) -> str:
 
 
 def test_answer_narrowed(study_writer: StudyWriter) -> None:
-    path = study_writer(recall=recalls([0.60, 0.61, 0.62], [0.70, 0.71, 0.72]))
+    path = study_writer(recall=recalls([0.60, 0.61, 0.62], [0.70, 0.71, 0.73]))
     assert sentence(path) == (
-        "With 3 members an arm, HBR narrowed the recall gap between the best and the worst class from 29.0 "
-        "to 19.0 percentage points (-10.0 points, -34 %; 95 % interval -10.0 to -10.0 over 3 variants). "
-        "Accuracy rose from 87.1 % to 88.1 % (+1.0 points; 95 % interval +1.0 to +1.0 over 3 variants)."
+        "With 3 members per arm, HBR narrowed the recall gap between the best and the worst class from 29.0 to 18.7 "
+        "percentage points (-10.3 points, -36 %; 95 % interval -12.6 to -8.1 over 3 variants and test samples; p = "
+        "0.25, the least that 3 variants can give, 1 after Holm's correction). Accuracy rose from 87.1 % to 88.1 % "
+        "(+1.0 points; 95 % interval +0.8 to +1.3 over 3 variants and test samples). Other gaps: recall MAD went from "
+        "0.0 to 0.0 points (no interval); the precision gap narrowed from 29.0 to 18.7 points."
     )
+
+
+def test_answer_of_equal_differences_is_no_evidence(study_writer: StudyWriter) -> None:
+    text = sentence(study_writer(recall=recalls([0.60, 0.61, 0.62], [0.70, 0.71, 0.72])))
+    assert "which may be chance: all variants differ by the same amount, which gives no interval" in text
+    assert "95 %" not in text
+
+
+def test_answer_calls_a_fall_of_accuracy_one(study_writer: StudyWriter) -> None:
+    text = sentence(study_writer(recall={"baseline": np.full((1, 10), 0.33), "hbr": np.full((1, 10), 0.09)}))
+    assert "Accuracy fell from 33.0 % to 9.0 % (-24.0 points)." in text
+
+
+def test_answers_warn_of_few_test_samples(study_writer: StudyWriter) -> None:
+    path = study_writer()
+    assert not any("Few test samples" in text for text in answers(read_study(path)))
+    meta = json.loads((path / "study.json").read_text())
+    (path / "study.json").write_text(json.dumps(meta | {"evaluated_samples": [60, 12, 50, 49, *[60] * 6]}))
+    assert answers(read_study(path))[-1] == (
+        "Few test samples: Trouser 12, Dress 49. One sample moves the recall of Trouser by 8.3 points, and the "
+        "best and "
+        "the worst class are partly a matter of which samples happened to be tested."
+    )
+
+
+def test_page_is_about_the_metric_of_the_study(study_writer: StudyWriter) -> None:
+    study = read_study(study_writer(metric="precision"))
+    text = answer(study, "hbr")
+    assert "the precision gap between the best and the worst class" in text
+    assert "precision MAD" in text
+    assert "the recall gap" in text
+    assert tables.gap_table(study, "hbr").rows[0][0] == "precision gap: max - min"
+    assert figures.recall_per_class(study).name == "precision_per_class"
+    assert charts_of(study)[0].title == "Precision gap against accuracy"
 
 
 def test_answer_widened(study_writer: StudyWriter) -> None:
     text = sentence(study_writer(recall=recalls([0.70, 0.71, 0.72], [0.60, 0.62, 0.62])))
     assert "HBR widened the recall gap between the best and the worst class from 19.0 to 28.7" in text
-    assert "(+9.7 points, +51 %; 95 % interval +8.2 to +11.1 over 3 variants)" in text
+    assert "(+9.7 points, +51 %; 95 % interval +7.4 to +11.9 over 3 variants and test samples; p = 0.25" in text
     assert "Accuracy fell from 88.1 % to 87.1 %" in text
 
 
 def test_answer_not_distinguishable(study_writer: StudyWriter) -> None:
     text = sentence(study_writer(recall=recalls([0.60, 0.65, 0.62], [0.66, 0.60, 0.65])))
     assert "not distinguishable from no change with 3 variants" in text
-    assert "narrowed" not in text
-    assert "widened" not in text
-    assert "Accuracy went from 87.2 % to 87.4 % (+0.1 points; 95 % interval -1.3 to +1.5 over 3 variants: " in text
+    first = text.split(". ")[0]
+    assert "narrowed" not in first
+    assert "widened" not in first
+    assert "Accuracy rose from 87.2 % to 87.4 % (+0.1 points; 95 % interval -1.3 to +1.5 over 3 variants and" in text
+    assert "test samples: not distinguishable from no change)" in text
 
 
-def test_answer_of_one_variant_claims_nothing(study_writer: StudyWriter) -> None:
+def test_answer_of_one_variant_makes_no_claim(study_writer: StudyWriter) -> None:
     path = study_writer(recall=recalls([0.60, 0.61], [0.70, 0.71]), variants={"hbr": [(0, 0), (0, 1)]})
     text = sentence(path)
     assert "narrowed" in text
@@ -97,16 +138,16 @@ def test_answer_of_different_sizes_and_of_no_change(study_writer: StudyWriter) -
     assert text.startswith("With 3 members of the baseline and 2 members of HBR, HBR narrowed")
     same = sentence(study_writer("same", recall=recalls([0.6], [0.6])))
     assert "HBR left the recall gap between the best and the worst class at 30.0" in same
-    assert "Accuracy went from 87.0 % to 87.0 % (+0.0 points)." in same
+    assert "Accuracy stayed at 87.0 % (+0.0 points)." in same
 
 
-def test_an_arm_is_told_against_the_one_it_is_compared_with(study_writer: StudyWriter) -> None:
-    """Resampling what pruning left is judged against pruning alone, not against the whole set."""
-    recall = recalls([0.60, 0.61, 0.62], [0.50, 0.51, 0.52])
+def test_answer_compares_arm_with_its_own_baseline(study_writer: StudyWriter) -> None:
+    """Resampling after pruning is compared with pruning alone, not with the whole set."""
+    recall = recalls([0.60, 0.61, 0.62], [0.50, 0.52, 0.51])
     recall["resampled"] = recalls([0], [0.55, 0.56, 0.57])["hbr"]
     study = read_study(study_writer(recall=recall, settings={"resampled": {"against": "hbr"}}))
     assert answer(study, "resampled").startswith(
-        "With 3 members an arm, resampled, against HBR, narrowed the recall gap between the best and the worst class "
+        "With 3 members per arm, resampled, against HBR, narrowed the recall gap between the best and the worst class "
         "from 39.0 to 34.0 percentage points (-5.0 points"
     )
     assert "HBR widened the recall gap" in answer(study, "hbr")
@@ -121,7 +162,7 @@ def test_an_arm_is_told_against_the_one_it_is_compared_with(study_writer: StudyW
     assert tables.class_table(study, "resampled").title == "Classes: resampled against HBR"
 
 
-def test_a_chosen_alpha_is_told_first_with_its_test_figures(study_writer: StudyWriter) -> None:
+def test_answer_starts_with_chosen_alpha_and_its_test_results(study_writer: StudyWriter) -> None:
     path = study_writer()
     assert read_study(path).evaluated == "the test set"
     meta = json.loads((path / "study.json").read_text())
@@ -132,13 +173,13 @@ def test_a_chosen_alpha_is_told_first_with_its_test_figures(study_writer: StudyW
     assert answers(study)[0] == (
         "Chosen on 10 % of each class held out of training: alpha 0.129, the smallest gap that costs at most 0.5 "
         "points of accuracy there. On the test set its recall gap is 21.4 points, the baseline's 27.6; its accuracy "
-        "is 90.3 %, the baseline's 90.3 %. Everything below is of the held-out samples."
+        "is 90.3 %, the baseline's 90.3 %. Everything below refers to the held-out samples."
     )
     assert answers(study)[1].startswith("With ")
     assert "recall on held-out training samples (%)" in figures.recall_per_class(study).figure.axes[0].get_xlabel()
 
 
-def test_a_baseline_alone_has_an_answer(study_writer: StudyWriter) -> None:
+def test_answer_of_baseline_alone(study_writer: StudyWriter) -> None:
     recall = recalls([0.6], [0.6])
     del recall["hbr"]
     (text,) = answers(read_study(study_writer(recall=recall)))
@@ -146,7 +187,28 @@ def test_a_baseline_alone_has_an_answer(study_writer: StudyWriter) -> None:
     assert "30.0 points" in text
 
 
-def test_the_report_is_whole_and_its_links_resolve(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+def test_charts_of_confusion_and_learning_choose_an_arm_and_a_quantity(study_writer: StudyWriter) -> None:
+    path = study_writer()
+    assert [chart.name for chart in charts_of(read_study(path))][-1] == "chart_confusion"
+    rows = [
+        {"arm": arm, "epoch": epoch, "train_loss": 1 / (1 + epoch + member), "train_accuracy": 0.5 + epoch / 10}
+        for arm in ("baseline", "hbr")
+        for member in (0, 1)
+        for epoch in (0, 1, 2)
+    ]
+    pl.DataFrame(rows).write_csv(path / "history.csv")
+    confusion, learning = charts_of(read_study(path))[-2:]
+    assert list(confusion.choices) == ["baseline", "HBR", "change: HBR against baseline"]
+    assert confusion.traces[2]["z"][0][0] == pytest.approx(
+        confusion.traces[1]["z"][0][0] - confusion.traces[0]["z"][0][0]
+    )
+    assert learning.choices == {"training loss": [0, 1], "training accuracy (%)": [2, 3]}
+    assert learning.traces[0]["x"] == [1, 2, 3]
+    assert learning.traces[0]["y"] == pytest.approx([(1 + 1 / 2) / 2, (1 / 2 + 1 / 3) / 2, (1 / 3 + 1 / 4) / 2])
+    assert learning.traces[3]["y"] == pytest.approx([50, 60, 70])
+
+
+def test_report_is_complete_and_its_links_resolve(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
     study = study_writer()
     index = write_report(study, dataset=dataset)
     assert index == study / "report" / "index.html"
@@ -159,7 +221,7 @@ def test_the_report_is_whole_and_its_links_resolve(study_writer: StudyWriter, da
         "hardest_images",
         "easiest_images",
     ):
-        assert {f"{stem}.png", f"{stem}.svg", f"{stem}.csv"} <= names
+        assert {f"{stem}.png", f"{stem}.svg", f"{stem}.pdf", f"{stem}.csv"} <= names
     for stem in ("table_classes_hbr", "table_gaps_hbr"):
         assert {f"{stem}.csv", f"{stem}.tex"} <= names
     page = Page(index)
@@ -179,14 +241,17 @@ def test_the_report_is_whole_and_its_links_resolve(study_writer: StudyWriter, da
     everything = {str(file.relative_to(index.parent)) for file in index.parent.rglob("*") if file.is_file()}
     shown = {file for file in everything if file.endswith(".png")}
     assert shown <= linked
-    assert linked == everything - {"index.html"}
+    sheets = {file for file in everything if file.startswith("thumbnails/")}  # loaded by the page's script
+    assert sheets == {"thumbnails/0.webp"}
+    assert linked == everything - {"index.html", "files.json"} - sheets
     assert len(page.ids) == len(set(page.ids))
     assert len(page.alts) == len(shown) > 10
     assert all(page.alts)
     assert page.tags.count("h1") == 1
+    assert page.tags.count("details") == 4, "what a chart shows already is folded"
 
 
-def test_the_page_says_what_was_run(study_writer: StudyWriter, quick: None) -> None:
+def test_page_says_what_was_run(study_writer: StudyWriter, quick: None) -> None:
     study = study_writer()
     page = Page(write_report(study))
     assert sentence(study).replace(" %", "\u00a0%") in page.text
@@ -204,7 +269,7 @@ def test_the_page_says_what_was_run(study_writer: StudyWriter, quick: None) -> N
     assert "b" not in page.tags
 
 
-def test_the_tables_on_the_page_are_those_on_disk(study_writer: StudyWriter, quick: None) -> None:
+def test_page_tables_match_files(study_writer: StudyWriter, quick: None) -> None:
     index = write_report(study_writer())
     for table in tables.summary_tables(index.parent.parent):
         assert tables.to_html(table) in index.read_text(encoding="utf-8")
@@ -212,7 +277,7 @@ def test_the_tables_on_the_page_are_those_on_disk(study_writer: StudyWriter, qui
         assert (index.parent / f"{table.name}.tex").read_text(encoding="utf-8") == tables.to_latex(table)
 
 
-def test_same_results_give_the_same_bytes(study_writer: StudyWriter, quick: None, tmp_path: Path) -> None:
+def test_report_is_reproducible(study_writer: StudyWriter, quick: None, tmp_path: Path) -> None:
     study = study_writer()
     folders = [write_report(study, out=tmp_path / name).parent for name in ("one", "two")]
     files = sorted(file.relative_to(folders[0]) for file in folders[0].rglob("*") if file.is_file())
@@ -221,7 +286,7 @@ def test_same_results_give_the_same_bytes(study_writer: StudyWriter, quick: None
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
 
-def test_a_report_moved_elsewhere_still_works(study_writer: StudyWriter, quick: None, tmp_path: Path) -> None:
+def test_report_works_after_a_move(study_writer: StudyWriter, quick: None, tmp_path: Path) -> None:
     study = study_writer()
     moved = shutil.move(write_report(study).parent, tmp_path / "moved")
     shutil.rmtree(study)
@@ -230,13 +295,13 @@ def test_a_report_moved_elsewhere_still_works(study_writer: StudyWriter, quick: 
             assert (Path(moved) / unquote(urlparse(link).path)).is_file()
 
 
-def test_without_the_dataset_the_page_says_why(study_writer: StudyWriter) -> None:
+def test_page_without_dataset_says_why(study_writer: StudyWriter) -> None:
     index = write_report(study_writer())
     assert "No images are shown: the dataset could not be opened (" in Page(index).text
     assert not list(index.parent.glob("*_images.*"))
 
 
-def test_a_changed_dataset_is_not_shown(
+def test_page_omits_changed_dataset(
     study_writer: StudyWriter, dataset: SimpleNamespace, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = study_writer()
@@ -248,7 +313,7 @@ def test_a_changed_dataset_is_not_shown(
         write_report(study, dataset=dataset)
 
 
-def test_a_failing_report_leaves_the_old_one(
+def test_report_failure_keeps_the_old_report(
     study_writer: StudyWriter, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = study_writer()
@@ -266,19 +331,22 @@ def test_a_failing_report_leaves_the_old_one(
     with pytest.raises(OSError, match="No space left"):
         write_report(study)
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
-    assert sorted(path.name for path in study.iterdir()) == sorted(
-        ["study.json", "per_class.csv", "per_member.csv", "samples.csv", "report"]
-    )
+    assert sorted(path.name for path in study.iterdir()) == sorted([*FILES, "samples.csv", "comparisons.csv", "report"])
 
 
-def test_a_new_report_replaces_an_old_one_and_nothing_else(
-    study_writer: StudyWriter, quick: None, tmp_path: Path
-) -> None:
+def test_report_replaces_only_an_old_report(study_writer: StudyWriter, quick: None, tmp_path: Path) -> None:
     study = study_writer()
     folder = write_report(study).parent
-    (folder / "stale.txt").write_text("old")
+    written = json.loads((folder / "files.json").read_text())
+    (folder / "stale.csv").write_text("of an older version")
+    (folder / "files.json").write_text(json.dumps([*written, "stale.csv"]))
     write_report(study)
-    assert not (folder / "stale.txt").exists()
+    assert not (folder / "stale.csv").exists()
+
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"report holds notes\.txt, which no report wrote \(1 such\)"):
+        write_report(study)
+    assert (folder / "notes.txt").read_text() == "mine"
 
     precious = tmp_path / "home"
     precious.mkdir()
@@ -286,3 +354,15 @@ def test_a_new_report_replaces_an_old_one_and_nothing_else(
     with pytest.raises(FileExistsError, match="home exists and is not a report: choose another folder"):
         write_report(study, out=precious)
     assert (precious / "index.html").read_text() == "<p>my own page</p>"
+
+
+def test_charts_show_class_names_as_plain_text(study_writer: StudyWriter) -> None:
+    """Plotly interprets links and template fields in any text of a chart."""
+    study = read_study(study_writer())
+    hostile = tuple(f'<a href="javascript:alert({index})">%{{y}}</a>' for index in range(len(study.classes)))
+    charts = charts_of(dataclasses.replace(study, classes=hostile))
+    traces = json.dumps([chart.traces for chart in charts])
+    assert "<a" not in traces
+    assert "%{y}<" not in traces
+    assert "&lt;a href" in traces
+    assert "%&#123;y}" in traces

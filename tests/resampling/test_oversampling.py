@@ -1,11 +1,12 @@
-"""What a class gains: weighted copies, interpolations, set-aside and generated images, of subsets too."""
+"""Oversampling: weighted copies, interpolations, set-aside and generated images, also of subsets."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hbr_fast.plan import Plan
+from hbr_fast.data.images import RawImages
+from hbr_fast.data.plan import Plan
 from hbr_fast.resampling import RankedPool, resample
 from hbr_fast.resampling.oversampling import draw_weights
 from hbr_fast.resampling.smote import same_class_neighbours
@@ -26,7 +27,7 @@ def gained(oversample: str, *, counts: tuple[int, int] = (40, 50), seed: int = 3
 
 
 def neighbours(k: int = 5) -> np.ndarray:
-    """The k next ids of the class, round and round."""
+    """The next k ids of the class, cyclically."""
     ids = np.arange(60)
     start, size = np.where(ids < 40, 0, 40), np.where(ids < 40, 40, 20)
     return start[:, None] + (ids[:, None] - start[:, None] + 1 + np.arange(k)) % size[:, None]
@@ -43,9 +44,7 @@ def neighbours(k: int = 5) -> np.ndarray:
         ("pool-hard", {"pool": POOL}),
     ],
 )
-def test_every_strategy_gives_the_counts_keeps_every_sample_and_is_nested_and_pinned_by_its_seed(
-    oversample: str, options: dict[str, Any]
-) -> None:
+def test_oversamplers_meet_counts_are_nested_and_pinned_by_seed(oversample: str, options: dict[str, Any]) -> None:
     plan = gained(oversample, **options)
     assert plan.provenance["counts"] == [40, 50]
     assert plan.provenance["counts_had"] == [40, 20]
@@ -65,7 +64,7 @@ def test_every_strategy_gives_the_counts_keeps_every_sample_and_is_nested_and_pi
     assert sum(array.nbytes for array in (plan.store, plan.index, plan.partner, plan.weight)) == 22 * len(plan)
 
 
-def test_draw_weights_are_the_definition() -> None:
+def test_draw_weights_match_definition() -> None:
     rank = np.linspace(0, 1, 11)
     expected = 0.5 + 0.5 * (1 - np.exp(-5 * (1 - rank))) / (1 - np.exp(-5))
     np.testing.assert_allclose(draw_weights(11), expected, rtol=1e-14)
@@ -78,7 +77,7 @@ def test_draw_weights_are_the_definition() -> None:
     ("weighted-hard", "high", 59),
     ("weighted-easy", "high", 40),
 ])  # fmt: skip
-def test_weighted_draws_follow_the_weights_from_the_favoured_end(oversample: str, hard_is: str, favoured: int) -> None:
+def test_weighted_draws_follow_weights_from_favoured_end(oversample: str, hard_is: str, favoured: int) -> None:
     plan = gained(oversample, counts=(40, 40_020), hard_is=hard_is)
     drawn = np.bincount(plan.index, minlength=60)[40:] - 1
     expected = 40_000 * draw_weights(20) / draw_weights(20).sum()
@@ -88,7 +87,7 @@ def test_weighted_draws_follow_the_weights_from_the_favoured_end(oversample: str
     assert drawn[favoured - 40] > 1.5 * drawn[59 - favoured]
 
 
-def test_smote_takes_turns_among_samples_any_neighbour_and_a_uniform_weight() -> None:
+def test_smote_cycles_samples_with_random_neighbours_and_uniform_weights() -> None:
     plan = gained("smote", counts=(40, 20_020), neighbours_nk=neighbours())
     made = plan.partner >= 0
     assert made.sum() == 20_000
@@ -101,55 +100,54 @@ def test_smote_takes_turns_among_samples_any_neighbour_and_a_uniform_weight() ->
     assert (plan.weight[~made] == 1).all()
 
 
-def test_smote_neighbours_are_the_nearest_of_the_class_by_brute_force() -> None:
+def test_smote_neighbours_match_brute_force() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 1, 5, 4), dtype=np.uint8)
-    found = same_class_neighbours(images, LABELS, 2, k=3)
-    on_device = same_class_neighbours(images, LABELS, 2, k=3, device="cpu")
+    found = same_class_neighbours(RawImages(images), LABELS, 2, k=3)
     pixels = images.reshape(60, -1).astype(int)
     for n in range(60):
         others = [m for m in np.flatnonzero(LABELS[n] == LABELS) if m != n]
         distance = {m: int(((pixels[n] - pixels[m]) ** 2).sum()) for m in others}
         nearest = sorted(distance[m] for m in others)[:3]
-        assert [distance[m] for m in found[n]] == nearest == [distance[m] for m in on_device[n]]
+        assert [distance[m] for m in found[n]] == nearest
 
 
-def test_smote_neighbours_are_found_once_per_class_content(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smote_caches_neighbours_by_class_content(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hbr_fast.resampling import smote
 
     images = np.random.default_rng(0).integers(0, 256, (60, 1, 5, 4), dtype=np.uint8)
     searched: list[int] = []
     real = smote._search
 
-    def counting(images_nchw: np.ndarray, k: int, device: Any) -> np.ndarray:
+    def counting(images_nchw: np.ndarray, k: int) -> np.ndarray:
         searched.append(len(images_nchw))
-        return real(images_nchw, k, device)
+        return real(images_nchw, k)
 
     monkeypatch.setattr(smote, "_search", counting)
     options: dict[str, Any] = {"k": 3, "cache": tmp_path}
-    first = same_class_neighbours(images, LABELS, 2, **options)
+    first = same_class_neighbours(RawImages(images), LABELS, 2, **options)
     assert searched == [40, 20]
-    np.testing.assert_array_equal(same_class_neighbours(images, LABELS, 2, **options), first)
+    np.testing.assert_array_equal(same_class_neighbours(RawImages(images), LABELS, 2, **options), first)
     # Without a sample of class 1, that class is another; class 0 is not.
-    fewer = same_class_neighbours(images, LABELS, 2, ids=np.arange(59), **options)
+    fewer = same_class_neighbours(RawImages(images), LABELS, 2, ids=np.arange(59), **options)
     assert searched == [40, 20, 19]
     assert (fewer[59] == -1).all()
     assert not (fewer[:59] == 59).any()
     changed = images.copy()
     changed[0] ^= 1
-    same_class_neighbours(changed, LABELS, 2, **options)
-    same_class_neighbours(images, LABELS, 2, **{**options, "k": 4}, wanted_of=[1])
+    same_class_neighbours(RawImages(changed), LABELS, 2, **options)
+    same_class_neighbours(RawImages(images), LABELS, 2, **{**options, "k": 4}, wanted_of=[1])
     assert searched == [40, 20, 19, 40, 20]
 
 
-def test_smote_with_more_neighbours_than_the_class_has_names_class_wanted_and_available() -> None:
+def test_smote_with_too_many_neighbours_names_class_and_numbers() -> None:
     images = np.zeros((60, 1, 2, 2), np.uint8)
-    with pytest.raises(ValueError, match="class 'b' wants 20 neighbours a sample but has 19 other samples: lower k"):
-        same_class_neighbours(images, LABELS, 2, k=20, classes=["a", "b"])
-    assert same_class_neighbours(images, LABELS, 2, k=19, wanted_of=[1]).shape == (60, 19)
+    with pytest.raises(ValueError, match="class 'b' wants 20 neighbours each but has 19 other samples: lower k"):
+        same_class_neighbours(RawImages(images), LABELS, 2, k=20, classes=["a", "b"])
+    assert same_class_neighbours(RawImages(images), LABELS, 2, k=19, wanted_of=[1]).shape == (60, 19)
 
 
-def test_holdout_adds_set_aside_samples_and_says_when_they_run_out() -> None:
+def test_holdout_adds_set_aside_samples_until_they_run_out() -> None:
     ids, held = np.r_[0:40, 40:50], np.arange(50, 60)
     plan = gained("holdout", counts=(30, 16), ids=ids, holdout=held)
     assert plan.provenance["counts"] == [30, 16]
@@ -163,7 +161,7 @@ def test_holdout_adds_set_aside_samples_and_says_when_they_run_out() -> None:
         gained("holdout", counts=(30, 21), ids=ids, holdout=held, classes=["a", "b"])
 
 
-def test_pool_hard_draws_from_the_twice_as_many_of_lowest_confidence() -> None:
+def test_pool_hard_draws_from_twice_as_many_of_lowest_confidence() -> None:
     plan = gained("pool-hard", pool=POOL)
     picked = plan.index[plan.store == 1]
     assert plan.stores == ("pool",)
@@ -183,7 +181,7 @@ def test_trap_06_pool_average_is_about_the_real_mean() -> None:
     assert abs(confidence[picked].mean() - 0.6) < 0.05
 
 
-def test_a_pool_without_enough_of_a_class_names_class_wanted_and_available() -> None:
+def test_pool_too_small_names_class_and_numbers() -> None:
     empty = RankedPool(labels=np.zeros(300, np.int64), fingerprint="p")
     with pytest.raises(ValueError, match="class 'b' wants 30 generated images but the pool has 0: give a larger pool"):
         gained("pool-random", pool=empty, classes=["a", "b"])
@@ -199,7 +197,7 @@ def test_a_pool_without_enough_of_a_class_names_class_wanted_and_available() -> 
 
 
 def test_trap_16_scores_follow_the_samples_that_pruning_kept() -> None:
-    # The two easiest of what is left, by their own scores: not those of samples at the same places.
+    # The two easiest of the rest by their own scores, not by the scores at the same places.
     ids = np.array([3, 11, 17, 30, 39, 45, 50])
     plan = resample(LABELS, [3, 2], ids=ids, scores_n=SCORES[::-1].copy(), hard_is="low", undersample="easy", seed=0)
     assert plan.index.tolist() == [17, 30, 39, 45, 50]

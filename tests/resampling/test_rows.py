@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbr_fast.allocation import allocate
-from hbr_fast.plan import Plan
+from hbr_fast.data.plan import Plan
 from hbr_fast.resampling import UNDERSAMPLE, resample
+from hbr_fast.resampling.allocation import allocate
 
 # Two classes, interleaved: their ids are below.
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0, 0])
@@ -32,7 +32,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(problems())
-def test_plan_is_what_was_asked(problem: dict[str, Any]) -> None:
+def test_plan_meets_requested_counts(problem: dict[str, Any]) -> None:
     labels, wanted = problem["labels_n"], np.array(problem["counts_c"])
     plan = resample(**problem)
     copies = np.bincount(plan.index, minlength=len(labels))
@@ -57,7 +57,7 @@ def test_plan_is_what_was_asked(problem: dict[str, Any]) -> None:
 
 
 @given(problems())
-def test_kept_samples_by_rank(problem: dict[str, Any]) -> None:
+def test_plan_keeps_samples_by_rank(problem: dict[str, Any]) -> None:
     # The obvious way, for the strategies that rank: sort (score, id) from hard to easy, cut, count.
     labels, scores = problem["labels_n"], problem["scores_n"]
     sign = 1 if problem["hard_is"] == "low" else -1
@@ -72,7 +72,7 @@ def test_kept_samples_by_rank(problem: dict[str, Any]) -> None:
                 assert kept == sorted(ranked[front : len(ranked) - (drop - front)])
 
 
-def test_ties_in_scores_rank_by_id() -> None:
+def test_plan_breaks_score_ties_by_id() -> None:
     easy = resample(LABELS, [2, 3], scores_n=np.zeros(8), hard_is="low", seed=0)
     assert easy.index.tolist() == [0, 1, 2, 3, 5]
     hard = resample(LABELS, [2, 3], scores_n=np.zeros(8), hard_is="low", undersample="hard", seed=0)
@@ -81,7 +81,7 @@ def test_ties_in_scores_rank_by_id() -> None:
     assert extreme.index.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_random_choices_are_nested_and_of_the_class_alone() -> None:
+def test_plan_random_choices_are_nested_and_independent_by_class() -> None:
     labels = np.random.default_rng(1).integers(0, 3, 300)
     had = np.bincount(labels)
 
@@ -102,14 +102,14 @@ def test_random_choices_are_nested_and_of_the_class_alone() -> None:
     assert of_class(few, 0) != np.flatnonzero(labels == 0)[:20].tolist()
 
 
-def test_random_choice_does_not_depend_on_the_scores() -> None:
+def test_plan_random_choice_does_not_depend_on_scores() -> None:
     scores = np.random.default_rng(2).normal(size=8)
     one = resample(LABELS, [3, 5], scores_n=scores, hard_is="low", undersample="easy", seed=3)
     other = resample(LABELS, [3, 5], scores_n=-scores, hard_is="low", undersample="easy", seed=3)
     assert one.index[LABELS[one.index] == 1].tolist() == other.index[LABELS[other.index] == 1].tolist()
 
 
-def test_random_extras_are_uniform() -> None:
+def test_plan_random_extras_are_uniform() -> None:
     extra = np.zeros(3)
     for seed in range(600):
         extra[np.bincount(resample(LABELS, [5, 4], undersample="none", seed=seed).index)[[1, 3, 5]] == 2] += 1
@@ -117,18 +117,18 @@ def test_random_extras_are_uniform() -> None:
     assert (np.abs(extra - 200) < 50).all()  # 4.3 standard deviations
 
 
-def test_random_choice_is_pinned() -> None:
-    # Stored plans are found again by their seed: these change with a new schema only.
+def test_plan_random_choice_is_pinned() -> None:
+    # Stored plans are found by their seed: these may change only with a new schema.
     plan = resample(np.repeat([0, 1], [10, 4]), [4, 6], undersample="random", seed=7)
     assert plan.index.tolist() == [1, 2, 3, 9, 10, 10, 11, 12, 12, 13]
 
 
-def test_provenance_and_round_trip(tmp_path: Path) -> None:
+def test_plan_provenance_and_round_trip(tmp_path: Path) -> None:
     plan = resample(
         LABELS,
         np.array([3, 5]),
         undersample="random",
-        seed=np.int64(4),  # type: ignore[arg-type]  # what users pass in practice
+        seed=np.int64(4),  # type: ignore[arg-type]  # as users do in practice
         provenance={"alpha": 0.25, "seed": 9},
     )
     assert plan.provenance == {
@@ -149,7 +149,7 @@ def test_provenance_and_round_trip(tmp_path: Path) -> None:
     assert loaded.content_hash() == plan.content_hash()
 
 
-def test_many_samples_and_classes() -> None:
+def test_plan_of_many_samples_and_classes() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 1000, 200_000)
     counts = allocate(rng.uniform(1, 2, 1000), hard_is="low", total=len(labels)).counts
@@ -243,15 +243,15 @@ SCORED = {"scores_n": np.arange(8.0), "hard_is": "low"}
         ({**SCORED, "counts_c": [4, 3, 1], "classes": ["a", "b", "c"]}, "class 'c' has no samples but 1 are"),
     ],
 )
-def test_bad_input(arguments: dict[str, Any], message: str) -> None:
+def test_plan_refuses_invalid_input(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resample(**{"labels_n": LABELS, "counts_c": [4, 4], "seed": 0, **arguments})
 
 
-def test_nan_scores_do_not_matter_where_nothing_is_ranked() -> None:
+def test_plan_ignores_nan_scores_without_ranking() -> None:
     plan = resample(LABELS, [4, 4], scores_n=np.full(8, np.nan), hard_is="low", undersample="random", seed=0)
     assert len(plan) == 8
 
 
-def test_empty_class_may_be_left_out() -> None:
+def test_plan_may_leave_out_empty_class() -> None:
     assert len(resample(LABELS, [4, 4, 0], undersample="random", seed=0)) == 8

@@ -8,6 +8,7 @@ import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.loaders.augment import Augment
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
 from hbr_fast.training.recipe import Recipe
@@ -19,7 +20,7 @@ RECIPE = Recipe(
     batch_size=50,
     lr=0.05,
     schedule="triangular",
-    flip=0.0,
+    augment=Augment(),
     precision="float32",
 )
 STUDY = Study(name="small", recipe=RECIPE, arms=(Arm("hbr", 0.3),), variants=2, members=1, seed=4)

@@ -12,17 +12,19 @@ import pytest
 from hbr_fast import cli
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.data.plan import Plan
 from hbr_fast.evaluation.statistics import paired_difference
 from hbr_fast.files import read_json
-from hbr_fast.plan import Plan
+from hbr_fast.members.store import open_member
+from hbr_fast.report.page import answers
 from hbr_fast.report.study_files import read_study
+from hbr_fast.resampling import smote
 from hbr_fast.studies import choice
 from hbr_fast.studies.plans import study_rows
 from hbr_fast.studies.preview import images_per_second, preview
 from hbr_fast.studies.recipes import STUDIES, TINY_RECIPE, named_study
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Choice, Pruning, Study
-from hbr_fast.training.store import open_member
 
 DATA: dict[str, Any] = {"classes": 4, "train_per_class": 80, "test_per_class": 40, "shape": (1, 8, 8)}
 
@@ -47,7 +49,7 @@ def run(name: str, out: Path, *words: str) -> dict[str, Any]:
 # --- grids
 
 
-def test_grids_are_those_of_the_paper() -> None:
+def test_grids_match_the_paper() -> None:
     one = named_study("case-study-1")
     assert len(one.arms) == 6 * 4
     assert {arm.prune.rate for arm in one.arms if arm.prune} == {0.33, 0.42, 0.5, 0.58, 0.66, 0.75}
@@ -74,13 +76,15 @@ def test_grids_are_those_of_the_paper() -> None:
     assert named_study("alpha-path").trainings == 16 * 7
 
 
-def test_sizes_of_the_grids_are_options() -> None:
+def test_grid_sizes_are_options() -> None:
     study = named_study(
         "case-study-2", alphas=(0.25,), oversamplers=("smote",), variants=3, members=2, overrides=["epochs=5"]
     )
     assert [(arm.name, arm.alpha) for arm in study.arms] == [("smote-0.25", 0.25)]
     assert (study.variants, study.members, study.recipe.epochs) == (3, 2, 5)
-    with pytest.raises(ValueError, match=r"unknown study 'case-study-3': available are quickstart, baseline, case-"):
+    with pytest.raises(
+        ValueError, match=r"unknown study 'case-study-3': available are quickstart, balance, remedies, baseline, case-"
+    ):
         named_study("case-study-3")
     with pytest.raises(ValueError, match="study baseline takes no option 'rates': it takes recipe, members, variants"):
         named_study("baseline", rates=(0.5,))
@@ -90,10 +94,10 @@ def test_sizes_of_the_grids_are_options() -> None:
     ("change", "message"),
     [
         ({"alpha": 0.0}, "alpha must be a finite number above 0, got 0.0"),
-        ({"oversample": "holdout"}, "the holdout is what pruning sets aside"),
+        ({"oversample": "holdout"}, "the holdout consists of pruned samples"),
     ],
 )
-def test_an_arm_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+def test_arm_refuses_invalid_settings(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Arm(**{"name": "a", "alpha": 0.3, **change})
 
@@ -130,7 +134,7 @@ def test_case_study_1(tiny: Path) -> None:
         assert counts.tolist() == arms["pruned-50-holdout-0.3"]["counts_by_variant"][variant]
 
 
-def test_comparisons_are_with_the_arm_said_and_paired(tiny: Path) -> None:
+def test_grid_comparisons_use_reference_arm_and_pairs(tiny: Path) -> None:
     run("case-study-1", tiny)  # done already: nothing is trained
     table = pl.read_csv(tiny / "comparisons.csv")
     members = pl.read_csv(tiny / "per_member.csv")
@@ -146,10 +150,9 @@ def test_comparisons_are_with_the_arm_said_and_paired(tiny: Path) -> None:
     assert row["difference"] == pytest.approx(paired.difference)
     assert (row["low"], row["high"], row["p"]) == pytest.approx((paired.low, paired.high, paired.p_value))
     assert row["smallest_p"] == 0.5
-    assert row["family"] == "recall gaps"
     assert row["p_holm"] >= row["p"]
     assert row["direction"] == paired.direction
-    assert table.filter(pl.col("family") == "recall gaps").height == 8 * 5
+    assert table.height == 8 * 33
     assert set(table["arm"]) == {arm["name"] for arm in read_json(tiny / "study.json")["arms"]} - {"baseline"}
 
 
@@ -163,11 +166,13 @@ def test_case_study_2_with_a_pool(tiny: Path) -> None:
         plan = Plan.load(tiny / "plans" / f"pool-{kind}-0.4-variant-0.safetensors")
         assert 0 < (plan.store == 1).sum() < 160
         assert plan.stores == (open_dataset(tiny / "tiny-pool.hbr").fingerprint,)
-    assert len(list((tiny / "cache").glob("confidence-*.npy"))) == 2, "the pool's and the real images': ranked once"
+    assert len(list((tiny / "cache").glob("confidence-*.safetensors"))) == 2, (
+        "the pool's and the real images': ranked once"
+    )
     assert (tiny / "report" / "index.html").is_file()
 
 
-def test_pruning_by_hardness(tiny: Path) -> None:
+def test_pruning_by_hardness_study(tiny: Path) -> None:
     meta = run("pruning", tiny)
     data = open_dataset(tiny / "tiny.hbr")
     aum = pl.read_csv(tiny / "samples.csv")["aum"].to_numpy()
@@ -180,7 +185,7 @@ def test_pruning_by_hardness(tiny: Path) -> None:
     assert arms["dataset-hardness-50"]["counts"] == np.bincount(data.train.labels[kept]).tolist()
 
 
-def test_robustness(tiny: Path) -> None:
+def test_robustness_study(tiny: Path) -> None:
     meta = run("robustness", tiny)
     table = pl.read_csv(tiny / "ensemble_size.csv")
     assert table.columns == ["estimator", "measure", "size", "mean", "low", "high"]
@@ -205,15 +210,15 @@ def test_robustness(tiny: Path) -> None:
     assert loss["spearman"] > 0.5, "each by its own hard end"
 
 
-def test_baseline_and_quickstart(tiny: Path) -> None:
+def test_baseline_and_quickstart_studies(tiny: Path) -> None:
     assert [arm["name"] for arm in run("baseline", tiny)["arms"]] == ["baseline"]
     assert [arm["name"] for arm in run("quickstart", tiny, "--alpha", "0.3")["arms"]] == ["baseline", "hbr"]
 
 
-# --- the right alpha
+# --- choosing alpha
 
 
-def test_alpha_path_goes_to_the_largest_feasible_alpha(tiny: Path) -> None:
+def test_alpha_path_ends_at_largest_feasible_alpha(tiny: Path) -> None:
     meta = run("alpha-path", tiny)
     alphas = [arm["alpha"] for arm in meta["arms"]]
     assert alphas[0] == 0
@@ -227,7 +232,7 @@ def test_alpha_path_goes_to_the_largest_feasible_alpha(tiny: Path) -> None:
     assert "choice" not in meta
 
 
-def test_alpha_is_chosen_on_samples_that_no_training_saw(tiny: Path, tmp_path: Path) -> None:
+def test_choose_alpha_uses_held_out_samples(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "choose"
     meta = run("alpha-path", out, "--choose", "--validation", "0.25", "--tolerance", "0.05")
     data = open_dataset(out / "tiny.hbr")
@@ -257,7 +262,7 @@ def test_alpha_is_chosen_on_samples_that_no_training_saw(tiny: Path, tmp_path: P
         assert chosen["test"][key] == pytest.approx(100 * np.mean(right))
 
 
-def test_nothing_better_than_the_baseline_is_the_baseline() -> None:
+def test_choose_alpha_falls_back_to_baseline() -> None:
     def evaluation(gap: float, accuracy: float) -> Any:
         from types import SimpleNamespace
 
@@ -272,12 +277,30 @@ def test_nothing_better_than_the_baseline_is_the_baseline() -> None:
         Choice(tolerance=-1)
     with pytest.raises(ValueError, match=r"share in \(0, 1\) of each class, got 0"):
         Choice(validation=0)
+    with pytest.raises(ValueError, match="one of max_min, quantile, std, mad, got 'mean'"):
+        Choice(gap="mean")
 
 
 # --- before and after running
 
 
-def test_a_preview_counts_what_is_done_and_trains_nothing(small: Dataset, tmp_path: Path) -> None:
+def test_preview_searches_no_neighbours(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a large set their search takes minutes, and the study repeats it."""
+    study = Study(name="s", recipe=TINY_RECIPE, arms=(), variants=1, members=1)
+    run_study(study, small, out=tmp_path / "s")
+    arms = (Arm("mixed", 0.2, "easy", "smote"),)
+    study = Study(name="s", recipe=TINY_RECIPE, arms=arms, variants=1, members=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(smote, "_search", lambda *_: pytest.fail("searched"))
+        before = preview(study, small, out=tmp_path / "s")
+    assert [(arm.trainings, arm.done) for arm in before.arms] == [(1, 1), (1, 0)]
+    assert before.images == TINY_RECIPE.epochs * 320
+    assert before.arms[1].note == "neighbours are not searched yet"
+    run_study(study, small, out=tmp_path / "s")
+    assert preview(study, small, out=tmp_path / "s").missing == 0
+
+
+def test_preview_counts_finished_work_and_trains_nothing(small: Dataset, tmp_path: Path) -> None:
     study = Study(
         name="s",
         recipe=TINY_RECIPE,
@@ -299,7 +322,7 @@ def test_a_preview_counts_what_is_done_and_trains_nothing(small: Dataset, tmp_pa
     assert images_per_second(small, TINY_RECIPE) > 100
 
 
-def test_a_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["study", "alpha-path", "--tiny", "--dry-run", "--out", str(tmp_path / "a"), "--members-at-once", "1"]
     cli.main(words)
     lines = capsys.readouterr().out.splitlines()
@@ -310,7 +333,7 @@ def test_a_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "a" / "study.json").exists()
 
 
-def test_a_study_copied_from_elsewhere_is_read_and_resumed(tiny: Path, tmp_path: Path) -> None:
+def test_copied_study_is_read_and_resumed(tiny: Path, tmp_path: Path) -> None:
     run("quickstart", tiny)
     copy = Path(shutil.copytree(tiny, tmp_path / "moved" / "studies"))
     study = read_study(copy)
@@ -325,14 +348,15 @@ def test_a_study_copied_from_elsewhere_is_read_and_resumed(tiny: Path, tmp_path:
     assert found.missing == 0
 
 
-def test_results_of_an_older_schema_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+def test_study_refuses_results_of_older_schema(tiny: Path, tmp_path: Path) -> None:
     run("quickstart", tiny)
     copy = Path(shutil.copytree(tiny, tmp_path / "old"))
     meta = read_json(copy / "study.json")
-    (copy / "study.json").write_text(json.dumps({**meta, "schema": 1}))
-    with pytest.raises(ValueError, match=r"study\.json is not a study of schema 2: run the study again"):
+    del meta["sha256"]  # those had none
+    (copy / "study.json").write_text(json.dumps({**meta, "schema": 2}))
+    with pytest.raises(ValueError, match=r"study\.json is not a study of schema 4: run the study again"):
         read_study(copy)
-    assert run("quickstart", copy)["schema"] == 2, "running it again finds the trainings and writes the new files"
+    assert run("quickstart", copy)["schema"] == 4, "running it again finds the trainings and writes the new files"
 
 
 @pytest.mark.parametrize(
@@ -342,15 +366,15 @@ def test_results_of_an_older_schema_are_refused_by_name(tiny: Path, tmp_path: Pa
             Arm("h", 0.9, oversample="holdout", prune=Pruning(0.05), nonpositive="shift"),
             r"arm 'h': class '.*' wants \d+ more .* has 4",
         ),
-        (Arm("p", 0.3, oversample="pool-hard"), "arm 'p' takes images from a pool: give one with --pool"),
+        (Arm("p", 0.3, oversample="pool-hard"), "arm 'p': the images come from a pool, and none was given"),
         (
             Arm("s", 0.3, oversample="smote", prune=Pruning(0.95), nonpositive="shift"),
-            "wants 5 neighbours a sample but has 3 other samples",
+            "wants 5 neighbours each but has 3 other samples",
         ),
         (Arm("a", 50.0), "arm 'a': alpha 50.0 would put class 'class_0' below the floor of 1"),
     ],
 )
-def test_what_cannot_be_had_names_arm_class_wanted_and_available(
+def test_infeasible_study_names_arm_class_and_numbers(
     small: Dataset, tmp_path_factory: pytest.TempPathFactory, arm: Arm, message: str
 ) -> None:
     out = tmp_path_factory.getbasetemp() / "impossible"  # one baseline for all
@@ -358,6 +382,43 @@ def test_what_cannot_be_had_names_arm_class_wanted_and_available(
     with pytest.raises(ValueError, match=message):
         run_study(study, small, out=out)
     assert not (out / "study.json").exists()
+
+
+def test_infeasible_arms_are_named_together_and_the_others_run(
+    small: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = (
+        Arm("far", 50.0),
+        Arm("near", 0.2, nonpositive="shift"),
+        Arm("after", 0.2, nonpositive="shift", against="far"),
+        Arm("pool", 0.2, oversample="pool-random", nonpositive="shift"),
+    )
+    study = Study(name="s", recipe=TINY_RECIPE, arms=arms, variants=1, members=1)
+    run_study(study, small, out=tmp_path / "s")
+    said = next(line for line in capsys.readouterr().err.splitlines() if "infeasible" in line)
+    assert said.startswith("3 of 4 arms are infeasible and left out: arm 'far': ")
+    assert "arm 'pool': oversampler pool-random takes images from a pool, and none was given" in said
+    about = read_json(tmp_path / "s" / "study.json")
+    assert [arm["name"] for arm in about["arms"]] == ["baseline", "near"]
+    assert list(about["infeasible"]) == ["far", "pool", "after"]
+    assert about["infeasible"]["after"] == "it is compared with 'far'"
+    assert any(text.startswith("Infeasible and left out: far (") for text in answers(read_study(tmp_path / "s")))
+    found = preview(study, small, out=tmp_path / "s")
+    assert [(arm.name, arm.trainings) for arm in found.arms] == [
+        ("baseline", 1), ("near", 1), ("far", 0), ("pool", 0), ("after", 0)
+    ]  # fmt: skip
+    assert found.missing == 0
+
+
+def test_command_line_errors_speak_its_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("quickstart", tmp_path, "--alpha", "50")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the largest feasible alpha is" in said
+    assert "or --clip to hold such classes at the floor" in said
+    assert cli.command_words('positive with nonpositive="shift", or nonpositive="authors"') == (
+        "positive with --nonpositive shift, or --nonpositive authors"
+    )
 
 
 def test_every_study_has_a_tiny_variant() -> None:

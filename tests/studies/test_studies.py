@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,38 +7,41 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from hbr_fast.allocation import allocate
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.files import read_json
+from hbr_fast.data.plan import Plan
+from hbr_fast.files import read_json, sha256_of_file
 from hbr_fast.hardness import ESTIMATORS, RECORDED, stack_scores
-from hbr_fast.plan import Plan
+from hbr_fast.members import store
+from hbr_fast.members.ensemble import train_ensemble
+from hbr_fast.members.execution import Execution
+from hbr_fast.members.obtain import MembersDiverged
+from hbr_fast.members.store import open_member
 from hbr_fast.report.page import answers
 from hbr_fast.report.study_files import read_study
 from hbr_fast.resampling import resample
+from hbr_fast.resampling.allocation import allocate
 from hbr_fast.seeding import member_seed
+from hbr_fast.studies.choice import logits_of_train
 from hbr_fast.studies.recipes import STUDIES
 from hbr_fast.studies.results import failed_trainings, summary
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
-from hbr_fast.training import store
-from hbr_fast.training.ensemble import train_ensemble
-from hbr_fast.training.parallel import MembersDiverged
 from hbr_fast.training.recipe import Recipe, named_recipe
-from hbr_fast.training.store import open_member
 from hbr_fast.training.trainer import Diverged
 
 from .conftest import RECIPE, STUDY
 
-METRICS = ("recall", "precision", "f1", "mcc")
-GAPS = ("max_min", "quantile", "easy_hard", "std", "mad", "mean")
+METRICS = ("recall", "precision", "f1", "mcc", "auroc", "ece")
+MEASURES = ("max_min", "quantile", "easy_hard", "std", "mad", "mean", "worst", "worst_k")
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Seeds of the members that are really trained, in order."""
+    """Seeds of the members that are actually trained, in order."""
     seeds: list[int] = []
     real = store.train_member
 
@@ -58,10 +62,10 @@ def logits_of(finished: Path) -> dict[tuple[str, int, int], np.ndarray]:
     }
 
 
-# --- what a study is
+# --- definition of a study
 
 
-def test_every_training_has_a_seed_of_its_own_and_every_variant_a_resampling_seed() -> None:
+def test_study_seeds_are_distinct_by_training_and_variant() -> None:
     study = Study(name="s", recipe=RECIPE, arms=(), variants=3, members=4, seed=9)
     assert study.members_per_arm == 12 == len(study.cells())
     seeds = [study.training_seed(*cell) for cell in study.cells()]
@@ -77,16 +81,16 @@ def test_every_training_has_a_seed_of_its_own_and_every_variant_a_resampling_see
     [
         ({"variants": 0}, "variants >= 1 and members >= 1, got 0 and 1"),
         ({"members": 0}, "variants >= 1 and members >= 1, got 2 and 0"),
-        ({"arms": (Arm("a", 0.1), Arm("a", 0.2))}, "names of their own, 'a' occurs twice"),
-        ({"arms": (Arm("baseline", 0.1),)}, "names of their own, 'baseline' occurs twice"),
+        ({"arms": (Arm("a", 0.1), Arm("a", 0.2))}, "distinct names, 'a' occurs twice"),
+        ({"arms": (Arm("baseline", 0.1),)}, "distinct names, 'baseline' occurs twice"),
     ],
 )
-def test_an_impossible_study_is_refused(change: dict[str, Any], message: str) -> None:
+def test_study_refuses_invalid_settings(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(STUDY, **change)
 
 
-def test_the_quickstart_is_one_arm_with_at_least_three_members_of_the_quickstart_recipe() -> None:
+def test_quickstart_is_one_arm_with_at_least_three_members() -> None:
     quickstart = STUDIES["quickstart"]()
     assert quickstart.recipe == named_recipe("quickstart")
     assert [arm.name for arm in quickstart.arms] == ["hbr"]
@@ -97,13 +101,16 @@ def test_the_quickstart_is_one_arm_with_at_least_three_members_of_the_quickstart
     assert (changed.arms[0].alpha, changed.members_per_arm, changed.seed) == (0.5, 2, 8)
 
 
-# --- what a finished study leaves
+# --- output of a finished study
 
 
-def test_a_study_leaves_the_files_of_the_design(finished: Path) -> None:
+def test_study_writes_documented_files(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
         ".lock",
+        "class_intervals.csv",
         "comparisons.csv",
+        "confusion.csv",
+        "history.csv",
         "members",
         "per_class.csv",
         "per_member.csv",
@@ -116,9 +123,22 @@ def test_a_study_leaves_the_files_of_the_design(finished: Path) -> None:
         "hbr-variant-1.safetensors",
     ]
     assert len(list((finished / "members").iterdir())) == 4
+    listed = read_json(finished / "study.json")["files"]
+    assert sorted(listed) == [
+        "class_intervals.csv",
+        "comparisons.csv",
+        "confusion.csv",
+        "history.csv",
+        "per_class.csv",
+        "per_member.csv",
+        "plans/hbr-variant-0.safetensors",
+        "plans/hbr-variant-1.safetensors",
+        "samples.csv",
+    ]
+    assert listed == {name: sha256_of_file(finished / name) for name in listed}
 
 
-def test_the_columns_are_those_the_report_reads(finished: Path) -> None:
+def test_study_columns_match_those_read_by_report(finished: Path) -> None:
     who = ["arm", "variant", "member", "seed"]
     assert pl.read_csv(finished / "per_class.csv").columns == [
         *who,
@@ -126,16 +146,16 @@ def test_the_columns_are_those_the_report_reads(finished: Path) -> None:
     ]
     assert pl.read_csv(finished / "per_member.csv").columns == [
         *who,
-        *("accuracy", "train_seconds", "images_per_second"),
-        *(f"{metric}_{gap}" for metric in METRICS for gap in GAPS),
+        *("accuracy", "calibration", "train_seconds", "images_per_second"),
+        *(f"{metric}_{measure}" for metric in METRICS for measure in MEASURES),
     ]
     samples = pl.read_csv(finished / "samples.csv")
-    assert samples.columns[:3] == ["sample_id", "class_index", "class_name"]
-    assert sorted(samples.columns[3:-2]) == sorted(RECORDED)
-    assert samples.columns[-2:] == ["observations", "never_learnt"]
+    assert samples.columns[:4] == ["sample_id", "class_index", "class_name", "source"]
+    assert sorted(samples.columns[4:-3]) == sorted(RECORDED)
+    assert samples.columns[-3:] == ["observations", "never_learnt", "predicted"]
 
 
-def test_the_csvs_have_a_row_a_training_and_a_class(finished: Path) -> None:
+def test_study_csvs_have_a_row_per_training_and_class(finished: Path) -> None:
     rows = pl.read_csv(finished / "per_class.csv").rows(named=True)
     cells = [(arm, variant, 0) for arm in ("baseline", "hbr") for variant in (0, 1)]
     assert [(r["arm"], r["variant"], r["member"], r["class_index"]) for r in rows] == [
@@ -145,16 +165,18 @@ def test_the_csvs_have_a_row_a_training_and_a_class(finished: Path) -> None:
     assert [(r["arm"], r["variant"], r["member"]) for r in members] == cells
 
 
-def test_baseline_and_arm_pair_by_seed(finished: Path) -> None:
+def test_study_pairs_baseline_and_arm_by_seed(finished: Path) -> None:
     arms = {arm["name"]: arm["members"] for arm in read_json(finished / "study.json")["arms"]}
     assert [m["seed"] for m in arms["baseline"]] == [m["seed"] for m in arms["hbr"]]
     assert [m["seed"] for m in arms["hbr"]] == [member_seed(4, 0), member_seed(4, 1)]
     assert len({m["key"] for members in arms.values() for m in members}) == 4
 
 
-def test_study_json_says_what_was_done_and_with_what(finished: Path, data: Dataset) -> None:
+def test_study_json_records_settings_and_environment(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
-    assert (about["schema"], about["study"], about["seed"], about["estimator"]) == (2, "small", 4, "aum")
+    assert (about["schema"], about["study"], about["seed"], about["estimator"]) == (4, "small", 4, "aum")
+    assert (about["metric"], about["evaluated_samples"]) == ("recall", [20] * 3)
+    assert about["hardware"].keys() >= {"processor", "usable_cpus", "memory_gb"}
     assert about["dataset"]["fingerprint"] == data.fingerprint
     assert (about["dataset"]["samples"], about["dataset"]["classes"]) == (240, list(data.classes))
     assert (finished / about["dataset"]["path"]).resolve() == data.path.resolve()
@@ -168,7 +190,7 @@ def test_study_json_says_what_was_done_and_with_what(finished: Path, data: Datas
             assert open_member(finished, member["key"]).path == finished / member["path"]
 
 
-def test_class_hardness_and_counts_are_those_of_the_baseline_ensemble(finished: Path, data: Dataset) -> None:
+def test_study_class_hardness_and_counts_are_those_of_baseline(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     scores = stack_scores([open_member(finished, m["key"]).scores() for m in about["arms"][0]["members"]])
     hardness = [scores.per_sample("aum")[data.train.labels == c].mean() for c in range(3)]
@@ -181,7 +203,7 @@ def test_class_hardness_and_counts_are_those_of_the_baseline_ensemble(finished: 
     assert hbr["max_alpha"] == wanted.max_alpha
 
 
-def test_every_variant_is_a_resampled_set_of_its_own_by_its_seed(finished: Path, data: Dataset) -> None:
+def test_study_variants_are_resampled_by_their_own_seeds(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     scores = stack_scores([open_member(finished, m["key"]).scores() for m in about["arms"][0]["members"]])
     plans = [Plan.load(finished / "plans" / f"hbr-variant-{variant}.safetensors") for variant in (0, 1)]
@@ -202,7 +224,7 @@ def test_every_variant_is_a_resampled_set_of_its_own_by_its_seed(finished: Path,
         np.testing.assert_array_equal(stored.scores().observations[0], visits)
 
 
-def test_trap_15_the_easiest_samples_of_an_easy_class_are_the_ones_left_out(finished: Path, data: Dataset) -> None:
+def test_trap_15_easiest_samples_of_easy_class_are_dropped(finished: Path, data: Dataset) -> None:
     counts = read_json(finished / "study.json")["arms"][1]["counts"]
     aum = pl.read_csv(finished / "samples.csv")["aum"].to_numpy()
     kept = np.unique(Plan.load(finished / "plans" / "hbr-variant-0.safetensors").index)
@@ -213,7 +235,7 @@ def test_trap_15_the_easiest_samples_of_an_easy_class_are_the_ones_left_out(fini
     assert aum[dropped].min() >= aum[np.intersect1d(own, kept)].max()
 
 
-def test_per_class_csv_holds_samples_hardness_and_recall_by_hand(finished: Path, data: Dataset) -> None:
+def test_per_class_csv_by_hand(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     counts = {arm["name"]: arm["counts"] for arm in about["arms"]}
     keys = {(arm["name"], m["variant"]): m["key"] for arm in about["arms"] for m in arm["members"]}
@@ -231,7 +253,7 @@ def test_per_class_csv_holds_samples_hardness_and_recall_by_hand(finished: Path,
         assert row["hardness"] == pytest.approx(np.nanmean(own[data.train.labels == c]))
 
 
-def test_per_member_csv_holds_accuracy_and_gaps_by_hand(finished: Path, data: Dataset) -> None:
+def test_per_member_csv_by_hand(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     counts = np.array(about["arms"][1]["counts"])
     hard = counts > counts.mean()
@@ -244,7 +266,7 @@ def test_per_member_csv_holds_accuracy_and_gaps_by_hand(finished: Path, data: Da
         assert row["accuracy"] == pytest.approx((guess == labels).mean())
         assert row["recall_max_min"] == pytest.approx(recall.max() - recall.min())
         assert row["recall_quantile"] == pytest.approx(recall.max() - recall.min())  # k = 1 of 3 classes
-        # The baseline is judged by the treatment's counts: its own are equal and say nothing.
+        # The baseline is evaluated with the treatment's counts: its own are all equal.
         assert row["recall_easy_hard"] == pytest.approx(recall[~hard].mean() - recall[hard].mean())
         assert row["recall_std"] == pytest.approx(recall.std())
         assert row["recall_mad"] == pytest.approx(np.median(np.abs(recall - np.median(recall))))
@@ -252,7 +274,54 @@ def test_per_member_csv_holds_accuracy_and_gaps_by_hand(finished: Path, data: Da
         assert row["train_seconds"] > 0
 
 
-def test_samples_csv_holds_the_means_over_the_baseline_members(finished: Path, data: Dataset) -> None:
+def test_confusion_and_class_intervals_by_hand(finished: Path, data: Dataset) -> None:
+    labels = data.test.labels
+    predicted = {cell: logits.argmax(1) for cell, logits in logits_of(finished).items()}
+    table = pl.read_csv(finished / "confusion.csv")
+    intervals = pl.read_csv(finished / "class_intervals.csv")
+    for arm in ("baseline", "hbr"):
+        of_arm = [guess for (name, _, _), guess in predicted.items() if name == arm]
+        for true, guess in itertools.product(range(3), repeat=2):
+            cell = table.filter(arm=arm, true_index=true, predicted_index=guess)
+            assert cell["samples"].sum() == sum(((one == guess) & (labels == true)).sum() for one in of_arm)
+        for c in range(3):
+            row = intervals.row(
+                by_predicate=(pl.col("arm") == arm) & (pl.col("metric") == "recall") & (pl.col("class_index") == c),
+                named=True,
+            )
+            recalls = np.array([(one[labels == c] == c).mean() for one in of_arm])
+            assert (row["mean"], row["test_samples"]) == (pytest.approx(recalls.mean()), 20)
+            if np.ptp(recalls) > 0:
+                half = 12.7062 * recalls.std(ddof=1) / np.sqrt(2)
+                assert (row["low"], row["high"]) == pytest.approx(
+                    (recalls.mean() - half, recalls.mean() + half), rel=1e-4
+                )
+            else:
+                assert np.isnan(row["low"])
+
+
+def test_samples_csv_names_predictions_of_the_hardest(finished: Path, data: Dataset) -> None:
+    about = read_json(finished / "study.json")
+    table = pl.read_csv(finished / "samples.csv")
+    members = [open_member(finished, m["key"]) for m in about["arms"][0]["members"]]
+    probability = sum(softmax(logits_of_train(one, data, np.arange(240)), axis=1) for one in members)
+    for c, name in enumerate(data.classes):
+        own = table.filter(class_index=c).sort("aum", "sample_id")
+        assert own["predicted"].is_not_null().to_list() == [True] * 20 + [False] * 60
+        guesses = [data.classes[np.argmax(probability[sample])] for sample in own["sample_id"][:20].to_list()]
+        assert own["predicted"][:20].to_list() == guesses
+        assert name in table["predicted"].to_list()
+
+
+def test_history_csv_has_every_epoch(finished: Path) -> None:
+    table = pl.read_csv(finished / "history.csv")
+    assert table.columns[:4] == ["arm", "variant", "member", "epoch"]
+    assert table.height == 4 * RECIPE.epochs
+    assert table.filter(arm="hbr", variant=1)["epoch"].to_list() == list(range(RECIPE.epochs))
+    assert table["train_loss"].is_finite().all()
+
+
+def test_samples_csv_holds_means_over_baseline_members(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     members = [open_member(finished, m["key"]).scores() for m in about["arms"][0]["members"]]
     table = pl.read_csv(finished / "samples.csv")
@@ -264,7 +333,7 @@ def test_samples_csv_holds_the_means_over_the_baseline_members(finished: Path, d
         np.testing.assert_allclose(table[name].to_numpy(), expected, rtol=1e-12, atol=1e-15, err_msg=name)
 
 
-def test_the_summary_is_the_means_over_members(finished: Path) -> None:
+def test_summary_is_the_mean_over_members(finished: Path) -> None:
     rows = pl.read_csv(finished / "per_member.csv").rows(named=True)
 
     def mean(arm: str, column: str) -> float:
@@ -279,15 +348,15 @@ def test_the_summary_is_the_means_over_members(finished: Path) -> None:
     }
 
 
-# --- running again, more, or what cannot be had
+# --- reruns, extensions and infeasible requests
 
 
-def test_a_second_run_trains_nothing_and_writes_the_same_files(
+def test_study_rerun_trains_nothing_and_writes_same_files(
     finished: Path, data: Dataset, tmp_path: Path, trained: list[int]
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     csvs = {path: path.read_bytes() for path in copy.glob("*.csv")}
-    assert len(csvs) == 4
+    assert len(csvs) == 7
     for path in csvs:
         path.unlink()
     run_study(STUDY, data, out=copy)
@@ -295,7 +364,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same_files(
     assert {path: path.read_bytes() for path in csvs} == csvs
 
 
-def test_the_same_plan_and_scores_are_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+def test_study_plans_and_scores_are_reproducible(finished: Path, tmp_path: Path) -> None:
     """`Same input, same bytes` (design): eight writes, so that chance does not hide it."""
     plan = Plan.load(finished / "plans" / "hbr-variant-0.safetensors")
     scores = open_member(finished, read_json(finished / "study.json")["arms"][0]["members"][0]["key"]).scores()
@@ -307,7 +376,7 @@ def test_the_same_plan_and_scores_are_the_same_bytes(finished: Path, tmp_path: P
         assert len(contents) == 1
 
 
-def test_a_study_elsewhere_gives_the_same_numbers(finished: Path, data: Dataset, tmp_path: Path) -> None:
+def test_study_in_another_directory_gives_same_numbers(finished: Path, data: Dataset, tmp_path: Path) -> None:
     again = run_study(STUDY, data, out=tmp_path / "again")
     for name in ("per_class.csv", "samples.csv"):
         assert (again / name).read_bytes() == (finished / name).read_bytes()
@@ -316,7 +385,7 @@ def test_a_study_elsewhere_gives_the_same_numbers(finished: Path, data: Dataset,
     assert a.equals(b)
 
 
-def test_a_second_arm_and_another_alpha_reuse_the_baseline(
+def test_study_reuses_baseline_for_second_arm_and_alpha(
     finished: Path, data: Dataset, tmp_path: Path, trained: list[int]
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
@@ -328,15 +397,15 @@ def test_a_second_arm_and_another_alpha_reuse_the_baseline(
     assert spread[0] == 0 < spread[2] < spread[1]
 
 
-def test_a_study_writes_its_epochs_for_tensorboard_where_it_is_asked_to(data: Dataset, tmp_path: Path) -> None:
+def test_study_writes_tensorboard_epochs_on_request(data: Dataset, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run_study(STUDY, data, out=tmp_path, tensorboard=True)
+    run_study(STUDY, data, out=tmp_path, execution=Execution(tensorboard=True))
     written = {path.name for path in (tmp_path / "tensorboard").iterdir() if any(path.glob("events.*"))}
     assert written == {path.name for path in (tmp_path / "members").iterdir()}
     assert len(written) == 4
 
 
-def test_variants_with_several_members_share_a_plan_and_not_a_seed(data: Dataset, tmp_path: Path) -> None:
+def test_study_members_of_a_variant_share_plan_but_not_seed(data: Dataset, tmp_path: Path) -> None:
     quick = dataclasses.replace(RECIPE, epochs=5)
     study = dataclasses.replace(STUDY, recipe=quick, variants=2, members=2)
     about = read_json(run_study(study, data, out=tmp_path / "nested") / "study.json")
@@ -347,7 +416,7 @@ def test_variants_with_several_members_share_a_plan_and_not_a_seed(data: Dataset
     assert plans[0] == plans[1] != plans[2] == plans[3]
 
 
-def test_an_infeasible_alpha_is_one_line_that_names_the_largest(
+def test_study_infeasible_alpha_names_largest_in_one_line(
     finished: Path, data: Dataset, tmp_path: Path, trained: list[int]
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
@@ -367,23 +436,25 @@ def test_an_infeasible_alpha_is_one_line_that_names_the_largest(
         ({"oversample": "smot"}, "oversample must be one of .*'smot'"),
     ],
 )
-def test_a_strategy_that_there_is_not_is_refused_before_hours_of_training(change: dict[str, Any], message: str) -> None:
+def test_study_refuses_unknown_strategy_before_training(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Arm(**{"name": "hbr", "alpha": 0.3, **change})
 
 
-def test_an_estimator_that_there_is_not_is_refused_before_hours_of_training() -> None:
+def test_study_refuses_unsupported_estimator() -> None:
     with pytest.raises(ValueError, match="unknown estimator 'aumm'"):
         dataclasses.replace(STUDY, estimator="aumm")
+    with pytest.raises(ValueError, match="ssft needs a second training, which a study does not do: choose another"):
+        dataclasses.replace(STUDY, estimator="ssft")
 
 
-def test_members_at_once_below_one_is_refused(data: Dataset, tmp_path: Path) -> None:
+def test_study_refuses_members_at_once_below_one(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="members_at_once must be at least 1, got 0"):
-        run_study(STUDY, data, out=tmp_path / "study", members_at_once=0)
+        run_study(STUDY, data, out=tmp_path / "study", execution=Execution(members_at_once=0))
 
 
 @pytest.mark.parametrize(("undersample", "oversample"), [("none", "random"), ("easy", "none"), ("none", "none")])
-def test_trap_05_with_none_every_class_stays_and_the_total_is_told(
+def test_trap_05_none_keeps_every_class_and_reports_total(
     finished: Path, data: Dataset, tmp_path: Path, undersample: str, oversample: str
 ) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
@@ -402,10 +473,10 @@ def test_trap_05_with_none_every_class_stays_and_the_total_is_told(
     assert rows["samples"].to_list() == counts.tolist() * 2
 
 
-# --- is it true
+# --- validity on known hardness
 
 
-def test_trap_13_every_estimator_finds_the_known_hardness_at_its_own_end(tmp_path: Path) -> None:
+def test_trap_13_every_estimator_finds_known_hardness_at_its_own_end(tmp_path: Path) -> None:
     """On data whose hardness is known, by class and by sample. Variability is not monotone in it: it is left out."""
     data = convert(
         "synthetic", tmp_path / "known.hbr", classes=5, train_per_class=400, test_per_class=20, shape=(1, 8, 8)
@@ -425,7 +496,7 @@ def test_trap_13_every_estimator_finds_the_known_hardness_at_its_own_end(tmp_pat
     assert spearmanr(scores.per_sample("aum"), truth).statistic < -0.7
 
 
-def test_a_training_that_diverges_is_left_out_named_and_ends_no_study(
+def test_study_names_and_leaves_out_diverged_training(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = STUDY.training_seed(1, 0)
@@ -443,7 +514,7 @@ def test_a_training_that_diverges_is_left_out_named_and_ends_no_study(
     assert "diverged at epoch 2, step 3: the loss is nan" in failure.error
     rows = pl.read_csv(tmp_path / "per_member.csv")
     assert rows.group_by("arm").len().sort("arm")["len"].to_list() == [2, 1]
-    first, second = answers(read_study(tmp_path))
+    first, second, *_ = answers(read_study(tmp_path))
     assert "left out" in first
     assert "epoch 2, step 3" in first
     assert "no interval" in second or "interval" in second

@@ -9,16 +9,24 @@ import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.loaders.augment import Augment
 from hbr_fast.training.recipe import Recipe
 
 TINY = Recipe(
-    name="tiny", model="cnn-4-8", epochs=2, batch_size=50, lr=0.05, schedule="triangular", pad=1, precision="float32"
+    name="tiny",
+    model="cnn-4-8",
+    epochs=2,
+    batch_size=50,
+    lr=0.05,
+    schedule="triangular",
+    augment=Augment(flip=0.5, pad=1),
+    precision="float32",
 )
 
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """One thread as in worker processes; networks this small wait for a second one rather than gain by it."""
+    """One thread, as in worker processes; networks this small lose time to a second one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +48,7 @@ def tiny(tiny_path: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """As large as `tiny`, with other pixels."""
+    """The same size as `tiny`, with other pixels."""
     path = tmp_path_factory.mktemp("other") / "other.hbr"
     return convert("synthetic", path, classes=3, train_per_class=40, test_per_class=20, shape=(1, 8, 8), seed=9)
 

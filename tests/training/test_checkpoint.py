@@ -1,4 +1,4 @@
-"""Killed at any moment, a training goes on to the bits of one that was left alone."""
+"""A training killed at any moment resumes to the same bits as an undisturbed one."""
 
 import dataclasses
 import errno
@@ -21,16 +21,26 @@ from safetensors.torch import load_file
 
 from hbr_fast import files
 from hbr_fast.data.dataset import Dataset, open_dataset
-from hbr_fast.plan import Plan
-from hbr_fast.training import checkpoint, signals, store, trainer
+from hbr_fast.data.plan import Plan
+from hbr_fast.loaders.augment import Augment
+from hbr_fast.members import store
+from hbr_fast.members.ensemble import train_ensemble
+from hbr_fast.members.execution import Execution
+from hbr_fast.members.store import StoredMember, checkpoint_path, member_key, train_and_store
+from hbr_fast.training import checkpoint, signals, step, trainer
 from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
-from hbr_fast.training.ensemble import train_ensemble
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.store import StoredMember, checkpoint_path, member_key, train_and_store
 
 EVERY_STEP = CheckpointEvery(minutes=0)
 LONG = Recipe(
-    name="long", model="cnn-4-8", epochs=220, batch_size=25, lr=0.05, schedule="triangular", pad=1, precision="float32"
+    name="long",
+    model="cnn-4-8",
+    epochs=220,
+    batch_size=25,
+    lr=0.05,
+    schedule="triangular",
+    augment=Augment(flip=0.5, pad=1),
+    precision="float32",
 )
 KILLS = 22
 
@@ -67,7 +77,7 @@ def stop_after(rows: int) -> Any:
 @pytest.mark.parametrize(
     "change", [{}, {"precision": "bfloat16"}, {"online_every": 1, "epochs": 3}, {"momentum": 0.0}], ids=str
 )
-def test_a_training_goes_on_to_the_same_bits(
+def test_train_member_resumes_to_same_bits(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, rows: int, change: dict[str, Any]
 ) -> None:
     changed = dataclasses.replace(recipe, **change)
@@ -84,26 +94,26 @@ def test_a_training_goes_on_to_the_same_bits(
     assert not list((cut / "checkpoints").iterdir()), "a finished member needs no checkpoint"
 
 
-def test_it_goes_on_from_the_checkpoint_and_not_from_the_beginning(
+def test_train_member_resumes_from_checkpoint(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: Any = {"seed": 5, "plan": Plan.of_rows(np.arange(100)), "store": tmp_path, "checkpoint": EVERY_STEP}
     with pytest.raises(Stop):
         train_and_store(tiny, recipe, **options, advance=stop_after(150))
     steps = []
-    real = trainer.train_step
+    real = step.train_step
 
     def counted(*args: Any, **kwargs: Any) -> None:
         steps.append(kwargs["epoch"])
         real(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "train_step", counted)
+    monkeypatch.setattr(step, "train_step", counted)
     train_and_store(tiny, recipe, **options)
     # Stopped in the report of the third step, whose checkpoint was not written: two of the four are left to do.
     assert steps == [1, 1]
 
 
-def test_when_it_is_due(tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_due(tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
     never = Checkpoints(tmp_path / "a", {}, CheckpointEvery(epochs=0, minutes=float("inf")))
@@ -123,9 +133,7 @@ def test_when_it_is_due(tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypat
             CheckpointEvery(**wrong)
 
 
-def test_the_checkpoint_of_another_training_is_refused_by_what_differs(
-    tiny: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_checkpoint_of_another_training_names_what_differs(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     options: Any = {"seed": 5, "plan": None, "store": tmp_path, "checkpoint": EVERY_STEP}
     with pytest.raises(Stop):
         train_and_store(tiny, recipe, **options, advance=stop_after(100))
@@ -140,14 +148,14 @@ def test_the_checkpoint_of_another_training_is_refused_by_what_differs(
             train_and_store(tiny, changed, **{**options, "seed": seed})
 
 
-def test_an_unfinished_run_directory_of_another_recipe_is_refused(
+def test_unfinished_run_directory_of_another_recipe_is_refused(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = store.train_member
     with monkeypatch.context() as patch:
         patch.setattr(store, "train_member", lambda *a, **k: real(*a, **{**k, "advance": stop_after(100)}))
         with pytest.raises(Stop):
-            train_ensemble(tiny, recipe, members=1, out=tmp_path, checkpoint=EVERY_STEP)
+            train_ensemble(tiny, recipe, members=1, out=tmp_path, execution=Execution(checkpoint_minutes=0))
     before = (tmp_path / "recipe.json").read_bytes()
     with pytest.raises(ValueError, match=r"the run directory of another recipe \(lr 0\.05, not 0\.01\)"):
         train_ensemble(tiny, dataclasses.replace(recipe, lr=0.01), members=1, out=tmp_path)
@@ -156,7 +164,7 @@ def test_an_unfinished_run_directory_of_another_recipe_is_refused(
 
 
 @pytest.mark.parametrize("damage", ["cut short", "no checkpoint", "other schema", "a tensor missing"])
-def test_a_damaged_checkpoint_is_named(tiny: Dataset, recipe: Recipe, tmp_path: Path, damage: str) -> None:
+def test_checkpoint_names_damaged_file(tiny: Dataset, recipe: Recipe, tmp_path: Path, damage: str) -> None:
     from safetensors.torch import save_file
 
     options: Any = {"seed": 5, "plan": None, "store": tmp_path, "checkpoint": EVERY_STEP}
@@ -171,18 +179,65 @@ def test_a_damaged_checkpoint_is_named(tiny: Dataset, recipe: Recipe, tmp_path: 
     elif damage == "no checkpoint":
         path.write_bytes(b"hello")
     elif damage == "other schema":
+        del about["sha256"]
         save_file(tensors, path, {"hbr_fast": json.dumps({**about, "schema": 99})})
     else:
-        del tensors["recorder.sums"]
+        del tensors["recorder.sums"], about["sha256"]
         save_file(tensors, path, {"hbr_fast": json.dumps(about)})
-    with pytest.raises(ValueError, match=r"checkpoints/.*remove it to begin anew") as caught:
+    with pytest.raises(ValueError, match=r"checkpoints/.*remove it to start again") as caught:
         train_and_store(tiny, recipe, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_with_no_space_left_the_checkpoint_before_stays_and_the_training_goes_on_from_it(
-    tiny: Dataset, recipe: Recipe, tmp_path: Path
+def test_checkpoint_with_one_bit_flipped_is_refused(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    options: Any = {"seed": 5, "plan": None, "store": tmp_path, "checkpoint": EVERY_STEP}
+    with pytest.raises(Stop):
+        train_and_store(tiny, recipe, **options, advance=stop_after(100))
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    content = path.read_bytes()
+    epoch = content.index(b'\\"epoch\\":') + len(b'\\"epoch\\":')
+    for place in (epoch, len(content) - 1000, len(content) - 1):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"changed after it was written.*: remove it to start again"):
+            train_and_store(tiny, recipe, **options)
+
+
+def test_checkpoint_without_a_checksum_resumes_unverified(
+    tiny: Dataset, recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from safetensors.torch import save_file
+
+    options: Any = {"seed": 5, "plan": None, "checkpoint": EVERY_STEP}
+    whole = train_and_store(tiny, recipe, **options, store=tmp_path / "whole")
+    with pytest.raises(Stop):
+        train_and_store(tiny, recipe, **options, store=tmp_path, advance=stop_after(100))
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["hbr_fast"])
+    del about["sha256"]
+    save_file(load_file(path), path, {"hbr_fast": json.dumps(about)})
+    resumed = train_and_store(tiny, recipe, **options, store=tmp_path)
+    assert "has no checksum, as an earlier hbr-fast wrote it: resuming from it unverified" in capfd.readouterr().err
+    assert resumed.info["files"]["weights.safetensors"] == whole.info["files"]["weights.safetensors"]
+
+
+def test_restore_refuses_a_checkpoint_of_schema_1_by_name(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    options: Any = {"seed": 5, "plan": None, "store": tmp_path, "checkpoint": EVERY_STEP}
+    with pytest.raises(Stop):
+        train_and_store(tiny, recipe, **options, advance=stop_after(100))
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["hbr_fast"])
+    del about["sha256"]
+    save_file(tensors, path, {"hbr_fast": json.dumps({**about, "schema": 1})})
+    with pytest.raises(ValueError, match=r"schema 1, which an earlier hbr-fast wrote: finish this .* or remove it"):
+        train_and_store(tiny, recipe, **options)
+
+
+def test_checkpoint_survives_full_disk_and_training_resumes(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     whole = train_and_store(tiny, recipe, seed=5, plan=None, store=tmp_path / "whole")
     options: Any = {"seed": 5, "plan": None, "store": tmp_path, "checkpoint": EVERY_STEP}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -195,7 +250,7 @@ def test_with_no_space_left_the_checkpoint_before_stays_and_the_training_goes_on
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     try:
-        with pytest.raises(OSError, match=r"no space left for the checkpoint .*the one before it is kept"):
+        with pytest.raises(OSError, match=r"no space left for the checkpoint .*the previous one is kept"):
             train_and_store(tiny, recipe, **options, advance=full_after_two)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -204,7 +259,7 @@ def test_with_no_space_left_the_checkpoint_before_stays_and_the_training_goes_on
     assert_same(whole, train_and_store(tiny, recipe, **options))
 
 
-def test_another_error_while_writing_is_not_called_lack_of_space(
+def test_checkpoint_other_write_errors_are_not_reported_as_full_disk(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
@@ -215,7 +270,7 @@ def test_another_error_while_writing_is_not_called_lack_of_space(
         train_and_store(tiny, recipe, seed=5, plan=None, store=tmp_path, checkpoint=EVERY_STEP)
 
 
-def test_ctrl_c_saves_before_it_is_obeyed(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_ctrl_c_saves_checkpoint_first(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     whole = train_and_store(tiny, recipe, seed=5, plan=None, store=tmp_path / "whole")
     advance = iter(range(99))
     with pytest.raises(KeyboardInterrupt):
@@ -231,7 +286,7 @@ def test_ctrl_c_saves_before_it_is_obeyed(tiny: Dataset, recipe: Recipe, tmp_pat
     assert_same(whole, train_and_store(tiny, recipe, seed=5, plan=None, store=tmp_path))
 
 
-def test_signals_mean_what_they_meant_afterwards(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in signals.HANDLED]
     train_ensemble(tiny, recipe, members=1, out=tmp_path)
     assert [signal.getsignal(number) for number in signals.HANDLED] == before
@@ -241,7 +296,7 @@ def test_signals_mean_what_they_meant_afterwards(tiny: Dataset, recipe: Recipe, 
 
 
 def begin_lives(connection: Any, data: Path, scratch: Path) -> None:
-    """A process that has imported and compiled everything, on one thread, and forks a life for every job it gets.
+    """A process that has imported and compiled everything, on one thread, and forks a training for every job.
 
     It writes no member: polars, which does that, cannot be forked once it has run.
     """
@@ -272,7 +327,7 @@ def live(data: Path, run: Path, die_in: tuple[str, int] | None) -> None:
         setattr(files.os, name, deadly)
     code = 1
     try:
-        train_ensemble(open_dataset(data), LONG, members=1, out=run, checkpoint=CheckpointEvery(minutes=0.0005))
+        train_ensemble(open_dataset(data), LONG, members=1, out=run, execution=Execution(checkpoint_minutes=0.0005))
         code = 0
     except signals.Terminated:
         code = signals.EXIT_CODE
@@ -292,7 +347,7 @@ def lives(tiny_path: Path, tmp_path: Path) -> Iterator[Any]:
 
 
 def one_life(lives: Any, run: Path, kill: signal.Signals | None, after: float, die_in: Any) -> int:
-    """Go on with the training, killed some time after its first checkpoint; its exit code."""
+    """Resume the training and kill it some time after its first checkpoint; returns its exit code."""
     stamp = time.time()
     lives.send((run, die_in))
     pid = lives.recv()
@@ -308,9 +363,7 @@ def one_life(lives: Any, run: Path, kill: signal.Signals | None, after: float, d
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_bits_of_an_undisturbed_training(
-    tiny_path: Path, tmp_path: Path, lives: Any
-) -> None:
+def test_train_member_killed_at_random_moments_matches_undisturbed(tiny_path: Path, tmp_path: Path, lives: Any) -> None:
     (whole,) = train_ensemble(open_dataset(tiny_path), LONG, members=1, out=tmp_path / "whole").members
     run, chance = tmp_path / "run", random.Random(7)
     writing = [(name, call) for name in ("fsync", "replace", "chmod") for call in (3, 6)]

@@ -1,16 +1,20 @@
-"""Which device a training computes on; what it does on a GPU is in tests/gpu."""
+"""Choice of device and precision for a training; tests on a GPU are in tests/gpu."""
 
+import dataclasses
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from hbr_fast import machine
-from hbr_fast.cli.options import number_at_once
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.training.device import Compute, gpu_memory_mb, gpu_utilisation, has_fast_bfloat16
-from hbr_fast.training.ensemble import train_ensemble
-from hbr_fast.training.recipe import Recipe
+from hbr_fast.files import read_json, write_json
+from hbr_fast.members.ensemble import train_ensemble
+from hbr_fast.members.execution import Execution
+from hbr_fast.members.store import member_key
+from hbr_fast.training.device import Compute, compute_dtype, gpu_memory_mb, gpu_utilisation, resolve_precision
+from hbr_fast.training.recipe import Precision, Recipe
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -23,7 +27,7 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     ("name", "gpus", "found"),
     [("auto", 0, "cpu"), ("cpu", 2, "cpu"), ("auto", 2, "cuda:0"), ("cuda", 2, "cuda:0"), ("cuda:1", 2, "cuda:1")],
 )
-def test_the_device_asked_for(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, found: str) -> None:
+def test_compute_resolves_requested_device(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, found: str) -> None:
     with_gpus(monkeypatch, gpus)
     assert Compute(name).resolved() == torch.device(found)
 
@@ -37,15 +41,13 @@ def test_the_device_asked_for(monkeypatch: pytest.MonkeyPatch, name: str, gpus: 
         ("gpu", 2, r"got 'gpu'"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, message: str
-) -> None:
+def test_compute_refuses_missing_device(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, message: str) -> None:
     with_gpus(monkeypatch, gpus)
     with pytest.raises(ValueError, match=message):
         Compute(name).resolved()
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_refuses_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, 2)
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
@@ -56,38 +58,77 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert Compute("cpu").resolved() == torch.device("cpu")
 
 
-def test_compile_is_for_one_process_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_compiles_only_for_one_process_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="compile is for one process on a GPU: leave it out"):
         Compute("cpu", compile=True).resolved()
     with_gpus(monkeypatch, 1)
     assert Compute(compile=True).resolved() == torch.device("cuda:0")
 
 
-def test_auto_at_once_is_one_on_a_gpu_where_nothing_is_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "usable_cpus", lambda: 8)
-    for gpus, stacked, at_once in ((0, False, 3), (1, False, 1), (1, True, 3)):
-        with_gpus(monkeypatch, gpus)
-        assert number_at_once("auto", 3, Compute(), stacked=stacked) == at_once
-    assert number_at_once(2, 3, Compute(), stacked=False) == 2
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+@pytest.mark.parametrize("on_processor", [True, False])
+def test_resolve_precision_follows_training_device(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, capability: tuple[int, int], on_processor: bool
+) -> None:
+    with_gpus(monkeypatch, 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device.index == 1 else (7, 0))
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda: on_processor)
+    auto = dataclasses.replace(recipe, precision="auto")
+    names = {True: "bfloat16", False: "float32"}
+    for device, fast in (("cpu", on_processor), ("cuda:1", capability >= (8, 0)), ("cuda:0", False)):
+        resolved = resolve_precision(auto, Compute(device).resolved())
+        assert resolved == dataclasses.replace(recipe, precision=cast(Precision, names[fast]))
+        assert compute_dtype(resolved) == (torch.bfloat16 if fast else torch.float32)
 
 
-def test_precision_follows_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for gpus in (0, 1):
-        with_gpus(monkeypatch, gpus)
-        for native in (True, False):
-            monkeypatch.setattr(machine, "has_fast_bfloat16", lambda found=native != bool(gpus): found)
-            monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, found=native: found)
-            assert has_fast_bfloat16() == native
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_resolve_precision_keeps_explicit_value(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, precision: Precision, dtype: torch.dtype
+) -> None:
+    for native in (True, False):
+        monkeypatch.setattr(machine, "has_fast_bfloat16", lambda native=native: native)
+        asked = dataclasses.replace(recipe, precision=precision)
+        assert resolve_precision(asked, torch.device("cpu")) == asked
+        assert compute_dtype(asked) == dtype
 
 
-def test_a_wrong_device_is_told_before_anything_trains(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_resolve_precision_needs_a_gpu_to_query(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
+    with_gpus(monkeypatch, 0)
+    auto = dataclasses.replace(recipe, precision="auto")
+    with pytest.raises(ValueError, match="this machine has none to ask: set precision to float32 or bfloat16"):
+        resolve_precision(auto, Execution(cluster="local", gpus_per_member=1).training_device())
+    assert resolve_precision(auto, Execution(cluster="local").training_device()).precision != "auto"
+
+
+def test_train_ensemble_on_the_cpu_with_a_gpu_keeps_cpu_precision(
+    monkeypatch: pytest.MonkeyPatch, tiny: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    with_gpus(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda: False)
+    auto = dataclasses.replace(recipe, precision="auto")
+    (member,) = train_ensemble(tiny, auto, members=1, out=tmp_path, execution=Execution(device="cpu")).members
+    assert member.info["precision"] == "float32"
+    for path in (tmp_path / "recipe.json", member.path / "recipe.json"):
+        assert Recipe.from_json(read_json(path)) == recipe
+    assert Recipe.from_json(member.scores().provenance["recipe"]) == recipe
+    assert member.key == member_key(tiny, recipe, seed=member.seed, plan=None)
+    # A run directory written before precisions were resolved holds the same members.
+    write_json(tmp_path / "recipe.json", auto.to_json())
+    assert train_ensemble(tiny, auto, members=1, out=tmp_path, execution=Execution(device="cpu")).members == (member,)
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda: True)
+    with pytest.raises(ValueError, match="another recipe \\(precision 'float32', not 'bfloat16'\\)"):
+        train_ensemble(tiny, auto, members=1, out=tmp_path, execution=Execution(device="cpu"))
+
+
+def test_invalid_device_is_reported_before_training(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="device must be auto"):
-        train_ensemble(tiny, recipe, members=1, out=tmp_path, compute=Compute("abacus"))
+        train_ensemble(tiny, recipe, members=1, out=tmp_path, execution=Execution(device="abacus"))
     assert not (tmp_path / "members").exists()
 
 
-def test_the_processor_is_named_and_has_no_figures_of_a_gpu(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_cpu_has_a_name_and_no_gpu_figures(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     assert gpu_memory_mb(torch.device("cpu")) is gpu_utilisation(torch.device("cpu")) is None
-    (member,) = train_ensemble(tiny, recipe, members=1, out=tmp_path, compute=Compute("cpu")).members
+    (member,) = train_ensemble(tiny, recipe, members=1, out=tmp_path, execution=Execution(device="cpu")).members
     assert member.info["device"] == "cpu"
     assert member.history()["gpu_memory_mb"].null_count() == recipe.epochs

@@ -1,4 +1,4 @@
-"""Fused batch norm against torch's own modules: the same numbers, and the same modules wherever it cannot be used."""
+"""Fused batch norm gives the numbers of torch's own modules, and falls back to them wherever it cannot be used."""
 
 import copy
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from hbr_fast.kernels import cpu_norm
-from hbr_fast.training import layers
-from hbr_fast.training.layers import FusedSequential, add_and_relu
-from hbr_fast.training.models import build_model
+from hbr_fast.kernels.norm import cpu_norm
+from hbr_fast.training.models import layers
+from hbr_fast.training.models.layers import FusedSequential, add_and_relu
+from hbr_fast.training.models.networks import build_model
 
 Tensors = list[torch.Tensor]
 
@@ -25,7 +25,7 @@ TAILS: dict[str, Callable[[], list[nn.Module]]] = {
 
 
 def images(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, seed: int = 0) -> torch.Tensor:
-    """Channels-last, mean 3: further from 0 than a standard deviation."""
+    """Channels-last, mean 3: more than a standard deviation from 0."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 3
     return values.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -58,7 +58,7 @@ def assert_close(fused: Tensors, expected: Tensors, tolerance: float) -> None:
 
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The modes of the fused operations that have run."""
+    """The modes of the fused operations that ran."""
     modes: list[int] = []
     norm = layers.norm
 
@@ -73,7 +73,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1.6e-2)])
-def test_it_computes_what_torchs_modules_do_in_double_precision(
+def test_fused_norm_matches_torch_in_double_precision(
     tail: str, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, fused_calls: list[int]
 ) -> None:
     if min(shape[2:]) == 1 and tail == "pool":
@@ -89,7 +89,7 @@ def test_it_computes_what_torchs_modules_do_in_double_precision(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1.6e-2)])
-def test_a_residual_sum_does_too(
+def test_fused_norm_with_residual_matches_torch(
     shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, fused_calls: list[int]
 ) -> None:
     ours = plain(shape[1])[0]
@@ -102,14 +102,14 @@ def test_a_residual_sum_does_too(
     assert_close(fused, expected, tolerance)
 
 
-def test_a_large_mean_does_not_swallow_the_variance() -> None:
+def test_fused_norm_variance_is_accurate_for_a_large_mean() -> None:
     x = images((8, 16, 4, 4)) + 3000
     theirs = plain(16)
     ours = FusedSequential(*copy.deepcopy(theirs))
     assert_close(results(ours, ours, x), results(theirs.double(), theirs, x.double()), 2e-3)
 
 
-def test_the_first_of_equal_pixels_takes_the_gradient_of_a_window() -> None:
+def test_fused_norm_pool_gradient_goes_to_first_of_equal_pixels() -> None:
     x = torch.zeros(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
     x[0, :, 0, 1] = x[0, :, 1, 0] = x[0, :, 2, 2] = x[0, :, 2, 3] = x[0, :, 3, 2] = 1.0
     theirs = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
@@ -117,7 +117,7 @@ def test_the_first_of_equal_pixels_takes_the_gradient_of_a_window() -> None:
     assert_close(results(ours, ours, x), results(theirs.double(), theirs, x.double()), 2e-6)
 
 
-def test_not_a_number_is_not_hidden() -> None:
+def test_fused_norm_propagates_nan() -> None:
     x = images((2, 16, 4, 4), torch.bfloat16)
     x[1, 3, 2, 2] = float("nan")
     y = FusedSequential(*plain(16, "pool"))(x)
@@ -126,7 +126,7 @@ def test_not_a_number_is_not_hidden() -> None:
 
 
 @pytest.mark.parametrize("tail", TAILS)
-def test_the_bits_do_not_depend_on_the_threads(tail: str) -> None:
+def test_fused_norm_does_not_depend_on_threads(tail: str) -> None:
     x, threads = images((70, 32, 6, 6), torch.bfloat16), torch.get_num_threads()
     found = []
     try:
@@ -150,7 +150,7 @@ def test_the_bits_do_not_depend_on_the_threads(tail: str) -> None:
     ],
     ids=["evaluation", "contiguous", "float64", "12 channels"],
 )
-def test_what_it_cannot_do_runs_module_by_module(
+def test_fused_norm_falls_back_to_modules(
     change: Callable[..., tuple[nn.Module, torch.Tensor]], shape: tuple[int, ...], fused_calls: list[int]
 ) -> None:
     theirs = plain(shape[1], "pool")
@@ -161,14 +161,14 @@ def test_what_it_cannot_do_runs_module_by_module(
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True)])
-def test_another_pool_stays_a_module(pool: nn.Module, fused_calls: list[int]) -> None:
+def test_fused_norm_leaves_other_pools_as_modules(pool: nn.Module, fused_calls: list[int]) -> None:
     ours = FusedSequential(*plain(16), pool)
     x = images((2, 16, 7, 7))
     torch.testing.assert_close(ours(x), pool(plain(16)(x)))
     assert fused_calls == [cpu_norm.RELU]
 
 
-def test_torch_func_and_fake_tensors_run_module_by_module(fused_calls: list[int]) -> None:
+def test_fused_norm_falls_back_under_torch_func_and_fake_tensors(fused_calls: list[int]) -> None:
     net = FusedSequential(nn.BatchNorm2d(16, momentum=0.1), nn.ReLU())
     stacked = {name: torch.stack([tensor.detach()] * 3) for name, tensor in net.state_dict().items()}
     x = images((2, 16, 4, 4))
@@ -185,7 +185,7 @@ def test_torch_func_and_fake_tensors_run_module_by_module(fused_calls: list[int]
     assert len(fused_calls) == 1
 
 
-def test_one_value_a_channel_is_refused_as_torch_does() -> None:
+def test_fused_norm_refuses_one_value_per_channel_like_torch() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         FusedSequential(*plain(16))(images((1, 16, 1, 1)))
 
@@ -203,14 +203,14 @@ def test_one_value_a_channel_is_refused_as_torch_does() -> None:
         ),
     ],
 )
-def test_every_batch_norm_of_the_networks_is_fused(name: str, modes: list[int], fused_calls: list[int]) -> None:
+def test_networks_fuse_every_batch_norm(name: str, modes: list[int], fused_calls: list[int]) -> None:
     net = build_model(name, channels=3, image_size=(16, 16), classes=4).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         net(images((4, 3, 16, 16), torch.bfloat16)).sum().backward()
     assert fused_calls == modes
 
 
-def test_torchs_default_type_takes_no_part(double_by_default: Callable[[], AbstractContextManager[None]]) -> None:
+def test_fused_norm_ignores_default_dtype(double_by_default: Callable[[], AbstractContextManager[None]]) -> None:
     x, found = images((5, 32, 8, 8)), []
     for context in (nullcontext, double_by_default):
         modules, leaf = FusedSequential(*plain(32)), x.clone().requires_grad_()

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from hbr_fast.training.models import build_model, resnet18_features
+from hbr_fast.training.models.networks import build_model, resnet18_features
 
 
 def parameters(model: nn.Module) -> int:
@@ -23,11 +23,13 @@ def model(name: str, *, channels: int = 3, size: int = 32, classes: int = 10) ->
         ("vgg-4-8", 1, (28, 28), 10),
         ("vgg-4", 3, (4, 6), 5),
         ("vgg-4-8", 2, (10, 14), 3),
+        ("whitened-4-8", 3, (8, 10), 3),
+        ("whitened-16-32-32", 1, (28, 28), 10),
         ("resnet18", 3, (16, 16), 7),
     ],
 )
 @pytest.mark.parametrize("batch", [2, 5])
-def test_images_in_logits_out(name: str, channels: int, size: tuple[int, int], classes: int, batch: int) -> None:
+def test_models_map_images_to_logits(name: str, channels: int, size: tuple[int, int], classes: int, batch: int) -> None:
     net = build_model(name, channels=channels, image_size=size, classes=classes)
     logits = net(torch.zeros(batch, channels, *size))
     assert logits.shape == (batch, classes)
@@ -40,7 +42,7 @@ def test_vgg_refuses_odd_sides(size: tuple[int, int]) -> None:
         build_model("vgg-4-8", channels=2, image_size=size, classes=3)
 
 
-def test_resnet18_has_as_many_parameters_as_torchvisions_with_a_small_stem() -> None:
+def test_resnet18_parameter_count_matches_torchvision_with_small_stem() -> None:
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     # By hand: 11,689,512 with 1000 classes and a 7x7 stem, less 513 * 990 and 64 * 3 * (49 - 9).
@@ -50,7 +52,7 @@ def test_resnet18_has_as_many_parameters_as_torchvisions_with_a_small_stem() -> 
     assert parameters(model("resnet18", channels=1)) == 11_173_962 - 2 * 9 * 64
 
 
-def test_resnet18_computes_what_torchvisions_does_with_a_small_stem() -> None:
+def test_resnet18_matches_torchvision_with_small_stem() -> None:
     """Same weights in the same order of layers, same logits: stem 3x3 stride 1, no max-pool."""
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
@@ -68,7 +70,7 @@ def sorted_shapes(net: nn.Module) -> list[tuple[int, ...]]:
     return sorted(tuple(tensor.shape) for tensor in net.state_dict().values())
 
 
-def test_resnet18_keeps_the_full_resolution_in_its_first_stage() -> None:
+def test_resnet18_keeps_full_resolution_in_first_stage() -> None:
     features = resnet18_features(3)
     sizes = []
     images = torch.zeros(2, 3, 32, 32)
@@ -100,12 +102,12 @@ def test_resnet18_keeps_the_full_resolution_in_its_first_stage() -> None:
         ("vgg-4-8", 9 * 4 * 4 + 8 + 9 * 4 * 4 + 8 + 9 * 4 * 8 + 16 + 9 * 8 * 8 + 16 + (8 * 3 * 3 + 1) * 10),
     ],
 )
-def test_parameter_counts_by_hand(name: str, count: int) -> None:
+def test_models_parameter_counts_by_hand(name: str, count: int) -> None:
     assert parameters(model(name, channels=1, size=28)) == count
 
 
 @pytest.mark.parametrize("name", ["cnn-4-8", "vgg-4-8", "resnet18"])
-def test_logits_are_float32_under_bfloat16_autocast_though_features_are_not(name: str) -> None:
+def test_models_return_float32_logits_under_bfloat16_autocast(name: str) -> None:
     net = model(name, channels=1, size=16)
     seen = []
     net.get_submodule("features").register_forward_hook(lambda _, __, features: seen.append(features.dtype))
@@ -113,7 +115,7 @@ def test_logits_are_float32_under_bfloat16_autocast_though_features_are_not(name
         logits = net(torch.randn(4, 1, 16, 16, dtype=torch.bfloat16))
     assert seen == [torch.bfloat16]
     assert logits.dtype == torch.float32
-    # Rounded to bfloat16 they would not change by another rounding.
+    # If they were bfloat16, rounding again would not change them.
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
@@ -125,7 +127,7 @@ def test_logits_are_float32_under_bfloat16_autocast_though_features_are_not(name
         ("vgg-4-8", (28, 7), "halves the image 3 times: images of 28x7 are too small, it needs at least 8 pixels"),
     ],
 )
-def test_too_small_images_are_refused(name: str, size: tuple[int, int], message: str) -> None:
+def test_models_refuse_images_that_are_too_small(name: str, size: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(name, channels=1, image_size=size, classes=2)
 
@@ -133,6 +135,8 @@ def test_too_small_images_are_refused(name: str, size: tuple[int, int], message:
 @pytest.mark.parametrize(
     "name", ["resnet", "resnet18-4", "cnn", "vgg", "cnn-", "cnn-4-x", "cnn-0", "cnn--4", "mlp-8", ""]
 )
-def test_an_unknown_model_is_refused_with_the_list(name: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown model '.*': there are resnet18, cnn-W-W-\.\.\. and vgg-W-W"):
+def test_unknown_model_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown model '.*': there are resnet18 and cnn-W-W-\.\.\., vgg-W-W-\.\.\., whitened-W-W"
+    ):
         model(name)

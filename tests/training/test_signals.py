@@ -8,7 +8,7 @@ from hbr_fast.training.signals import Terminated, unwrapped
 
 @contextmanager
 def library() -> Iterator[None]:
-    """Wraps what comes, once by its cause and once by its context alone."""
+    """Wraps an exception twice: with it as the cause, and then only as the context."""
     try:
         try:
             yield
@@ -18,11 +18,11 @@ def library() -> Iterator[None]:
         raise ConnectionError("the task has failed")  # noqa: B904
 
 
-def test_sigterm_that_a_library_wrapped_is_raised_as_itself() -> None:
+def test_unwrapped_reraises_sigterm() -> None:
     with pytest.raises(Terminated), unwrapped(), library():
         raise Terminated
 
 
-def test_other_exceptions_come_out_as_they_are() -> None:
+def test_unwrapped_keeps_other_exceptions() -> None:
     with pytest.raises(ConnectionError, match="the task has failed"), unwrapped(), library():
         raise ValueError

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,20 @@ from torch.nn import functional
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.plan import Plan
 from hbr_fast.hardness import HardnessRecorder
-from hbr_fast.loaders.batch import Augment, Batch
+from hbr_fast.loaders.augment import Augment
+from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
-from hbr_fast.plan import Plan
-from hbr_fast.training import fit, trainer
-from hbr_fast.training.fit import check_fit
-from hbr_fast.training.models import build_model
+from hbr_fast.members import preflight as fit
+from hbr_fast.members.preflight import check_fit
+from hbr_fast.training import trainer
+from hbr_fast.training.build import initial_model, make_loss, make_optimizer
+from hbr_fast.training.mixing import Mixing
+from hbr_fast.training.models.networks import build_model
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Member, compute_dtype, initial_model, train_member
+from hbr_fast.training.step import train_step
+from hbr_fast.training.trainer import Member, train_member
 
 
 def assert_identical(a: Member, b: Member) -> None:
@@ -35,7 +41,7 @@ def first_weights(member: Member) -> torch.Tensor:
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-    """Spy: (logits, labels, ids, epoch) of every record call that a training makes."""
+    """(logits, labels, ids, epoch) of every record call of a training."""
     calls: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
 
     class Spy(HardnessRecorder):
@@ -48,18 +54,18 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarr
     return calls
 
 
-def test_the_same_seed_gives_the_same_bits(tiny: Dataset, recipe: Recipe) -> None:
+def test_train_member_same_seed_gives_same_bits(tiny: Dataset, recipe: Recipe) -> None:
     assert_identical(train_member(tiny, recipe, seed=5), train_member(tiny, recipe, seed=5))
 
 
-def test_another_seed_gives_other_weights_order_and_scores(tiny: Dataset, recipe: Recipe) -> None:
+def test_train_member_seed_changes_weights_order_and_scores(tiny: Dataset, recipe: Recipe) -> None:
     a, b = train_member(tiny, recipe, seed=5), train_member(tiny, recipe, seed=6)
     assert not torch.equal(first_weights(a), first_weights(b))
     assert not np.array_equal(a.test_logits, b.test_logits)
     assert not np.array_equal(a.scores.per_sample("aum"), b.scores.per_sample("aum"))
 
 
-def test_the_callers_random_state_neither_matters_nor_changes(tiny: Dataset, recipe: Recipe) -> None:
+def test_train_member_ignores_and_keeps_global_random_state(tiny: Dataset, recipe: Recipe) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     a = train_member(tiny, recipe, seed=5)
@@ -68,17 +74,17 @@ def test_the_callers_random_state_neither_matters_nor_changes(tiny: Dataset, rec
     assert_identical(a, train_member(tiny, recipe, seed=5))
 
 
-def test_baseline_and_treatment_of_one_seed_start_from_the_same_weights(
+def test_train_member_baseline_and_treatment_share_initial_weights(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = []
-    real = trainer.make_optimiser
+    real = trainer.make_optimizer
 
-    def spy(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    def spy(recipe: Recipe, model: torch.nn.Module) -> torch.optim.Optimizer:
         starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return real(model, recipe)
+        return real(recipe, model)
 
-    monkeypatch.setattr(trainer, "make_optimiser", spy)
+    monkeypatch.setattr(trainer, "make_optimizer", spy)
     baseline = train_member(tiny, recipe, seed=5)
     treatment = train_member(tiny, recipe, seed=5, plan=Plan.of_rows(np.arange(60)))
     train_member(tiny, recipe, seed=6)
@@ -87,7 +93,7 @@ def test_baseline_and_treatment_of_one_seed_start_from_the_same_weights(
     assert not torch.equal(first_weights(baseline), first_weights(treatment)), "they trained on different rows"
 
 
-def test_every_sample_is_observed_once_an_epoch_also_those_of_the_last_partial_batch(
+def test_train_member_observes_every_sample_once_per_epoch(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded(monkeypatch)
@@ -98,9 +104,7 @@ def test_every_sample_is_observed_once_an_epoch_also_those_of_the_last_partial_b
     assert not np.isnan(member.scores.per_sample("aum")).any()
 
 
-def test_a_sample_drawn_k_times_an_epoch_gives_k_observations_and_one_never_drawn_none(
-    tiny: Dataset, recipe: Recipe
-) -> None:
+def test_train_member_observes_repeated_samples_each_time(tiny: Dataset, recipe: Recipe) -> None:
     rows = np.concatenate([np.repeat(7, 3), np.repeat(8, 2), np.arange(20, 80)])
     member = train_member(tiny, recipe, seed=1, plan=Plan.of_rows(rows))
     expected = recipe.epochs * np.bincount(rows, minlength=120)
@@ -108,15 +112,13 @@ def test_a_sample_drawn_k_times_an_epoch_gives_k_observations_and_one_never_draw
     np.testing.assert_array_equal(np.isnan(member.scores.per_sample("aum")), expected == 0)
 
 
-def test_recorded_are_the_logits_of_the_step_itself(
+def test_train_member_records_logits_of_the_step(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the augmented batch, in train mode, before the update: computed again from the seed alone."""
+    """Logits of the augmented batch, in train mode, before the update; recomputed from the seed alone."""
     calls = recorded(monkeypatch)
     train_member(tiny, recipe, seed=3)
-    loader = Loader(
-        tiny.train, augment=Augment(flip=recipe.flip, pad=recipe.pad), batch_size=50, seed=3, channels_last=True
-    )
+    loader = Loader(tiny.train, augment=recipe.augment, batch_size=50, seed=3, channels_last=True)
     batch = next(iter(loader.epoch(0)))
     model = initial_model(recipe, tiny.train, seed=3)
     logits, labels, ids, _ = calls[0]
@@ -128,7 +130,7 @@ def test_recorded_are_the_logits_of_the_step_itself(
     assert not np.allclose(logits, other_mode, rtol=1e-3)
 
 
-def test_scores_are_the_means_over_the_recorded_logits(
+def test_train_member_scores_are_means_over_recorded_logits(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded(monkeypatch)
@@ -144,7 +146,7 @@ def test_scores_are_the_means_over_the_recorded_logits(
         np.testing.assert_allclose(scores.per_sample(name), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_label_smoothing_changes_the_training_and_not_what_a_logit_scores(
+def test_train_member_label_smoothing_changes_training_but_not_scoring(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded(monkeypatch)
@@ -161,7 +163,7 @@ def test_label_smoothing_changes_the_training_and_not_what_a_logit_scores(
     assert smooth.history[0].train_loss != plain.history[0].train_loss
 
 
-def test_history_tells_the_mean_loss_and_accuracy_of_the_rows_and_the_rate(
+def test_train_member_history_has_loss_accuracy_and_rate(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded(monkeypatch)
@@ -179,7 +181,7 @@ def test_history_tells_the_mean_loss_and_accuracy_of_the_rows_and_the_rate(
         assert record.images_per_second == pytest.approx(120 / record.seconds)
 
 
-def test_test_logits_are_those_of_the_final_weights_in_eval_mode(tiny: Dataset, recipe: Recipe) -> None:
+def test_train_member_test_logits_are_from_final_weights_in_eval_mode(tiny: Dataset, recipe: Recipe) -> None:
     member = train_member(tiny, recipe, seed=3)
     model = build_model(recipe.model, channels=1, image_size=(8, 8), classes=3)
     model.load_state_dict(dict(member.weights))
@@ -191,9 +193,9 @@ def test_test_logits_are_those_of_the_final_weights_in_eval_mode(tiny: Dataset, 
     np.testing.assert_allclose(member.test_logits, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_it_learns(tmp_path: Any, recipe: Recipe) -> None:
+def test_train_member_learns(tmp_path: Any, recipe: Recipe) -> None:
     data = convert("synthetic", tmp_path / "d.hbr", classes=3, train_per_class=200, test_per_class=50, shape=(1, 8, 8))
-    longer = dataclasses.replace(recipe, model="cnn-8-16", epochs=8, batch_size=32, flip=0.0, pad=0)
+    longer = dataclasses.replace(recipe, model="cnn-8-16", epochs=8, batch_size=32, augment=Augment())
     member = train_member(data, longer, seed=1)
     losses = [record.train_loss for record in member.history]
     assert losses[-1] < 0.7 * losses[0]
@@ -201,30 +203,30 @@ def test_it_learns(tmp_path: Any, recipe: Recipe) -> None:
     assert (member.test_logits.argmax(1) == data.test.labels).mean() > 0.6
 
 
-def test_a_diverging_training_is_an_error_that_names_the_epoch_and_the_rate(tiny: Dataset, recipe: Recipe) -> None:
+def test_train_member_divergence_names_epoch_and_rate(tiny: Dataset, recipe: Recipe) -> None:
     steep = dataclasses.replace(recipe, lr=1e25, epochs=3)
     with pytest.raises(FloatingPointError, match=r"epoch 0, step 1: the loss is nan; lower .* \(1e\+25\)"):
         train_member(tiny, steep, seed=1)
 
 
-def test_a_training_that_diverges_in_its_last_update_is_an_error_too(tiny: Dataset, recipe: Recipe) -> None:
+def test_train_member_detects_divergence_in_last_update(tiny: Dataset, recipe: Recipe) -> None:
     steep = dataclasses.replace(recipe, lr=1e30, epochs=1, batch_size=120)
     with pytest.raises(FloatingPointError, match="diverged"):
         train_member(tiny, steep, seed=1)
 
 
 @pytest.mark.parametrize("batch_size", [121, 100_000])
-def test_a_batch_larger_than_the_split_is_refused(tiny: Dataset, recipe: Recipe, batch_size: int) -> None:
+def test_train_member_refuses_batch_larger_than_split(tiny: Dataset, recipe: Recipe, batch_size: int) -> None:
     with pytest.raises(ValueError, match=rf"batch_size must be in \[1, 120\].*'train', got {batch_size}"):
         train_member(tiny, dataclasses.replace(recipe, batch_size=batch_size), seed=1)
 
 
-def test_a_model_that_does_not_fit_the_images_is_refused(tiny: Dataset, recipe: Recipe) -> None:
+def test_check_fit_refuses_model_unsuitable_for_images(tiny: Dataset, recipe: Recipe) -> None:
     with pytest.raises(ValueError, match="images of 8x8 are too small"):
         train_member(tiny, dataclasses.replace(recipe, model="cnn-4-4-4-4"), seed=1)
 
 
-def test_a_last_batch_of_one_row_is_refused_where_it_has_no_batch_statistics(tiny: Dataset, recipe: Recipe) -> None:
+def test_check_fit_refuses_last_batch_of_one_row_without_statistics(tiny: Dataset, recipe: Recipe) -> None:
     """ResNet-18 brings 8x8 pixels down to one: batch norm then has one value a channel."""
     odd = Plan.of_rows(np.arange(101))
     deep = dataclasses.replace(recipe, model="resnet18")
@@ -235,14 +237,14 @@ def test_a_last_batch_of_one_row_is_refused_where_it_has_no_batch_statistics(tin
         check_fit(tiny, deep, odd)
     check_fit(tiny, dataclasses.replace(deep, batch_size=51), odd)
     check_fit(tiny, recipe, odd)  # this one keeps four pixels
-    with pytest.raises(ValueError, match="more than 1 value per channel"):  # what the check saves from
+    with pytest.raises(ValueError, match="more than 1 value per channel"):  # the error that the check prevents
         train_member(tiny, dataclasses.replace(deep, epochs=1), seed=1, plan=Plan.of_rows(np.arange(51)))
 
 
-def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(
+def test_check_fit_refuses_model_too_large_for_machine(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"a layer of width 99999999: there are widths of 1 to 8192"):
+    with pytest.raises(ValueError, match=r"a layer of width 99999999: widths are 1 to 8192"):
         check_fit(tiny, dataclasses.replace(recipe, model="cnn-99999999"), None)
     wide = dataclasses.replace(recipe, model="cnn-8192-8192")
     monkeypatch.setattr(fit, "memory_bytes", lambda: 5e9)
@@ -251,23 +253,7 @@ def test_a_model_too_large_for_the_machine_is_refused_before_it_is_built(
         check_fit(tiny, wide, None)
 
 
-@pytest.mark.parametrize(
-    ("precision", "native", "expected"),
-    [
-        ("auto", True, torch.bfloat16),
-        ("auto", False, torch.float32),
-        ("float32", True, torch.float32),
-        ("bfloat16", False, torch.bfloat16),
-    ],
-)
-def test_precision_resolves_to_what_the_processor_does_or_to_the_choice(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, precision: Any, native: bool, expected: torch.dtype
-) -> None:
-    monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda: native)
-    assert compute_dtype(dataclasses.replace(recipe, precision=precision)) == expected
-
-
-def test_bfloat16_computes_features_in_bfloat16_and_keeps_weights_and_logits_in_float32(
+def test_train_member_bfloat16_keeps_weights_and_logits_in_float32(
     tiny: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded(monkeypatch)
@@ -282,23 +268,42 @@ def test_bfloat16_computes_features_in_bfloat16_and_keeps_weights_and_logits_in_
 
 
 def run_fake_steps(step: Any, recipe: Recipe, dtype: torch.dtype) -> None:
-    """Two steps without any data: whatever would need a value on the host raises."""
-    with FakeTensorMode():
+    """Two steps without real data: anything that needs a value on the host raises."""
+    loss = make_loss(recipe, class_counts=np.array([30, 50, 40]))
+    with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(recipe.model, channels=1, image_size=(8, 8), classes=3)
-        optimiser = trainer.make_optimiser(model, recipe)
+        optimizer = make_optimizer(recipe, model)
         recorder = HardnessRecorder(120, 3)
         numbers = [torch.empty(50, dtype=torch.int64) for _ in range(3)]
         batch = Batch(torch.empty(50, 1, 8, 8, dtype=dtype), *numbers)
         out: Any = {"loss_out": torch.zeros(()), "right_out": torch.zeros((), dtype=torch.int64)}
         for epoch in range(2):
-            step(model, optimiser, recorder, batch, epoch=epoch, recipe=recipe, dtype=dtype, **out)
+            step(model, optimizer, recorder, batch, loss=loss, epoch=epoch, dtype=dtype, **out)
         assert model.head.weight.grad is not None, "the backward pass ran"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_trap_21_the_step_reads_nothing_back(recipe: Recipe, dtype: torch.dtype, smoothing: float) -> None:
-    run_fake_steps(trainer.train_step, dataclasses.replace(recipe, label_smoothing=smoothing), dtype)
+def test_trap_21_step_reads_nothing_back(recipe: Recipe, dtype: torch.dtype, smoothing: float) -> None:
+    run_fake_steps(train_step, dataclasses.replace(recipe, label_smoothing=smoothing), dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {"accumulate": 3, "clip_norm": 0.5}),
+        ({}, {"mixing": Mixing(np.arange(50)[::-1].copy(), 0.7, None)}),
+        ({}, {"mixing": Mixing(np.arange(50)[::-1].copy(), 0.75, (0, 4, 2, 6))}),
+        ({"loss": "focal", "loss_args": {"class_weight": [1, 2, 3]}}, {}),
+        ({"loss": "logit-adjusted"}, {}),
+        ({"optimizer": "adamw", "no_decay": "norm-and-bias"}, {}),
+    ],
+    ids=str,
+)
+def test_trap_21_step_of_any_recipe_reads_nothing_back(
+    recipe: Recipe, changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    run_fake_steps(functools.partial(train_step, **options), dataclasses.replace(recipe, **changes), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -312,16 +317,16 @@ def test_trap_21_the_step_reads_nothing_back(recipe: Recipe, dtype: torch.dtype,
         lambda loss: loss[loss > 0].sum().item(),
     ],
 )
-def test_trap_21_the_check_itself_catches_a_read(recipe: Recipe, read: Any) -> None:
+def test_trap_21_check_catches_a_read(recipe: Recipe, read: Any) -> None:
     def step(*args: Any, **options: Any) -> None:
-        trainer.train_step(*args, **options)
+        train_step(*args, **options)
         read(options["loss_out"])
 
     with pytest.raises(RuntimeError):  # DataDependentOutputException is one
         run_fake_steps(step, recipe, torch.float32)
 
 
-def test_the_online_mode_draws_hard_classes_more_as_training_goes_on(tiny: Dataset, recipe: Recipe) -> None:
+def test_online_mode_draws_hard_classes_more_over_time(tiny: Dataset, recipe: Recipe) -> None:
     online = dataclasses.replace(recipe, epochs=4, online_every=2, online_alpha=0.5, online_max_change=0.25)
     scores = train_member(tiny, online, seed=3).scores
     plain = train_member(tiny, dataclasses.replace(recipe, epochs=2), seed=3).scores
@@ -335,8 +340,8 @@ def test_the_online_mode_draws_hard_classes_more_as_training_goes_on(tiny: Datas
     assert (abs(late / 2 - sizes) <= 0.25 * sizes).all()
 
 
-def test_the_online_mode_is_off_by_default_and_refuses_a_plan(tiny: Dataset, recipe: Recipe) -> None:
+def test_online_mode_is_off_by_default_and_refuses_a_plan(tiny: Dataset, recipe: Recipe) -> None:
     assert recipe.online_every == 0
     online = dataclasses.replace(recipe, online_every=1)
-    with pytest.raises(ValueError, match="does not go with a plan"):
+    with pytest.raises(ValueError, match="cannot be combined with a plan"):
         check_fit(tiny, online, Plan.of_rows(np.arange(len(tiny.train))))

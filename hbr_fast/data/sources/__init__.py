@@ -5,10 +5,12 @@ from collections.abc import Callable
 from hbr_fast.data.sources.beton import beton
 from hbr_fast.data.sources.cifar import cifar10, cifar100
 from hbr_fast.data.sources.folder import folder
+from hbr_fast.data.sources.huggingface import huggingface
 from hbr_fast.data.sources.idx import fashion_mnist, mnist
 from hbr_fast.data.sources.npz import npz
-from hbr_fast.data.sources.source import Source, SourceSplit, array_split, checked_labels
+from hbr_fast.data.sources.source import EncodedSplit, Findings, Source, SourceSplit, array_split, checked_labels
 from hbr_fast.data.sources.synthetic import synthetic
+from hbr_fast.data.sources.torchvision import torchvision
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "fashion-mnist": fashion_mnist,
@@ -18,11 +20,15 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": folder,
     "npz": npz,
     "beton": beton,
+    "torchvision": torchvision,
+    "huggingface": huggingface,
     "synthetic": synthetic,
 }
 
 __all__ = [
     "SOURCES",
+    "EncodedSplit",
+    "Findings",
     "Source",
     "SourceSplit",
     "array_split",
@@ -32,7 +38,9 @@ __all__ = [
     "cifar100",
     "fashion_mnist",
     "folder",
+    "huggingface",
     "mnist",
     "npz",
     "synthetic",
+    "torchvision",
 ]

@@ -1,183 +1,344 @@
-"""A folder of image files: `train/CLASS/...` and `test/CLASS/...`, in any format that Pillow reads."""
+"""Labelled folders and archives of pictures, in the common layouts."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
-from hbr_fast.data.sources.source import Source, SourceSplit, rows_per_block
-from hbr_fast.files import content_hash
-
-Mode = Literal["auto", "rgb", "gray"]
-
-_GRAY_MODES = {"1", "L"}
-# More than 8 bits a channel: Pillow would cut values off at 255 without a word.
-_DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-
-_Result = TypeVar("_Result")
+from hbr_fast import progress
+from hbr_fast.data.sources.archives import open_tree
+from hbr_fast.data.sources.classes import Labelled, checked_changes, only_common, unified
+from hbr_fast.data.sources.encoded import Mode, picture_source
+from hbr_fast.data.sources.labels import LabelFiles, labelled_by_table
+from hbr_fast.data.sources.layouts import (
+    LAYOUTS,
+    TEST_NAMES,
+    Place,
+    class_folders,
+    find_splits,
+    find_table,
+    list_folders,
+)
+from hbr_fast.data.sources.pictures import MAX_PIXELS, Decoding, Fit
+from hbr_fast.data.sources.source import Source
+from hbr_fast.data.sources.stored import Storing
+from hbr_fast.data.sources.tables import near_names, normal
+from hbr_fast.data.sources.trees import PassedOver
 
 
 def folder(
     *,
     root: str | os.PathLike[str] | None = None,
+    train_dir: str | os.PathLike[str] | None = None,
+    test_dir: str | os.PathLike[str] | None = None,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    class_names: str | None = None,
+    file_column: str | None = None,
+    label_column: str | None = None,
+    merge: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    rename: Sequence[str] = (),
+    common_classes: bool = False,
     size: tuple[int, int] | None = None,
+    resize: Fit = "stretch",
     mode: Mode = "auto",
+    background: tuple[int, int, int] | None = None,
+    bit_depth: int | None = None,
+    max_pixels: int | None = None,
+    skip_bad: bool = False,
+    follow_links: bool = False,
+    store: Literal["raw", "encoded"] = "raw",
+    shortest: int | None = None,
+    quality: int | None = None,
 ) -> Source:
-    """Images sorted into one sub-folder a class.
+    """Pictures with labels from their folders or from a table.
 
     Parameters
     ----------
     root : path
-        Holds `train` and `test` (or `val`, read only where there is no `test`), each with the same
-        sub-folders, whose names are the classes in sorted order. Images are searched at any depth below;
-        names that begin with a dot, and files whose suffix no Pillow format has, are passed over.
+        A folder, or a zip or tar archive, which is read in place. It holds one of
+
+        * `train/CLASS/...` and `test/CLASS/...`, upper or lower case; `training` and `testing`, `val`, `valid` or
+          `validation` work too; of several test splits the first of these that has labels is used;
+        * `CLASS/...`, which is a train split only;
+        * pictures without class folders, with `labels` (or, for a split, a table under a usual name in it or
+          beside it: `val_annotations.txt`, `LOC_val_solution.csv`, `val.csv`, `val.txt`, `labels.csv`).
+
+        Pictures are searched at any depth below a class. Hidden files and files that are not pictures are passed over,
+        counted and reported; if the suffix does not identify a picture, its content does.
+    train_dir, test_dir : path, optional
+        Folders or archives of the two splits, if they do not share one root.
+    labels, test_labels : str, optional
+        A table with a label for each file, CSV, text or Parquet: on disk, or a path in the root. `labels` is for the
+        train split or for all files, `test_labels` for the test split. A column `split` assigns files to splits.
+    class_names : str, optional
+        A file with the names of numbered classes, JSON or text.
+    file_column, label_column : str, optional
+        Columns of the tables, if they have no usual name.
+    merge, rename : sequence of str
+        "NEW=OLD" and "NEW=OLD,OLD,...".
+    drop : sequence of str
+        Classes to leave out.
+    common_classes : bool
+        Leave out classes that are not in every split, e.g. those of a full test split beside some classes of train.
     size : (H, W), optional
-        Every image is resized to this, without keeping its aspect ratio (bilinear, antialiased). Not given:
-        all images must have one size already.
+        Every picture is resized to this (bilinear, antialiased). By default all must already have the same size.
+    resize : {"stretch", "crop", "pad"}
+        How to resize if the aspect ratio differs.
     mode : {"auto", "rgb", "gray"}
-        "auto": RGB, unless every image is gray already. An alpha channel is dropped.
+        "auto": RGB, unless every picture is already gray.
+    background : (R, G, B), optional
+        Fills transparent parts and the padding of padded pictures. By default alpha is dropped and padding is black.
+    bit_depth : int, optional
+        9 to 16: significant bits of channels with more than 8 bits, of which the highest 8 are kept.
+    max_pixels : int, optional
+        The largest picture that is decoded; default 178,956,970.
+    skip_bad : bool
+        Leave unusable files out and list them in `skipped.csv` in the dataset.
+    follow_links : bool
+        Follow links that lead out of the folder. Links within it are always followed.
+    store : {"raw", "encoded"}
+        Pixels of one size, or encoded pictures in their own sizes (docs/photos.md): JPEGs as they are, others as PNG.
+    shortest : int, optional
+        For encoded pictures: make larger ones smaller, until their shortest side has this many pixels, and store all as
+        JPEG.
+    quality : int, optional
+        Of these JPEGs, 1 to 95; default 90.
 
     Raises
     ------
     FileNotFoundError
-        If `root` or one of its two splits is missing.
+        If `root` or its train split is missing.
     ValueError
-        If an image cannot be read (the message names the first and says how many), holds more than 8 bits a
-        channel, or sizes differ; if the splits' classes differ; if an option is out of range.
+        If the layout is not one of these, the splits' classes differ, or an option is out of range; while images are
+        read, if files are unusable (the message names them) or sizes differ.
+
+    Notes
+    -----
+    Pictures are upright: the EXIF orientation is applied. Of several frames the first is used.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for number in range(10):
+    ...         path = Path(root) / ("cat", "dog")[number % 2] / f"{number}.png"
+    ...         path.parent.mkdir(exist_ok=True)
+    ...         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    ...     source = folder(root=root)
+    >>> source.classes, len(source.splits["train"])
+    (('cat', 'dog'), 10)
     """
-    if root is None:
-        raise ValueError("folder: say where the images are with --root (it holds train/CLASS and test/CLASS)")
+    how = _checked_decoding(size, resize, background, bit_depth, max_pixels)
+    storing = _checked_storing(store, how, shortest, quality)
     if mode not in ("auto", "rgb", "gray"):
         raise ValueError(f"folder: mode must be auto, rgb or gray, got {mode!r}")
+    changes = checked_changes(merge, drop, rename)
+    passed, notes = PassedOver(), list[str]()
+    train, test, name = _places(root, train_dir, test_dir, passed, test_labels=test_labels, follow_links=follow_links)
+    files = LabelFiles(labels, test_labels, class_names, file_column, label_column)
+    labelled = _labelled(train, test, files, passed, notes)
+    places = {"train": train.path.name, "test": train.path.name if test is None else test.path.name}
+    labelled = changes.apply(labelled)
+    if common_classes:
+        labelled, said = only_common(labelled, places=places)
+        notes += said
+    classes, found = unified(labelled, places=places)
+    count = sum(len(listing.paths) for listing in found.values())
+    progress.say(f"{name}: found {count:,} pictures of {len(classes):,} classes")
+    options: dict[str, Any] = {
+        "resize": resize if resize != "stretch" else None,
+        "background": None if background is None else list(background),
+        "bit_depth": bit_depth,
+        "merge": list(merge) or None,
+        "drop": list(drop) or None,
+        "rename": list(rename) or None,
+        "common_classes": common_classes or None,
+        "labels": [Path(table).name for table in (labels, test_labels, class_names) if table] or None,
+        "shortest": shortest,
+        "quality": storing.quality if storing is not None and shortest is not None else None,
+    }
+    return picture_source(
+        name,
+        tuple(classes),
+        found,
+        mode=mode,
+        how=how,
+        skip_bad=skip_bad,
+        passed=passed,
+        notes=notes,
+        options={key: value for key, value in options.items() if value is not None},
+        no_test=_no_test(train, labelled["train"].names),
+        storing=storing,
+    )
+
+
+def _checked_decoding(
+    size: tuple[int, int] | None,
+    resize: Fit,
+    background: tuple[int, int, int] | None,
+    bit_depth: int | None,
+    max_pixels: int | None,
+) -> Decoding:
     if size is not None and min(size) < 1:
         raise ValueError(f"folder: size must be (height, width) of at least one pixel each, got {size}")
-    root = Path(root)
-    directories = {"train": root / "train", "test": root / "test"}
-    if not directories["test"].is_dir() and (root / "val").is_dir():
-        directories["test"] = root / "val"
-    for directory in directories.values():
-        if not directory.is_dir():
-            raise FileNotFoundError(f"{directory} is missing: a folder source holds train/CLASS and test/CLASS")
+    if resize not in ("stretch", "crop", "pad"):
+        raise ValueError(f"folder: resize must be stretch, crop or pad, got {resize!r}")
+    if background is not None and not all(0 <= value <= 255 for value in background):
+        raise ValueError(f"folder: background must be three values in 0..255, got {background}")
+    if bit_depth is not None and not 9 <= bit_depth <= 16:
+        raise ValueError(f"folder: bit_depth must be in 9..16, got {bit_depth}")
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"folder: max_pixels must be at least 1, got {max_pixels}")
+    return Decoding(size, resize, background, bit_depth, max_pixels or MAX_PIXELS)
 
-    classes = _classes(directories["train"])
-    if not classes:
-        raise ValueError(f"{directories['train']} has no sub-folder: make one a class")
-    different = sorted(set(classes) ^ set(_classes(directories["test"])))
-    if different:
+
+def _checked_storing(
+    store: Literal["raw", "encoded"], how: Decoding, shortest: int | None, quality: int | None
+) -> Storing | None:
+    if store not in ("raw", "encoded"):
+        raise ValueError(f"folder: store must be raw or encoded, got {store!r}")
+    if store == "raw":
+        if shortest is not None or quality is not None:
+            raise ValueError("folder: --shortest and --quality are of encoded pictures: give --store encoded, too")
+        return None
+    if how.size is not None:
         raise ValueError(
-            f"{root}: class {different[0]!r} is in only one of {directories['train'].name} and "
-            f"{directories['test'].name} ({len(different)} such): give both the same sub-folders"
+            "folder: encoded pictures keep their own sizes: leave out --size, which training takes, or make them "
+            "smaller with --shortest"
         )
+    if shortest is not None and shortest < 1:
+        raise ValueError(f"folder: shortest must be at least one pixel, got {shortest}")
+    if quality is not None and not 1 <= quality <= 95:
+        raise ValueError(f"folder: quality must be in 1..95, got {quality}")
+    if quality is not None and shortest is None:
+        raise ValueError("folder: JPEGs are kept as they are: give --shortest with --quality, or leave it out")
+    return Storing(how, shortest, 90 if quality is None else quality)
 
-    files = {split: _image_files(directory, classes) for split, directory in directories.items()}
-    headers = {split: _map(_header, paths) for split, (paths, _) in files.items()}
-    _raise_first([failure for split in headers.values() for failure in split if isinstance(failure, str)])
-    facts = {split: [header for header in found if not isinstance(header, str)] for split, found in headers.items()}
-    flat = [header for found in facts.values() for header in found]
-    channels = 1 if mode == "gray" or (mode == "auto" and all(fact[1] in _GRAY_MODES for fact in flat)) else 3
-    if size is None:
-        sizes = sorted({fact[0] for fact in flat})
-        if len(sizes) > 1:
-            raise ValueError(f"{root}: images differ in size, from {sizes[0]} to {sizes[-1]}: give one with --size")
-        size = sizes[0] if sizes else (1, 1)
 
-    splits = {
-        split: SourceSplit(
-            shape=(channels, *size),
-            labels_n=labels_n,
-            blocks=partial(_blocks, paths, channels=channels, size=size),
+def _places(
+    root: str | os.PathLike[str] | None,
+    train_dir: str | os.PathLike[str] | None,
+    test_dir: str | os.PathLike[str] | None,
+    passed: PassedOver,
+    *,
+    test_labels: str | None,
+    follow_links: bool,
+) -> tuple[Place, Place | None, str]:
+    """The places of the splits, and the dataset's name."""
+    if train_dir is not None:
+        train, test = (
+            None if place is None else Place(open_tree(_expanded(place, root), passed, follow_links=follow_links), "")
+            for place in (train_dir, test_dir)
         )
-        for split, (paths, labels_n) in files.items()
-    }
-    contents = {
-        split: [
-            [path.relative_to(directories[split]).as_posix(), fact[2]]
-            for path, fact in zip(files[split][0], facts[split], strict=True)
-        ]
-        for split in files
-    }
-    origin = {
-        "kind": "folder",
-        "files": {split: {"count": len(found), "sha256": content_hash(found)} for split, found in contents.items()},
-        "options": {"size": list(size), "mode": "gray" if channels == 1 else "rgb"},
-    }
-    return Source(root.resolve().name, tuple(classes), splits, origin)
+        assert train is not None
+        return train, test, Path(root).resolve().name if root is not None else train.tree.name
+    if test_dir is not None:
+        raise ValueError("folder: --test-dir needs --train-dir beside it: give both")
+    if root is None:
+        raise ValueError(f"folder: say where the images are with --root (it holds {LAYOUTS})")
+    tree = open_tree(Path(os.path.expanduser(root)), passed, follow_links=follow_links)
+    train, test = find_splits(tree, passed, test_table=test_labels)
+    return train, test, tree.name
 
 
-def _classes(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _expanded(place: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Path:
+    """A folder as given, or below the root if it exists only there."""
+    path = Path(os.path.expanduser(place))
+    if root is not None and not path.exists() and (Path(os.path.expanduser(root)) / path).exists():
+        return Path(os.path.expanduser(root)) / path
+    return path
 
 
-def _image_files(directory: Path, classes: Sequence[str]) -> tuple[list[Path], np.ndarray]:
-    """Paths in sorted order, class by class, and their labels."""
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            path
-            for path in (directory / name).rglob("*")
-            if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+def _labelled(
+    train: Place, test: Place | None, files: LabelFiles, passed: PassedOver, notes: list[str]
+) -> dict[str, Labelled]:
+    """The files and labels of the train split, and of the test split if there is one."""
+    top = Place(train.tree, train.folder.rpartition("/")[0])
+    table = files.train
+    if table is None:
+        names = class_folders(train)
+        if names:
+            labelled = {"train": Labelled(names, list_folders(train, names, passed))}
+        elif (table := find_table(top, train)) is None:
+            raise _no_classes(train)
+    if table is not None:
+        read = files.table(table, top, notes)
+        whole = train if test is None else _together(train, test, read.splits is not None)
+        labelled = labelled_by_table(whole, read, passed, numbered=files.names(top, table, read))
+    if test is not None and "test" not in labelled:
+        labelled["test"] = _labelled_test(top, test, labelled["train"].names, files, passed, notes)
+    return labelled
+
+
+def _together(train: Place, test: Place, has_splits: bool) -> Place:
+    """The splits of one table: both if it says which file is in which, else the train split."""
+    if has_splits and test.tree is train.tree:
+        return Place(train.tree, train.folder.rpartition("/")[0])
+    return train
+
+
+def _labelled_test(
+    top: Place, test: Place, train_names: Sequence[str], files: LabelFiles, passed: PassedOver, notes: list[str]
+) -> Labelled:
+    above = top if test.tree is top.tree else test
+    table = files.test
+    if table is None:
+        folders = {normal(name) for name in test.folders()}
+        usual = None if folders & set(train_names) else find_table(above, test)
+        if usual is None and folders:
+            names = class_folders(test, split="test")
+            return Labelled(names, list_folders(test, names, passed))
+        if usual is None:
+            raise ValueError(
+                f"{test.path} has no folders of classes: make one a class, or give a table of labels with --test-labels"
+            )
+        table = usual
+    read = files.table(table, above, notes)
+    numbered = files.names(above, table, read) or train_names
+    return labelled_by_table(test, replace(read, splits=None), passed, numbered=numbered)["train"]
+
+
+def _no_classes(train: Place) -> Exception:
+    entries = [entry.name for entry in train.tree.entries(train.folder)]
+    if train.folder == "":
+        missing = f"{train.path / 'train'} is missing"
+        if not entries:
+            return FileNotFoundError(f"{missing}: a folder source holds {LAYOUTS}")
+        packed = [name for name in entries if name.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip"))]
+        if packed:
+            return FileNotFoundError(
+                f"{missing}, but there are archives, {', '.join(packed[:5])}{', ...' if len(packed) > 5 else ''}: give "
+                "one as --root, or those of the splits as --train-dir and --test-dir"
+            )
+        tables = [name for name in entries if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+        hint = f"--labels {tables[0]}" if tables else "--labels TABLE"
+        return FileNotFoundError(
+            f"{missing}, and there are no folders of classes: a folder source holds {LAYOUTS}; for pictures with a "
+            f"table of labels give {hint}"
         )
-        paths += found
-        labels += [label] * len(found)
-    return paths, np.array(labels, dtype=np.int64)
+    archives = [name for name in entries if name.lower().endswith(".tar")]
+    if archives:
+        return ValueError(
+            f"{train.path} has no sub-folder but archives, {archives[0]}{', ...' if len(archives) > 1 else ''}: unpack "
+            "each into a folder of its name, or give the one archive that holds them as --train-dir"
+        )
+    return ValueError(f"{train.path} has no sub-folder: make one a class, or give a table of labels with --labels")
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str, str] | str:
-    """((height, width), Pillow mode, sha256) of a file, or what is wrong with it."""
-    try:
-        with open(path, "rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        with Image.open(path) as image:
-            if image.mode in _DEEP_MODES:
-                return f"{path} has more than 8 bits a channel (Pillow mode {image.mode}): convert it to 8"
-            return (image.height, image.width), image.mode, checksum
-    except Exception as error:  # Pillow's decoders raise all sorts on damaged files
-        return f"{path} is not a readable image ({error}): replace or remove it"
-
-
-def _pixels(path: Path, *, channels: int, size: tuple[int, int]) -> np.ndarray | str:
-    """uint8 [H, W] or [H, W, 3] of a file, or what is wrong with it."""
-    try:
-        with Image.open(path) as image:
-            pixels = image.convert("RGB" if channels == 3 else "L")
-    except Exception as error:
-        return f"{path} is not a readable image ({error}): replace or remove it"
-    height, width = size
-    if pixels.size != (width, height):
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(pixels)
-
-
-def _blocks(paths: list[Path], *, channels: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Decoded blocks; unreadable files are reported after the last, all together."""
-    rows = max(rows_per_block((channels, *size)), 64)  # enough for every thread
-    failures: list[str] = []
-    for start in range(0, len(paths), rows):
-        decoded = _map(partial(_pixels, channels=channels, size=size), paths[start : start + rows])
-        failures += [pixels for pixels in decoded if isinstance(pixels, str)]
-        if not failures:
-            images = np.stack([pixels for pixels in decoded if not isinstance(pixels, str)])
-            yield images.reshape(-1, *size, channels).transpose(0, 3, 1, 2)
-    _raise_first(failures)
-
-
-def _map(function: Callable[[Path], _Result], paths: list[Path]) -> list[_Result]:
-    """In order, over threads: Pillow decodes without holding the interpreter lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, paths))
-
-
-def _raise_first(failures: list[str]) -> None:
-    if failures:
-        more = f" ({len(failures)} such files)" if len(failures) > 1 else ""
-        raise ValueError(failures[0] + more)
+def _no_test(train: Place, names: Sequence[str]) -> Exception:
+    share = "hold a share of each class out with --test-fraction 0.2"
+    if train.folder == "":
+        classes = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return FileNotFoundError(
+            f"{train.path / 'train'} is missing: a folder source holds {LAYOUTS}; if {classes} are classes, {share}"
+        )
+    top = Place(train.tree, train.folder.rpartition("/")[0])
+    near = [name for name in top.folders() if near_names(name, TEST_NAMES)]
+    hint = f"{near[0]} looks like it: rename it, or give both with --train-dir and --test-dir; or " if near else ""
+    return FileNotFoundError(f"{top.path / 'test'} is missing: {hint}{share}")

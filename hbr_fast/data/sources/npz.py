@@ -1,42 +1,40 @@
-"""Images and labels from one `.npz` file of arrays."""
+"""Images and labels from one `.npz` file of arrays, under our names, or those of Keras or MedMNIST."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-import zlib
-from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from hbr_fast.data.sources.source import Source, SourceSplit, array_split, checked_labels, rows_per_block
+from hbr_fast.data.npy import NPZ_DAMAGE, check_npz_member
+from hbr_fast.data.sample_sources import NumberedSources
+from hbr_fast.data.sources.source import Findings, Source, array_split, checked_labels
 from hbr_fast.files import sha256_of_file
 
 Layout = Literal["nhwc", "nchw"]
 
+# (images, labels) of each split, by naming convention.
+_TRAIN = (("images", "labels"), ("train_images", "train_labels"), ("x_train", "y_train"))
+_TEST = (("test_images", "test_labels"), ("x_test", "y_test"))
 
-def npz(
-    *,
-    root: str | os.PathLike[str] | None = None,
-    layout: Layout | None = None,
-    test_fraction: float | None = None,
-) -> Source:
-    """Arrays `images`, `labels` (train) and `test_images`, `test_labels` of an `.npz` file.
+
+def npz(*, root: str | os.PathLike[str] | None = None, layout: Layout | None = None) -> Source:
+    """Images and labels in an `.npz` file.
+
+    Their names are `images`, `labels` (train), `test_images`, `test_labels`; or MedMNIST's `train_images`, ...; or
+    Keras's `x_train`, `y_train`, `x_test`, `y_test`.
 
     Parameters
     ----------
     root : path
         The file. Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C of 1 or 3; labels are whole
-        numbers [N]. Classes are numbered up to the largest label of both splits and named by their number,
-        unless there is an array `classes` of strings.
+        numbers [N] or [N, 1], or one-hot [N, classes]. Classes are numbered up to the largest label of both splits and
+        named by their number, unless there is an array `classes` of strings. If no label is 0 they count from 1.
     layout : {"nhwc", "nchw"}, optional
         Needed only where the shape fits both.
-    test_fraction : float, optional
-        In (0, 1). Where the test arrays are absent: the share of each class, rounded half up, set aside as
-        the test split; always the same samples.
 
     Raises
     ------
@@ -44,76 +42,82 @@ def npz(
         If the file is missing.
     ValueError
         If an array is missing, of the wrong type or shape, holds objects, or the file is damaged: the message
-        names file and array.
+        names file and array, and lists the arrays that are there.
     """
     if root is None:
         raise ValueError("npz: say which file with --root")
     path = Path(root)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the .npz file as --root")
-    if test_fraction is not None and not 0 < test_fraction < 1:
-        raise ValueError(f"npz: test_fraction must be between 0 and 1, got {test_fraction}")
-    arrays = _read(path)
-    images_nchw, labels_n = _pair(arrays, "images", "labels", layout=layout, path=path)
-    has_test = "test_images" in arrays or "test_labels" in arrays
-    if has_test and test_fraction is not None:
-        raise ValueError(f"{path} has test arrays of its own: leave out --test-fraction")
-    if not has_test and test_fraction is None:
-        raise ValueError(
-            f"{path} lacks test_images and test_labels: add them, or set a share aside with --test-fraction 0.2"
-        )
-
-    options: dict[str, object] = {}
-    if has_test:
-        test_images_nchw, test_labels_n = _pair(arrays, "test_images", "test_labels", layout=layout, path=path)
-        classes = _classes(arrays, labels_n, test_labels_n, path=path)
-        labels_n = checked_labels(labels_n, len(classes), where=f"{path} labels")
-        test_labels_n = checked_labels(test_labels_n, len(classes), where=f"{path} test_labels")
-        splits = {
-            "train": array_split(images_nchw, labels_n),
-            "test": array_split(test_images_nchw, test_labels_n),
-        }
-    else:
-        assert test_fraction is not None
-        classes = _classes(arrays, labels_n, path=path)
-        labels_n = checked_labels(labels_n, len(classes), where=f"{path} labels")
-        is_test_n = _stratified(labels_n, len(classes), test_fraction)
-        splits = {
-            "train": _subset(images_nchw, labels_n, np.flatnonzero(~is_test_n)),
-            "test": _subset(images_nchw, labels_n, np.flatnonzero(is_test_n)),
-        }
-        options = {"test_fraction": test_fraction}
-    origin = {"kind": "npz", "files": {path.name: sha256_of_file(path)}, "options": options}
-    return Source(path.stem, classes, splits, origin)
+    arrays, found = _read(path)
+    train_names = next((pair for pair in _TRAIN if pair[0] in arrays or pair[1] in arrays), _TRAIN[0])
+    test_names = next((pair for pair in _TEST if pair[0] in arrays or pair[1] in arrays), None)
+    pairs = {"train": train_names, **({} if test_names is None else {"test": test_names})}
+    read = {split: _pair(arrays, *names, layout=layout, path=path, found=found) for split, names in pairs.items()}
+    first = _first_label(*(labels_n for _, labels_n in read.values()))
+    numbered = {split: labels_n - first for split, (_, labels_n) in read.items()}
+    classes = _classes(arrays, *numbered.values(), first=first, path=path)
+    splits = {}
+    for split, (images_nchw, _) in read.items():
+        labels_n = checked_labels(numbered[split], len(classes), where=f"{path} {pairs[split][1]}")
+        origins = NumberedSources([({"train": "images", "test": "test_images"}[split], len(labels_n))])
+        splits[split] = array_split(images_nchw, labels_n, origins=origins)
+    origin = {"kind": "npz", "files": {path.name: sha256_of_file(path)}, "options": {}}
+    unused = [name for name in found if name not in {*train_names, *(test_names or ()), "classes"}]
+    notes = [f"passed over the arrays {', '.join(unused)}"] if unused else []
+    return Source(
+        path.stem,
+        classes,
+        splits,
+        origin,
+        lambda: Findings(origin, notes=notes),
+        ValueError(
+            f"{path} lacks test_images and test_labels: it has {', '.join(found)}; add them, or set a share aside "
+            "with --test-fraction 0.2"
+        ),
+    )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("images", "labels", "test_images", "test_labels", "classes")
+def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays with known names, and the names of all."""
+    wanted = {name for pair in (*_TRAIN, *_TEST) for name in pair} | {"classes"}
     arrays: dict[str, np.ndarray] = {}
     name = ""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with loaded as members:
-            for name in wanted:
-                if name in members.files:
-                    arrays[name] = np.asarray(members[name])
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
+        with zipfile.ZipFile(path) as archive:
+            found = [file.removesuffix(".npy") for file in archive.namelist()]
+            names = [name for name in found if name in wanted]
+            for name in names:
+                check_npz_member(path, archive, name)
+        with np.load(path, allow_pickle=False) as members:
+            for name in names:
+                arrays[name] = np.asarray(members[name])
+    except MemoryError:
+        raise ValueError(f"{path}: array {name!r} does not fit into memory: split the file") from None
+    # The last two mean an encrypted archive or an unknown compression method.
+    except NPZ_DAMAGE as error:
         if "allow_pickle" in str(error) and name:
             raise ValueError(f"{path}: array {name!r} holds Python objects: save it as plain numbers") from None
         raise ValueError(f"{path} is not a readable .npz file ({error}): save it again with numpy.savez") from None
-    return arrays
+    return arrays, found
 
 
 def _pair(
-    arrays: dict[str, np.ndarray], images_name: str, labels_name: str, *, layout: Layout | None, path: Path
+    arrays: dict[str, np.ndarray],
+    images_name: str,
+    labels_name: str,
+    *,
+    layout: Layout | None,
+    path: Path,
+    found: list[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images as a [N, C, H, W] view and labels as they are, of one split."""
+    """Images of one split as a [N, C, H, W] view, and its labels as stored."""
     for name in (images_name, labels_name):
         if name not in arrays:
-            raise ValueError(f"{path} lacks the array {name!r}: save it with numpy.savez")
-    images, labels_n = arrays[images_name], arrays[labels_name]
+            raise ValueError(
+                f"{path} lacks the array {name!r} (it has {', '.join(found) or 'none'}): save it with numpy.savez"
+            )
+    images, labels_n = arrays[images_name], _as_numbers(arrays[labels_name])
     if images.dtype != np.uint8:
         raise ValueError(f"{path}: {images_name} is {images.dtype}, not uint8 (0..255): convert it")
     if labels_n.ndim != 1 or labels_n.dtype.kind not in "iu":
@@ -121,6 +125,22 @@ def _pair(
     if images.ndim == 0 or len(images) != len(labels_n):
         raise ValueError(f"{path}: {images_name} has shape {list(images.shape)} but {labels_name} has {len(labels_n)}")
     return _planar(images, layout=layout, where=f"{path}: {images_name}"), labels_n
+
+
+def _as_numbers(labels: np.ndarray) -> np.ndarray:
+    """Convert labels [N, 1] and one-hot labels [N, classes] to [N]; others are returned unchanged."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
+        is_one = labels == 1
+        if np.array_equal(labels, is_one) and (is_one.sum(axis=1) == 1).all():
+            return is_one.argmax(axis=1)
+    return labels
+
+
+def _first_label(*labels: np.ndarray) -> int:
+    """1 if the labels of all splits count from 1, else 0."""
+    return int(min(labels_n.min(initial=2) for labels_n in labels) == 1)
 
 
 def _planar(images: np.ndarray, *, layout: Layout | None, where: str) -> np.ndarray:
@@ -141,7 +161,7 @@ def _planar(images: np.ndarray, *, layout: Layout | None, where: str) -> np.ndar
     return images.transpose(0, 3, 1, 2) if layout == "nhwc" else images
 
 
-def _classes(arrays: dict[str, np.ndarray], *labels: np.ndarray, path: Path) -> tuple[str, ...]:
+def _classes(arrays: dict[str, np.ndarray], *labels: np.ndarray, first: int, path: Path) -> tuple[str, ...]:
     if "classes" not in arrays:
         count = max(int(labels_n.max(initial=0)) for labels_n in labels) + 1
         samples = sum(len(labels_n) for labels_n in labels)
@@ -150,31 +170,8 @@ def _classes(arrays: dict[str, np.ndarray], *labels: np.ndarray, path: Path) -> 
                 f"{path}: labels go up to {count - 1} with {samples} samples, so some class is empty: "
                 "number the classes 0, 1, 2, ..."
             )
-        return tuple(str(index) for index in range(count))
+        return tuple(str(first + index) for index in range(count))
     names = arrays["classes"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise ValueError(f"{path}: classes is {names.dtype} {list(names.shape)}, not a list of strings")
     return tuple(str(name) for name in names)
-
-
-def _stratified(labels_n: np.ndarray, num_classes: int, fraction: float) -> np.ndarray:
-    """Mask [N] of the test samples: the share `fraction` of each class, rounded half up."""
-    order_n = np.random.Philox(key=0).random_raw(len(labels_n))
-    is_test_n = np.zeros(len(labels_n), dtype=bool)
-    for label in range(num_classes):
-        members = np.flatnonzero(labels_n == label)
-        count = int(Fraction(str(fraction)) * len(members) + Fraction(1, 2))
-        is_test_n[members[np.argsort(order_n[members], kind="stable")[:count]]] = True
-    return is_test_n
-
-
-def _subset(images_nchw: np.ndarray, labels_n: np.ndarray, rows_n: np.ndarray) -> SourceSplit:
-    """A split of some rows, gathered a block at a time."""
-    shape = images_nchw.shape[1:]
-
-    def blocks() -> Iterator[np.ndarray]:
-        step = rows_per_block(shape)
-        for start in range(0, len(rows_n), step):
-            yield images_nchw[rows_n[start : start + step]]
-
-    return SourceSplit(shape=shape, labels_n=labels_n[rows_n], blocks=blocks)

@@ -1,7 +1,7 @@
-"""Generated images whose hardness is known, per class and per sample, so that estimators can be judged.
+"""Generated images with known hardness, per class and per sample, to evaluate estimators.
 
-Only integers are computed with (sums in floating point are of integers small enough to be exact), and only
-the raw words of numpy's Philox are used, so the bytes are the same on every platform and numpy version.
+All arithmetic is on integers (floating-point sums are of integers small enough to be exact), and only the raw
+words of numpy's Philox are used, so the bytes are the same on every platform and numpy version.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from math import isqrt
 
 import numpy as np
 
-from hbr_fast.data.sources.source import Source, SourceSplit, rows_per_block
+from hbr_fast.data.images import rows_per_block
+from hbr_fast.data.sources.source import Source, SourceSplit
 
-# What a Philox key is for; second word of the key is 8 * split + purpose.
+# Purposes of Philox keys; the second word of a key is 8 * split + purpose.
 _PATTERN, _HARDNESS, _OTHER, _FIELD, _GRAIN = range(5)
 _SPLITS = {"train": 1, "test": 2}
 
@@ -53,7 +54,7 @@ def synthetic(
     Returns
     -------
     Source
-        With `truth_n` in both splits. Labels go round: 0, 1, ..., classes - 1, 0, 1, ...
+        With `truth_n` in both splits. Labels cycle: 0, 1, ..., classes - 1, 0, 1, ...
 
     Raises
     ------
@@ -129,10 +130,10 @@ def _split(
 def _prototypes(classes: int, channels: int, grid: int, seed: int) -> np.ndarray:
     """Patterns on the coarse grid, int64 [classes, channels, grid, grid], in 16ths of a gray level.
 
-    Rows of a Hadamard matrix with random signs and order of columns, one such matrix a channel: all values
-    are plus or minus one amplitude and any two rows differ in half of the places, so no pair of classes is
-    closer than another. The amplitude falls with the number of coefficients so that the distance against the
-    noise does not depend on the shape.
+    Rows of a Hadamard matrix with random signs and column order, one matrix per channel: all values are plus or
+    minus one amplitude and any two rows differ in half of the positions, so no pair of classes is closer than
+    another. The amplitude falls with the number of coefficients so that the distance relative to the noise does
+    not depend on the shape.
     """
     size = grid * grid
     index = np.arange(size)
@@ -159,9 +160,9 @@ def _words(seed: int, split: str | None, purpose: int) -> np.random.Philox:
 
 
 def _bytes(words: np.random.Philox, shape: tuple[int, ...]) -> np.ndarray:
-    """The next random bytes as uint8 of `shape`; whole words are drawn, an image at a time.
+    """The next random bytes as uint8 of `shape`; whole words are drawn, image by image.
 
-    Every image takes a whole number of words, so that what it gets does not depend on the size of the block.
+    Every image takes a whole number of words, so that its bytes do not depend on the block size.
     """
     count, each = shape[0], int(np.prod(shape[1:]))
     per_image = -(-each // 8)

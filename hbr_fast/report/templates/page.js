@@ -1,15 +1,15 @@
 "use strict";
-const { charts, explorer } = JSON.parse(document.getElementById("page-data").textContent);
+const { charts } = JSON.parse(document.getElementById("page-data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// --- charts: drawn again when the reader changes between light and dark ---
+// --- charts: redrawn when the reader switches between light and dark ---
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
 function themed(chart) {
-  const ink = colour("--ink"), line = colour("--line");
+  const ink = colour("--ink"), inked = (named) => (named === "ink" ? ink : named), line = colour("--line");
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit" },
@@ -19,7 +19,8 @@ function themed(chart) {
   const shown = chart.choices[document.querySelector(`select[data-chart="${chart.name}"]`)?.value];
   const traces = chart.traces.map((trace, number) => ({
     ...trace, visible: !shown || shown.includes(number),
-    marker: { ...trace.marker, color: trace.marker.color === "ink" ? ink : trace.marker.color },
+    ...(trace.marker && { marker: { ...trace.marker, color: inked(trace.marker.color) } }),
+    ...(trace.line && { line: { ...trace.line, color: inked(trace.line.color) } }),
   }));
   return [traces, layout];
 }
@@ -34,71 +35,131 @@ for (const chart of charts) {
 }
 dark.addEventListener("change", () => charts.forEach(draw));
 
-// --- images: by kind, estimator and class, or one by its id ---
+// --- tables: a click on a heading sorts by its column ---
 
-if (explorer) {
-  const form = document.getElementById("explorer"), tiles = document.getElementById("tiles");
+function valueOf(row, column) {
+  const text = row.cells[column].textContent.replaceAll(",", ""), number = Number.parseFloat(text);
+  return Number.isNaN(number) ? text : number;
+}
+
+function sort(table, column, button) {
+  const falling = button.dataset.order === "descending" ? "ascending" : "descending";
+  for (const other of table.querySelectorAll("th button")) {
+    delete other.dataset.order;
+    other.closest("th").removeAttribute("aria-sort");
+  }
+  button.dataset.order = falling;
+  button.closest("th").setAttribute("aria-sort", falling);
+  const sign = falling === "descending" ? -1 : 1, body = table.tBodies[0];
+  body.append(...[...body.rows].sort((a, b) => {
+    const one = valueOf(a, column), other = valueOf(b, column);
+    if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;  // "n/a" comes last
+    return sign * (typeof one === "number" ? one - other : one.localeCompare(other));
+  }));
+}
+
+for (const table of document.querySelectorAll("main table")) {
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    button.addEventListener("click", () => sort(table, column, button));
+    head.replaceChildren(button);
+  });
+}
+
+// --- samples: filtered, in the order of a score, a screenful at a time ---
+
+if (typeof hbrSamples !== "undefined") {
+  const SCREENFUL = 60, samples = hbrSamples, { sheet } = samples;
+  const form = document.getElementById("browser"), tiles = document.getElementById("tiles");
   const found = document.getElementById("found"), meaning = document.getElementById("meaning");
-  const { kind, estimator, id } = form.elements, ofClass = form.elements.class;
-  const number = Object.fromEntries(explorer.estimators.map(({ name }, i) => [name, i]));
+  const more = document.getElementById("more");
+  const { order, estimator, search, low, high, suspected, mistaken } = form.elements, ofClass = form.elements.class;
+  let rest = [];
 
-  function option(select, value, text) {
-    select.append(new Option(text, value));
+  ofClass.append(new Option("all", ""));
+  samples.classes.forEach((name, c) => ofClass.append(new Option(name, c)));
+  for (const { name } of samples.estimators) estimator.append(new Option(name, name));
+  if (!samples.scores.aum) suspected.disabled = true;
+  if (samples.predicted.every((c) => c < 0)) mistaken.disabled = true;
+
+  // A sheet of thumbnails is loaded when one of its images comes into view.
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      target.style.backgroundImage = `url("${sheet.folder}/${target.dataset.sheet}.webp")`;
+      seen.unobserve(target);
+    }
+  }, { rootMargin: "200px" });
+
+  function thumbnail(i) {
+    const image = document.createElement("div"), place = i % sheet.per_sheet;
+    const scale = Math.max(1, Math.floor(84 / Math.max(sheet.width, sheet.height)));
+    image.className = "thumbnail";
+    image.setAttribute("role", "img");
+    image.dataset.sheet = Math.floor(i / sheet.per_sheet);
+    image.style.width = `${sheet.width * scale}px`;
+    image.style.height = `${sheet.height * scale}px`;
+    image.style.backgroundSize = `${sheet.width * sheet.columns * scale}px auto`;
+    image.style.backgroundPosition =
+      `${-(place % sheet.columns) * sheet.width * scale}px ${-Math.floor(place / sheet.columns) * sheet.height * scale}px`;
+    seen.observe(image);
+    return image;
   }
 
-  option(ofClass, "", "all");
-  explorer.classes.forEach((name, c) => option(ofClass, c, name));
-
-  function offer() {
-    const before = estimator.value;
-    estimator.replaceChildren();
-    for (const { name } of explorer.estimators) if (explorer.lists[kind.value][name]) option(estimator, name, name);
-    if ([...estimator.options].some(({ value }) => value === before)) estimator.value = before;
+  function line(text, kind) {
+    const made = document.createElement("p");
+    made.textContent = text;
+    if (kind) made.className = kind;
+    return made;
   }
 
-  function tile(sample) {
-    const [c, ...scores] = explorer.samples[sample], name = estimator.value, score = scores[number[name]];
-    const entry = document.createElement("li"), image = new Image(), text = document.createElement("p");
-    image.src = explorer.images[sample];
-    image.alt = `sample ${sample}, class ${explorer.classes[c]}`;
-    text.textContent = `${sample}: ${score === null ? "never seen" : score.toFixed(2)}`;
-    entry.title = explorer.estimators.map(({ name }, i) => `${name} ${scores[i]}`).join("\n");
-    entry.dataset.sample = sample;
-    entry.append(image, text);
+  function tile(i) {
+    const entry = document.createElement("li"), image = thumbnail(i), name = samples.classes[samples.class[i]];
+    const score = samples.scores[estimator.value][i], guess = samples.classes[samples.predicted[i]];
+    const source = samples.sources?.[i];
+    image.setAttribute("aria-label", `sample ${samples.ids[i]}, class ${name}${guess ? `, predicted ${guess}` : ""}`);
+    entry.dataset.sample = samples.ids[i];
+    entry.append(image, line(`${samples.ids[i]}: ${score === null ? "never seen" : score.toFixed(2)}`));
+    entry.append(line(name, "source"));
+    if (guess && guess !== name) entry.append(line(`as ${guess}`, "source"));
+    if (source) entry.append(line(source.split("/").at(-1), "source"));
+    const facts = samples.estimators.map((about) => `${about.name} ${samples.scores[about.name][i]}`);
+    entry.title = [...(source ? [source] : []), ...facts].join("\n");
     return entry;
   }
 
-  function row(heading, samples) {
-    const title = document.createElement("h3"), list = document.createElement("ul");
-    title.textContent = heading;
-    list.className = "tiles";
-    list.append(...samples.map(tile));
-    tiles.append(title, list);
+  function grow() {
+    tiles.append(...rest.splice(0, SCREENFUL).map(tile));
+    more.hidden = rest.length === 0;
+    more.textContent = `Show more (${rest.length.toLocaleString("en")} left)`;
   }
 
   function show() {
-    const about = explorer.estimators[number[estimator.value]], wanted = id.value.trim();
+    const about = samples.estimators.find(({ name }) => name === estimator.value), scores = samples.scores[about.name];
+    const words = search.value.trim().toLowerCase();
+    const least = low.value === "" ? -Infinity : Number(low.value), most = high.value === "" ? Infinity : Number(high.value);
+    const sign = (about.hard_is === "low") === (order.value === "hardest") ? 1 : -1;
     meaning.textContent = `${about.name}: ${about.meaning}; ${about.hard_is} is hard.`;
+    rest = samples.ids.map((_, i) => i).filter((i) =>
+      (ofClass.value === "" || samples.class[i] === Number(ofClass.value))
+      && (!words || String(samples.ids[i]) === words || samples.sources?.[i]?.toLowerCase().includes(words))
+      && (!suspected.checked || (samples.scores.aum[i] !== null && samples.scores.aum[i] < 0))
+      && (!mistaken.checked || (samples.predicted[i] >= 0 && samples.predicted[i] !== samples.class[i]))
+      && (scores[i] === null ? low.value === "" && high.value === "" : scores[i] >= least && scores[i] <= most));
+    // Never seen samples come last.
+    rest.sort((a, b) => (scores[a] === null) - (scores[b] === null) || sign * (scores[a] - scores[b]) || a - b);
+    const held = samples.ids.length.toLocaleString("en");
+    const of = samples.total > samples.ids.length
+      ? `the ${held} hardest of ${samples.total.toLocaleString("en")} samples` : `${held} samples`;
+    found.textContent = `${rest.length.toLocaleString("en")} of ${of}.`;
     tiles.replaceChildren();
-    if (wanted) {
-      const known = Object.hasOwn(explorer.samples, wanted);
-      found.textContent = known ? `Sample ${wanted}.` : `Sample ${wanted} is not among the images in this page.`;
-      if (known) row(explorer.classes[explorer.samples[wanted][0]], [wanted]);
-      return;
-    }
-    let total = 0;
-    explorer.lists[kind.value][about.name].forEach((samples, c) => {
-      if (!samples.length || (ofClass.value && Number(ofClass.value) !== c)) return;
-      total += samples.length;
-      row(explorer.classes[c], samples);
-    });
-    found.textContent = `${total} images.`;
+    grow();
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  kind.addEventListener("change", () => { offer(); show(); });
-  for (const control of [estimator, ofClass]) control.addEventListener("change", show);
-  id.addEventListener("input", show);
-  offer();
+  form.addEventListener("input", show);
+  more.addEventListener("click", grow);
   show();
 }

@@ -1,0 +1,65 @@
+"""The public names, each with the module it lives in: `__init__.py` loads them from here when they are first used."""
+
+from .data.beton import open_beton as open_beton
+from .data.beton_writer import write_beton as write_beton
+from .data.convert import convert as convert
+from .data.dataset import Dataset as Dataset
+from .data.dataset import Split as Split
+from .data.dataset import open_dataset as open_dataset
+from .data.images import RawImages as RawImages
+from .data.plan import Plan as Plan
+from .data.pool import open_pool as open_pool
+from .data.relabel import relabel as relabel
+from .data.verify import verify_dataset as verify_dataset
+from .evaluation.measures import gaps as gaps
+from .evaluation.metrics import Evaluation as Evaluation
+from .evaluation.metrics import evaluate as evaluate
+from .evaluation.statistics import PairedDifference as PairedDifference
+from .evaluation.statistics import holm as holm
+from .evaluation.statistics import paired_difference as paired_difference
+from .evaluation.statistics import variants_needed as variants_needed
+from .hardness.cross_entropy import hardness_cross_entropy as hardness_cross_entropy
+from .hardness.estimators import ESTIMATORS as ESTIMATORS
+from .hardness.growing import GrowingRecorder as GrowingRecorder
+from .hardness.recorder import HardnessRecorder as HardnessRecorder
+from .hardness.scores import HardnessScores as HardnessScores
+from .loaders.augment import Augment as Augment
+from .loaders.batch import Batch as Batch
+from .loaders.loader import Loader as Loader
+from .members.ensemble import Ensemble as Ensemble
+from .members.ensemble import open_ensemble as open_ensemble
+from .members.ensemble import train_ensemble as train_ensemble
+from .members.execution import Cluster as Cluster
+from .members.execution import Execution as Execution
+from .members.scoring.final_model import final_scores as final_scores
+from .members.scoring.second_split import second_split_forgetting as second_split_forgetting
+from .orders.batch_quota import batch_quota_order as batch_quota_order
+from .orders.order import Sampler as Sampler
+from .orders.quota import quota_order as quota_order
+from .orders.quota import ratio_order as ratio_order
+from .orders.torch_sampler import OrderSampler as OrderSampler
+from .orders.uniform import sequential_order as sequential_order
+from .orders.uniform import uniform_order as uniform_order
+from .orders.weighted import weighted_order as weighted_order
+from .report.page import write_report as write_report
+from .resampling.allocation import Allocation as Allocation
+from .resampling.allocation import allocate as allocate
+from .resampling.hardness_sampler import HardnessSampler as HardnessSampler
+from .resampling.noise import inject_noise as inject_noise
+from .resampling.noise import suspects as suspects
+from .resampling.pipeline import resample_by_hardness as resample_by_hardness
+from .resampling.pruning import Pruning as Pruning
+from .resampling.pruning import prune as prune
+from .resampling.rows import resample as resample
+from .studies.imported import ImportedRun as ImportedRun
+from .studies.imported import import_runs as import_runs
+from .studies.runner import run_study as run_study
+from .studies.study import Arm as Arm
+from .studies.study import Study as Study
+from .training.models.fuse import fuse as fuse
+from .training.recipe import Recipe as Recipe
+from .training.recipe import named_recipe as named_recipe
+from .training.trainer import train_member as train_member
+
+__version__: str
+__all__: list[str]

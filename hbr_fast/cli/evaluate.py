@@ -1,0 +1,135 @@
+"""`hbr-fast evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from hbr_fast.data.dataset import Dataset, Split
+    from hbr_fast.members.store import StoredMember
+
+
+def evaluate(
+    run: Positional[Path],
+    *,
+    dataset: Path | None = None,
+    split: str = "test",
+    csv: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Print how well a trained ensemble recognises each class, and how unequally.
+
+    Args:
+        run: A run directory that train wrote.
+        dataset: Other images of the same classes and shape; by default those that the ensemble was trained on.
+        split: The split to evaluate.
+        csv: Write the metrics of every member and class to this file.
+        force: Replace the file.
+    """
+    import numpy as np
+    import polars as pl
+
+    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.data.relabel import real_classes
+    from hbr_fast.evaluation.measures import METRICS, gaps
+    from hbr_fast.evaluation.metrics import evaluate as evaluated
+    from hbr_fast.files import atomic_write
+    from hbr_fast.members.ensemble import open_ensemble
+
+    if csv is not None:
+        refuse_to_overwrite(csv, force)
+    ensemble, about = open_ensemble(run)
+    trained_on = dataset_of(run, about)
+    other = None if dataset is None else open_dataset(dataset)
+    chosen = _split(trained_on if other is None else other, split, like=trained_on)
+    classes = trained_on.classes[: real_classes(trained_on)]
+    stored = other is None and split == "test"  # training evaluated it
+
+    results = [
+        evaluated(
+            (member.test_logits() if stored else _logits(member, trained_on, chosen))[:, : len(classes)],
+            chosen.labels,
+            classes=classes,
+        )
+        for member in ensemble.members
+    ]
+
+    def over_members(values: Sequence[float]) -> str:
+        spread = f" ({100 * min(values):.2f} to {100 * max(values):.2f})" if len(values) > 1 else ""
+        return f"{100 * float(np.mean(values)):.2f}{spread}"
+
+    where = f"{'' if other is None else f'{other.path}, '}split {split}"
+    members = f"{len(results)} member{'s' if len(results) > 1 else ''}"
+    print(f"{where}: {len(chosen):,} images; percent, mean{' and range' if len(results) > 1 else ''} of {members}")
+    print(f"accuracy         {over_members([result.accuracy for result in results])}")
+    for metric in ("recall", "precision"):
+        found = [gaps(getattr(result, metric))["max_min"] for result in results]
+        print(f"{f'{metric} gap':<15}  {over_members(found)}  (best minus worst class)")
+    means = {name: np.mean([getattr(result, name) for result in results], axis=0) for name in METRICS}
+    printed = [name for name, metric in METRICS.items() if metric.compared]  # the file has all
+    widest = max(len(name) for name in (*classes, "class"))
+    print(f"{'class':<{widest}}  {'images':>7}  " + "  ".join(f"{name:>9}" for name in printed))
+    images = chosen.class_counts()
+    for c in np.argsort(means["recall"], kind="stable").tolist():
+        values = "  ".join(f"{100 * means[name][c]:>9.2f}" for name in printed)
+        print(f"{classes[c]:<{widest}}  {images[c]:>7,}  {values}")
+    if csv is not None:
+        rows = [
+            {
+                "member": number,
+                "class_index": c,
+                "class_name": name,
+                "images": int(images[c]),
+                **{metric: float(getattr(result, metric)[c]) for metric in METRICS},
+                "never_predicted": bool(result.never_predicted[c]),
+            }
+            for number, result in enumerate(results)
+            for c, name in enumerate(classes)
+        ]
+        with atomic_write(csv) as file:
+            pl.DataFrame(rows).write_csv(file)
+        print(f"metrics of {len(results)} x {len(classes)} members and classes: {csv}")
+
+
+def _split(opened: Dataset, name: str, *, like: Dataset) -> Split:
+    """The split to evaluate; its images are normalised as in training.
+
+    Raises
+    ------
+    ValueError
+        If there is no such split, or its classes or the images' shape are not those of the training.
+    """
+    import dataclasses
+
+    if name not in opened.splits:
+        raise ValueError(f"{opened.path} has no split {name!r}: choose one of {', '.join(opened.splits)}")
+    split, trained = opened.splits[name], like.train
+    if split.classes != trained.classes:
+        differing = sorted(set(split.classes) ^ set(trained.classes)) or ["their order"]
+        raise ValueError(
+            f"{opened.path} has other classes than {like.path}, which the ensemble was trained on (differing: "
+            f"{', '.join(differing)}): convert it with --merge, --drop or --rename"
+        )
+    shapes = split.store.image_shape, trained.store.image_shape  # None: encoded, of any size
+    if len(split.mean) != len(trained.mean) or (None not in shapes and shapes[0] != shapes[1]):
+        here, there = ("x".join(map(str, shape or "?")) for shape in shapes)
+        raise ValueError(
+            f"images of {opened.path} are {here}, the ensemble was trained on {there}: convert them to that"
+        )
+    return dataclasses.replace(split, mean=trained.mean, std=trained.std)
+
+
+def _logits(member: StoredMember, trained_on: Dataset, split: Split) -> np.ndarray:
+    from hbr_fast.members.scoring.final_model import as_trained, trained_model
+    from hbr_fast.training.predict import predict
+
+    return predict(trained_model(member, trained_on.train), as_trained(member, split), dtype=member.dtype)

@@ -1,0 +1,72 @@
+"""`hbr-fast import`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+def import_runs(
+    runs: Positional[Path],
+    out: Positional[Path],
+    *,
+    labels: Path,
+    classes: tuple[str, ...] | None = None,
+    samples: Path | None = None,
+    hardness: Path | None = None,
+    estimator: str = "aum",
+    groups: Path | None = None,
+    metric: str = "recall",
+    seed: int = 0,
+) -> None:
+    """Compare trainings of your own: from their outputs on a test set to statistics, tables and the page of a study.
+
+    Args:
+        runs: A table (CSV, Parquet) with the columns arm and file, and variant, member and against where there are
+            several; the arm baseline is what others are compared with. Files: .npy, .npz, CSV or Parquet with the
+            logits or the predicted classes of every test sample, and maybe their ids.
+        out: The directory to write to.
+        labels: True classes of the test samples: .npy, .npz, CSV or Parquet, maybe with ids.
+        classes: Names of the classes; by default their numbers.
+        samples: A table with the columns arm, class_index and samples: training samples of each class.
+        hardness: Scores of the training samples, as hardness --csv writes them.
+        estimator: Which of these scores is the hardness of the classes.
+        groups: A table with sample_id and one column for each attribute: accuracy of each group of test samples.
+        metric: What gaps between classes, tables and pictures are about: recall, precision, f1, mcc, auroc or ece.
+        seed: Seed of bootstraps.
+    """
+    import polars as pl
+
+    from hbr_fast.report.page import write_report
+    from hbr_fast.report.tables import print_tables, summary_tables
+    from hbr_fast.studies.imported import import_runs as import_read
+    from hbr_fast.studies.results import summary
+    from hbr_fast.studies.run_files import read_labels, read_runs, read_samples
+
+    read, against = read_runs(runs)
+    labels_n, ids = read_labels(labels)
+    counts = None
+    if samples is not None:
+        widths = [run.outputs.shape[1] for run in read if run.outputs.ndim == 2]
+        counts = read_samples(samples, len(classes) if classes else max([int(labels_n.max()) + 1, *widths]))
+    import_read(
+        read,
+        labels_n,
+        out=out,
+        ids=ids,
+        classes=classes or None,
+        against=against,
+        samples=counts,
+        scores=None if hardness is None else pl.read_csv(hardness),
+        estimator=estimator,
+        metric=metric,
+        name=runs.stem,
+        groups=groups,
+        seed=seed,
+    )
+    page = write_report(out)
+    print_tables(summary_tables(out))
+    print(f"\nreport: {page}")
+    print(json.dumps({**summary(out), "report": str(page)}))

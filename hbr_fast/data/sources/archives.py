@@ -1,0 +1,176 @@
+"""Archives read in place like folders: nothing is extracted, so names in an archive never become paths."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from hbr_fast.data.sources.members import Members
+from hbr_fast.data.sources.tables import near_names
+from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, Entry, PassedOver, Tree, joined, plain_path
+from hbr_fast.data.sources.zips import open_zip
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
+_COPY_BYTES = 1 << 20
+
+
+def open_tree(place: Path, passed: PassedOver, *, follow_links: bool = False) -> Tree:
+    """The folder or archive at `place`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist.
+    ValueError
+        If it is a file but not a zip or tar archive, or a damaged one.
+    """
+    if place.is_dir():
+        return DirectoryTree(place, follow_links)
+    if not place.exists():
+        near = _near(place)
+        hint = f"did you mean {near}?" if near else "give the folder or archive with the images"
+        raise FileNotFoundError(f"{place} does not exist: {hint}")
+    if zipfile.is_zipfile(place):
+        return open_zip(place, passed)
+    if place.name.lower().endswith(_TAR_SUFFIXES) or tarfile.is_tarfile(place):
+        return _open_tar(place, passed)
+    raise ValueError(f"{place} is neither a folder nor a zip or tar archive: give one of these")
+
+
+def _near(place: Path) -> Path | None:
+    if not place.parent.is_dir():
+        return None
+    names = near_names(place.name, [entry.name for entry in place.parent.iterdir()])
+    return place.parent / names[0] if names else None
+
+
+@dataclass(frozen=True, eq=False)
+class TarTree:
+    """A tar archive; if compressed, an unnamed decompressed copy, which the system removes."""
+
+    place: Path
+    file: IO[bytes]
+    members: Members
+    starts: array[int]  # by number of the file
+    sizes: array[int]
+
+    @property
+    def name(self) -> str:
+        lower = self.place.name.lower()
+        return next((self.place.name[: -len(end)] for end in _TAR_SUFFIXES if lower.endswith(end)), self.place.stem)
+
+    def entries(self, folder: str, passed: PassedOver | None = None) -> Iterator[Entry]:
+        return self.members.entries(folder, passed)
+
+    def has_file(self, path: str) -> bool:
+        return self.members.find(path) is not None
+
+    def read(self, path: str) -> bytes:
+        return self.head(path, None)
+
+    def head(self, path: str, count: int | None) -> bytes:
+        at = self.members.find(path)
+        if at is None:
+            raise FileNotFoundError(f"the archive has no {path}")
+        size = self.sizes[at]
+        return os.pread(self.file.fileno(), size if count is None else min(count, size), self.starts[at])
+
+
+def _open_tar(place: Path, passed: PassedOver) -> TarTree:
+    try:
+        file = _uncompressed(place)
+        tree = TarTree(place, file, Members(), array("q"), array("q"))
+        links: list[tuple[str, str]] = []
+        _index(tree, "", 0, os.fstat(file.fileno()).st_size, links, passed)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{place} is a damaged or truncated tar archive ({error}): fetch it again") from None
+    tree.members.sort()
+    target_of = dict(links)
+    for path, target in links:
+        at, found = tree.members.find(plain_path(target) or ""), {path}
+        while at is None and (target := plain_path(target) or "") in target_of and target not in found:
+            found.add(target)  # a link to a link
+            target = target_of[target]
+            at = tree.members.find(plain_path(target) or "")
+        if at is None:
+            passed.add("links/link to something that is not a file of the archive", path)
+        else:
+            _add(tree, path, tree.starts[at], tree.sizes[at])
+    if links:
+        tree.members.sort()
+    return tree
+
+
+def _index(tree: TarTree, above: str, start: int, end: int, links: list[tuple[str, str]], passed: PassedOver) -> None:
+    """Add the members of the archive at [start, end) of the file; archives in the whole one become folders."""
+    tree.file.seek(start)
+    inner: list[tuple[str, int, int]] = []
+    with tarfile.open(fileobj=tree.file, mode="r:") as archive:
+        for member in _each(archive):
+            if member.offset_data + member.size > end:  # else what follows it would go on in this folder
+                raise tarfile.ReadError(f"{joined(above, member.name)} is longer than its archive")
+            path = plain_path(member.name)
+            if path is None:
+                if not member.isdir():
+                    passed.add("members/member whose names/name lead/leads out of the archive", member.name)
+                continue
+            path = joined(above, path)
+            if member.isreg() and not above and path.lower().endswith(".tar"):
+                inner.append((path[: -len(".tar")], member.offset_data, member.offset_data + member.size))
+            elif member.isreg():
+                _add(tree, path, member.offset_data, member.size)
+            elif member.islnk() or member.issym():
+                base = posixpath.dirname(path) if member.issym() else above
+                links.append((path, posixpath.join(base, member.linkname)))
+            elif not member.isdir():
+                passed.add(SPECIAL, path)
+    for folder, begin, until in inner:
+        _index(tree, folder, begin, until, links, passed)
+
+
+def _each(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Members one by one, emptying the list that tarfile keeps of them."""
+    while (member := archive.next()) is not None:
+        yield member
+        archive.members = []  # type: ignore[attr-defined]
+
+
+def _add(tree: TarTree, path: str, start: int, size: int) -> None:
+    tree.members.add(path)
+    tree.starts.append(start)
+    tree.sizes.append(size)
+
+
+def _uncompressed(place: Path) -> IO[bytes]:
+    import bz2
+    import gzip
+    import lzma
+
+    openers: dict[bytes, Callable[[IO[bytes]], Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    file: IO[bytes] = open(place, "rb")  # noqa: SIM115
+    opener = openers.get(file.read(2))
+    file.seek(0)
+    if opener is None:
+        return file
+    # Reaching a picture in a compressed stream means reading everything before it, and samples are not read
+    # in the archive's order.
+    copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        with file, opener(file) as stream:
+            while block := stream.read(_COPY_BYTES):
+                copy.write(block)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        copy.close()
+        raise ValueError(f"{place} is a damaged or truncated archive ({error}): fetch it again") from None
+    copy.flush()
+    copy.seek(0)
+    return copy

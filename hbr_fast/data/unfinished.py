@@ -1,0 +1,113 @@
+"""Shards of a conversion that was killed, kept beside its output: the next one of the same pictures goes on there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from hbr_fast import progress
+from hbr_fast.data.npy import read_npy
+from hbr_fast.data.shards import INDEX, FinishedShard, Outcome, shard_name
+from hbr_fast.files import content_hash, locked, make_directory, read_json, write_json
+from hbr_fast.json_schema import Natural, read_sealed_json, require_schema, write_sealed_json
+
+_IDENTITY = "identity.json"
+_REMEDY = "remove its directory"
+
+
+class _Entry(TypedDict):
+    sha256: str
+    bytes: Natural
+
+
+class _Finished(TypedDict):
+    """What is kept of a shard, beside its index."""
+
+    entry: _Entry
+    outcomes: list[list[Any]]
+
+
+class Unfinished:
+    """A directory of finished shards; another conversion's are removed.
+
+    Parameters
+    ----------
+    directory : Path
+    identity : mapping
+        JSON values that determine the shards: files with their states, labels, options.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        self.directory = directory
+        mine = content_hash(dict(identity))
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if read_json(directory / _IDENTITY)["identity"] == mine:
+                return
+        for left in directory.glob("*.*"):
+            left.unlink()
+        write_json(directory / _IDENTITY, {"identity": mine})
+
+    def finished(self, split: str) -> list[FinishedShard]:
+        """The shards of a split that are whole, up to the first that is not."""
+        found: list[FinishedShard] = []
+        while (one := self._read(shard_name(split, len(found)))) is not None:
+            found.append(one)
+        return found
+
+    def keep(self, shard: FinishedShard) -> None:
+        """Record a shard whose file lies in `directory`; from then on it is finished."""
+        path = self.directory / shard.name
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        np.save(path.with_suffix(".npy"), shard.index, allow_pickle=False)
+        outcomes = [[one.checksum, one.fault, one.warning, one.is_transparent] for one in shard.outcomes]
+        write_sealed_json(path.with_suffix(".json"), {"entry": shard.entry, "outcomes": outcomes})
+
+    def _read(self, name: str) -> FinishedShard | None:
+        path = self.directory / name
+        try:
+            kept = read_sealed_json(path.with_suffix(".json"), remedy=_REMEDY)
+            require_schema(kept, _Finished, where=str(path), remedy=_REMEDY)
+            index = read_npy(path.with_suffix(".npy"), dtype=INDEX)
+            if path.stat().st_size != kept["entry"]["bytes"]:
+                return None
+        except (FileNotFoundError, ValueError):
+            return None
+        outcomes = [
+            Outcome(checksum, fault=fault, warning=warning, is_transparent=clear)
+            for checksum, fault, warning, clear in kept["outcomes"]
+        ]
+        return FinishedShard(name, kept["entry"], index, outcomes)
+
+
+@contextlib.contextmanager
+def unfinished_shards(out: Path, identity: Mapping[str, Any]) -> Iterator[Unfinished]:
+    """The unfinished shards of a conversion to `out`: removed when the block ends, but not if it is interrupted.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process converts to `out`.
+    """
+    directory = out.parent / f".{out.name}.shards"
+    make_directory(directory)
+    with locked(directory):
+        kept = Unfinished(directory, identity)
+        count = sum(len(kept.finished(split)) for split in ("train", "test"))
+        if count:
+            progress.say(f"{out}: goes on after {count} shards of an interrupted conversion")
+        try:
+            yield kept
+        except Exception:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""From a folder of JPEGs to the page of a study, by the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from photographs import write_photographs
+from PIL import Image
+
+from hbr_fast import cli
+from hbr_fast.report import figures
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_study_from_a_folder_of_photographs_to_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = figures.pictures_of  # the galleries only: drawing the others, which are tested elsewhere, takes seconds
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: drawn(*args, **named)[-2:])
+    root, data, out = write_photographs(tmp_path / "photos"), tmp_path / "photos.hbr", tmp_path / "study"
+    cli.main(["convert", "folder", str(data), "--root", str(root), "--store", "encoded"])
+    study = ["study", "alpha-path", "--dataset", str(data), "--out", str(out), "--recipe", "small-cnn"]
+    sizes = ["--points", "1", "--variants", "1", "--members", "1", "--members-at-once", "1", "--nonpositive", "shift"]
+    recipe = ["--set", "size=24", "model=cnn-4", "epochs=2", "batch_size=6", "precision=float32"]
+    cli.main([*study, *sizes, *recipe])
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    page = Path(headline["report"])
+    assert page == out / "report" / "index.html"
+    assert "<dt>size</dt><dd>24</dd>" in page.read_text()
+    shown = pl.read_csv(page.parent / "hardest_images.csv")
+    files = {str(path.relative_to(root)) for path in root.rglob("train/*/*.jpg")}
+    assert set(shown["source"].to_list()) == files  # twelve, all of which are shown
+    assert all(name.split("/")[1] == of for name, of in shown.select("source", "class_name").rows())
+    with Image.open(page.parent / "hardest_images.png") as gallery:
+        colours = gallery.convert("RGB").getcolors(2**20)
+        assert colours is not None
+        assert len(colours) > 500  # photographs, not blank tiles
+
+
+def test_remedies_on_photographs_with_a_network_of_torchvision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/photographs-study.md at a small size: its recipe file, every remedy, the page."""
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])
+    root, data, out = write_photographs(tmp_path / "photos"), tmp_path / "photos.hbr", tmp_path / "study"
+    cli.main(["convert", "folder", str(data), "--root", str(root), "--store", "encoded"])
+    page = (Path(__file__).parent.parent / "docs" / "photographs-study.md").read_text()
+    (recipe := tmp_path / "photos.toml").write_text(page.split("```toml")[1].split("```")[0])
+    study = ["study", "remedies", "--dataset", str(data), "--out", str(out), "--recipe", str(recipe)]
+    sizes = ["--variants", "1", "--members-at-once", "1", "--nonpositive", "shift", "--gamma", "1.5", "--tau", "0.7"]
+    # A lighter network than the page's resnet18, whose weights of 45 MB eight trainings would store.
+    small = ["size=32", "model=torchvision:shufflenet_v2_x0_5", "epochs=2", "batch_size=6", "precision=float32"]
+    cli.main([*study, *sizes, "--schedule-args", '{"warmup_epochs": 1}', "--set", *small])
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    arms = {arm["name"]: arm for arm in json.loads((out / "study.json").read_text())["arms"]}
+    assert headline["arms"] == len(arms) > 7
+    recipes = {
+        name: json.loads((out / arm["members"][0]["path"] / "recipe.json").read_text()) for name, arm in arms.items()
+    }
+    assert recipes["focal"]["loss_args"] == {"gamma": 1.5}
+    assert recipes["logit-adjusted"]["loss_args"] == {"tau": 0.7}
+    for one in recipes.values():
+        assert (one["optimizer"], one["schedule"], one["no_decay"]) == ("adamw", "cosine", "norm-and-bias")
+        assert one["augment"]["color_jitter"] == [0.3, 0.3, 0.3]
+    assert all(name in Path(headline["report"]).read_text() for name in arms)

@@ -1,0 +1,168 @@
+"""A full disk, a directory that may not be written to, input that vanishes, two processes, a clock set back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hbr_fast.data.convert import convert
+from hbr_fast.data.dataset import open_dataset
+from hbr_fast.data.plan import Plan
+from hbr_fast.data.sources import folder
+from hbr_fast.data.verify import verify_dataset
+from hbr_fast.files import atomic_directory, locked
+from hbr_fast.tensor_files import write_tensors
+
+TOY: dict[str, Any] = {"classes": 2, "train_per_class": 20, "test_per_class": 2, "shape": (1, 16, 16)}
+NOBODY = 65534
+
+
+def forked(work: Callable[[], object]) -> str:
+    """The result of `work` in a fork, "done" or its exception: for limits that cannot be taken back."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer = "done"
+        try:
+            work()
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(write, answer.encode())
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        answer = pipe.read().decode()
+    os.waitpid(child, 0)
+    return answer
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "dataset": ("a.hbr", lambda path: convert("synthetic", path, **TOY)),
+    "plan": ("p.safetensors", Plan.of_rows(np.arange(1000)).save),
+    "tensors": ("t.safetensors", lambda path: write_tensors(path, {"a": np.zeros(4000)}, {})),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_full_disk(tmp_path: Path, kind: str) -> None:
+    name, write = WRITERS[kind]
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the limit is then an error, like a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        write(tmp_path / name)
+
+    answer = forked(limited)
+    assert answer.startswith("OSError: no space left for"), answer
+    assert name in answer
+    assert "\n" not in answer
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_directory_that_may_not_be_written_to(tmp_path: Path, kind: str) -> None:
+    name, write = WRITERS[kind]
+    write(tmp_path / name)  # imports what it needs while that may be read
+
+    def unprivileged(path: Path) -> None:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        write(path)
+
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made)
+        place.chmod(0o555)
+        answer = forked(lambda: unprivileged(place / name))
+        assert list(place.iterdir()) == []
+    assert answer.startswith("PermissionError"), answer
+    assert str(place / name) in answer
+    assert "\n" not in answer
+
+
+def test_picture_that_vanishes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for number in range(2):
+                Image.new("L", (4, 4), number).save(tmp_path / "set" / split / label / f"{number}.png")
+    source = folder(root=tmp_path / "set")
+    gone = tmp_path / "set" / "train" / "dog" / "1.png"
+    gone.unlink()
+    with pytest.raises((FileNotFoundError, ValueError), match=r"dog/1\.png") as raised:
+        list(source.splits["train"].blocks())
+    assert "\n" not in str(raised.value)
+
+
+def test_two_processes_write_one_dataset(tmp_path: Path) -> None:
+    """The second one finds it taken, whether it looks before or after the first one is done."""
+    target = tmp_path / "a.hbr"
+    with contextlib.ExitStack() as late:
+        new = late.enter_context(atomic_directory(target))
+        assert forked(lambda: convert("synthetic", target, **TOY)) == "done"
+        (new / "file").touch()
+        with pytest.raises(FileExistsError, match=r"a\.hbr was made by something else"):
+            late.close()
+    verify_dataset(target)
+    assert forked(lambda: convert("synthetic", target, **TOY)).startswith(f"FileExistsError: {target} exists already")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hbr"]
+
+
+def test_two_processes_lock_one_directory(tmp_path: Path) -> None:
+    def lock() -> None:
+        with locked(tmp_path):
+            pass
+
+    with locked(tmp_path):
+        assert forked(lock).startswith(f"BlockingIOError: {tmp_path} is in use by another process: wait for it to end")
+    assert forked(lock) == "done"
+
+
+def test_clock_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 10**8)
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() - 10**8) * 1e9))
+    made = convert("synthetic", tmp_path / "a.hbr", **TOY)
+    for path in made.path.iterdir():  # written in the future
+        os.utime(path, (real() + 10**8, real() + 10**8))
+    verify_dataset(made.path)
+    assert open_dataset(made.path).fingerprint == made.fingerprint
+
+
+def test_stopped_and_continued(tmp_path: Path) -> None:
+    """A writer that stops while another process writes the same target keeps its half, and neither is lost."""
+    target = tmp_path / "a.hbr"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with atomic_directory(target, force=True) as new:
+                (new / "file").write_text("stopped")
+                os.write(write, b".")
+                os.kill(os.getpid(), signal.SIGSTOP)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.read(read, 1) == b"."
+    os.waitpid(child, os.WUNTRACED)
+    with atomic_directory(target, force=True) as new:
+        (new / "file").write_text("other")
+    assert (target / "file").read_text() == "other"
+    os.kill(child, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (target / "file").read_text() == "stopped"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hbr"]
