@@ -43,7 +43,8 @@ from hbr_fast.loaders.loader import Loader
 from hbr_fast.training import trainer
 from hbr_fast.training.build import initial_model, make_optimizer
 from hbr_fast.training.device import compute_dtype, resolve_precision
-from hbr_fast.training.recipe import Recipe, named_recipe
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.recipes import named_recipe
 from hbr_fast.training.step import set_learning_rate
 
 AUGMENT = Augment(flip=FLIP, pad=PAD)

@@ -27,7 +27,7 @@ from hbr_fast.data.plan import Plan
 from hbr_fast.evaluation.metrics import evaluate
 from hbr_fast.members.ensemble import Ensemble, train_ensemble
 from hbr_fast.members.execution import Execution
-from hbr_fast.training.recipe import named_recipe
+from hbr_fast.training.recipes import named_recipe
 
 REFERENCE_SEED = 1  # the recipes compared have seed 0
 

@@ -58,7 +58,7 @@ from .studies.study import Arm as Arm
 from .studies.study import Study as Study
 from .training.models.fuse import fuse as fuse
 from .training.recipe import Recipe as Recipe
-from .training.recipe import named_recipe as named_recipe
+from .training.recipes import named_recipe as named_recipe
 from .training.trainer import train_member as train_member
 
 __version__: str

@@ -8,8 +8,9 @@ import pytest
 from hbr_fast import cli
 from hbr_fast.cli.options import RecipeOptions
 from hbr_fast.data.convert import convert
-from hbr_fast.training.recipe import Recipe, named_recipe
+from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.recipe_files import read_recipe, recipe_of
+from hbr_fast.training.recipes import named_recipe
 
 MINE = """
 model = "cnn-4-8"

@@ -31,8 +31,9 @@ from hbr_fast.training import components, losses
 from hbr_fast.training.checkpoint import CheckpointEvery, Checkpoints
 from hbr_fast.training.device import Compute, device_name, resolve_precision
 from hbr_fast.training.distributed import ranks
+from hbr_fast.training.member import Diverged, Member
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Diverged, Member, train_member
+from hbr_fast.training.trainer import train_member
 
 SCHEMA = 1
 # Raised when the same recipe, seed and data would give different results; CHANGELOG names each step.

@@ -18,7 +18,8 @@ from hbr_fast.resampling.pools import POOL
 from hbr_fast.resampling.pruning import By, Level
 from hbr_fast.studies.balance import with_balanced_control, with_base
 from hbr_fast.studies.study import BASELINE, Arm, Choice, Pruning, Study
-from hbr_fast.training.recipe import Recipe, changed_recipe, named_recipe
+from hbr_fast.training.recipe import Recipe, changed_recipe
+from hbr_fast.training.recipes import named_recipe
 
 CLASS_LEVEL_RATES = (0.33, 0.42, 0.50, 0.58, 0.66, 0.75)
 HARDNESS_RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

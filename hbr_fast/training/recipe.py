@@ -1,4 +1,4 @@
-"""Recipes: frozen values that determine a training completely, and the named ones.
+"""The recipe: frozen values that determine a training completely.
 
 This file imports nothing heavy: the command line reads it to show its help.
 """
@@ -257,84 +257,6 @@ def stored_recipe(path: str | os.PathLike[str], *, remedy: str) -> Recipe:
 # Fields added after the first keys.
 _ADDED = ("optimizer", "loss", "size", "weights", "no_decay", "clip_norm", "accumulate", "ema", "mixup", "cutmix")
 _AUGMENT_DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Augment())))
-
-
-def quickstart() -> Recipe:
-    """Fashion-MNIST on two cores in well under a minute per member."""
-    return Recipe(name="quickstart", model="vgg-32-64", epochs=4, lr=0.1, schedule="triangular")
-
-
-def small_cnn() -> Recipe:
-    """A plain small network with time to converge: minutes per member on two cores."""
-    return Recipe(
-        name="small-cnn",
-        model="cnn-32-64-128",
-        epochs=12,
-        lr=0.1,
-        schedule="triangular",
-        augment=Augment(flip=0.5, pad=2),
-    )
-
-
-def paper_resnet18() -> Recipe:
-    """The training protocol of Pukowski & Osmani, arXiv 2504.07031 (method, section 1)."""
-    return Recipe(
-        name="paper-resnet18",
-        model="resnet18",
-        epochs=200,
-        milestones=(60, 120, 160),
-        augment=Augment(flip=0.5, pad=4),
-    )
-
-
-def fast_resnet18() -> Recipe:
-    """The paper's network in a tenth of its epochs: one rise and fall of the rate, batches four times as large.
-
-    For tens of thousands of images; a few thousand leave it too few updates (measured: docs/ensembles.md).
-    """
-    return Recipe(
-        name="fast-resnet18",
-        model="resnet18",
-        epochs=20,
-        batch_size=512,
-        lr=0.4,  # four times the paper's, as the batch is
-        schedule="triangular",
-        augment=Augment(flip=0.5, pad=4),
-    )
-
-
-RECIPES: Mapping[str, Callable[[], Recipe]] = {
-    "quickstart": quickstart,
-    "small-cnn": small_cnn,
-    "paper-resnet18": paper_resnet18,
-    "fast-resnet18": fast_resnet18,
-}
-
-
-def named_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A named recipe, with single fields changed.
-
-    Parameters
-    ----------
-    name : str
-        One of `RECIPES`.
-    overrides : sequence of "field=value"
-        E.g. `["epochs=3", "milestones=10,20", "augment.cutout=8"]`; dicts as JSON, "none" for optional fields.
-
-    Raises
-    ------
-    ValueError
-        If the recipe or fields are unknown or values do not fit their fields; the message names all of them.
-
-    Examples
-    --------
-    >>> recipe = named_recipe("small-cnn", ["epochs=3", "augment.cutout=8"])
-    >>> (recipe.model, recipe.epochs, recipe.augment.cutout)
-    ('cnn-32-64-128', 3, 8)
-    """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: available are {', '.join(RECIPES)}")
-    return changed_recipe(RECIPES[name](), overrides)
 
 
 def changed_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hbr_fast.files import read_json
-from hbr_fast.training.recipe import Recipe, changed_recipe, named_recipe
+from hbr_fast.training.recipe import Recipe, changed_recipe
+from hbr_fast.training.recipes import named_recipe
 
 SUFFIXES = (".toml", ".json")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from hbr_fast.data.dataset import Dataset, Split
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
 from hbr_fast.data.sample_sources import printable
-from hbr_fast.hardness import ESTIMATORS, HardnessRecorder, HardnessScores
+from hbr_fast.hardness import ESTIMATORS, HardnessRecorder
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import QuotaOrder, Sampler, quota_order, sequential_order
 from hbr_fast.resampling.allocation import reallocate
@@ -25,6 +24,7 @@ from hbr_fast.training.build import initial_model, make_optimizer
 from hbr_fast.training.checkpoint import Checkpoints
 from hbr_fast.training.device import Compute, compute_dtype, gpu_memory_mb, gpu_utilisation, resolve_precision
 from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
+from hbr_fast.training.member import Diverged, Member, finished_member
 from hbr_fast.training.predict import predict
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
@@ -32,61 +32,6 @@ from hbr_fast.training.step import Stepper
 
 PICTURE_CACHE = 256 * 10**6  # bytes of decoded pictures that a training keeps
 _BAD_NAMED = 10  # bad pictures that a message lists
-
-
-class Diverged(FloatingPointError):
-    """A training whose loss is no longer finite.
-
-    Attributes
-    ----------
-    epoch, step : int
-        Where it was first seen, both from 0, the step within the epoch; step -1 means in the test logits, after the
-        last update.
-    loss : float
-        Its value there.
-    lr : float
-        The recipe's learning rate.
-    """
-
-    def __init__(self, epoch: int, step: int, loss: float, lr: float) -> None:
-        super().__init__(epoch, step, loss, lr)  # so that it crosses processes
-        self.epoch, self.step, self.loss, self.lr = epoch, step, loss, lr
-
-    @property
-    def where(self) -> str:
-        """The place, in words."""
-        if self.step < 0:
-            return f"in its last updates (epoch {self.epoch}): test logits are not finite"
-        return f"at epoch {self.epoch}, step {self.step}: the loss is {self.loss}"
-
-    def __str__(self) -> str:
-        return f"training diverged {self.where}; lower the learning rate ({self.lr})"
-
-
-@dataclass(frozen=True)
-class Member:
-    """One trained model and the results of its training.
-
-    Attributes
-    ----------
-    weights : dict of str to tensor
-        The model's `state_dict`.
-    scores : HardnessScores
-        Of this one member.
-    test_logits : float32 [N_test, C]
-    history : tuple of EpochRecord
-    ema_weights : dict of str to tensor, optional
-        Their moving average, if the recipe has one.
-    ema_test_logits : float32 [N_test, C], optional
-        Of the moving average.
-    """
-
-    weights: Mapping[str, torch.Tensor]
-    scores: HardnessScores
-    test_logits: np.ndarray
-    history: tuple[EpochRecord, ...]
-    ema_weights: Mapping[str, torch.Tensor] | None = None
-    ema_test_logits: np.ndarray | None = None
 
 
 def train_member(
@@ -296,32 +241,6 @@ def initial_state(
 def rows_done(state: TrainingState, batches: SharedBatches) -> int:
     """Rows trained so far; an epoch's last batch may have fewer than the others."""
     return state.epoch * batches.samples + sum(batches.rows(step) for step in range(state.step))
-
-
-def finished_member(
-    state: TrainingState, logits: np.ndarray, recipe: Recipe, *, ema_logits: np.ndarray | None = None
-) -> Member:
-    """The results of a finished training, with the logits of the test split by the model and by its moving average.
-
-    Raises
-    ------
-    Diverged
-        If one of them is not finite.
-    """
-    if not np.isfinite(logits).all():
-        raise Diverged(recipe.epochs - 1, -1, float("nan"), recipe.lr)
-    return Member(
-        weights=_on_processor(state.model),
-        scores=state.recorder.scores(),
-        test_logits=logits,
-        history=tuple(state.history),
-        ema_weights=None if state.averaged is None else _on_processor(state.averaged.model),
-        ema_test_logits=ema_logits,
-    )
-
-
-def _on_processor(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def epoch_record(state: TrainingState, batches: SharedBatches, recipe: Recipe) -> EpochRecord:

@@ -13,8 +13,9 @@ from hbr_fast.data.dataset import Dataset
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.members.trial import try_step
 from hbr_fast.training.device import Compute
+from hbr_fast.training.member import Member
 from hbr_fast.training.recipe import Precision, Recipe
-from hbr_fast.training.trainer import Member, train_member
+from hbr_fast.training.trainer import train_member
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -18,7 +18,8 @@ from hbr_fast.loaders.augment import Augment
 from hbr_fast.members import store
 from hbr_fast.members.store import MEMBER_FILES, find_member, member_key, member_path, open_member, train_and_store
 from hbr_fast.training import losses, trainer
-from hbr_fast.training.recipe import Recipe, named_recipe
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.recipes import named_recipe
 
 HALF = Plan.of_rows(np.arange(60), provenance={"why": "half"})
 

@@ -15,7 +15,7 @@ from hbr_fast.resampling.pipeline import Resampled, resample_by_hardness
 from hbr_fast.resampling.pruning import Pruning
 from hbr_fast.studies.plans import Planner, study_rows
 from hbr_fast.studies.study import Arm, Study
-from hbr_fast.training.recipe import quickstart
+from hbr_fast.training.recipes import quickstart
 
 STUDY = Study("grid", quickstart(), (), variants=1, members=1, seed=3)
 PRUNINGS = {

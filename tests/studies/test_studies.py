@@ -30,8 +30,9 @@ from hbr_fast.studies.recipes import STUDIES
 from hbr_fast.studies.results import failed_trainings, summary
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
-from hbr_fast.training.recipe import Recipe, named_recipe
-from hbr_fast.training.trainer import Diverged
+from hbr_fast.training.member import Diverged
+from hbr_fast.training.recipe import Recipe
+from hbr_fast.training.recipes import named_recipe
 
 from .conftest import RECIPE, STUDY
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hbr_fast.loaders.augment import Augment
-from hbr_fast.training.recipe import ARGUMENTS, RECIPES, Recipe, changed_recipe, named_recipe
+from hbr_fast.training.recipe import ARGUMENTS, Recipe, changed_recipe
+from hbr_fast.training.recipes import RECIPES, named_recipe
 
 STEP = Recipe(name="step", model="cnn-4", epochs=10, lr=0.1, schedule="step", milestones=(3, 6), decay=0.2)
 # 4 epochs of 5 steps: after step s, (s + 1) / 21 of the training is done.

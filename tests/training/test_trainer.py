@@ -19,11 +19,12 @@ from hbr_fast.members import preflight as fit
 from hbr_fast.members.preflight import check_fit
 from hbr_fast.training import trainer
 from hbr_fast.training.build import initial_model, make_loss, make_optimizer
+from hbr_fast.training.member import Member
 from hbr_fast.training.mixing import Mixing
 from hbr_fast.training.models.networks import build_model
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.step import train_step
-from hbr_fast.training.trainer import Member, train_member
+from hbr_fast.training.trainer import train_member
 
 
 def assert_identical(a: Member, b: Member) -> None:

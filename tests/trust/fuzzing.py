@@ -396,9 +396,9 @@ def _write_ensemble(path: Path, *, sealed: bool = True) -> None:
 
     from hbr_fast.json_schema import write_sealed_json
     from hbr_fast.members.store import _write_member
-    from hbr_fast.training.recipe import named_recipe
+    from hbr_fast.training.member import Member
+    from hbr_fast.training.recipes import named_recipe
     from hbr_fast.training.state import EpochRecord
-    from hbr_fast.training.trainer import Member
 
     recipe = named_recipe("small-cnn", ["precision=float32"])
     member = Member(
@@ -438,7 +438,7 @@ def _ensemble(path: Path) -> Any:
 
 def _write_recipe(path: Path) -> None:
     from hbr_fast.files import write_json
-    from hbr_fast.training.recipe import named_recipe
+    from hbr_fast.training.recipes import named_recipe
 
     write_json(path / "recipe.json", named_recipe("small-cnn").to_json())
 

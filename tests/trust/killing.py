@@ -269,7 +269,7 @@ def warm_up(directory: Path) -> None:
     from hbr_fast.hardness import HardnessRecorder, hardness_cross_entropy
     from hbr_fast.loaders.loader import Loader
     from hbr_fast.training.build import initial_model, make_optimizer
-    from hbr_fast.training.recipe import named_recipe
+    from hbr_fast.training.recipes import named_recipe
 
     del hbr_fast
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from hbr_fast.members.scoring.confidence import own_confidence, rank_pool
 from hbr_fast.members.scoring.final_model import stored_final_scores
 from hbr_fast.members.store import StoredMember, train_and_store
 from hbr_fast.resampling.pipeline import resample_by_hardness
-from hbr_fast.training.recipe import named_recipe
+from hbr_fast.training.recipes import named_recipe
 
 CHANGED = r"train\.images\.npy changed after conversion \(another checksum\): convert it again with --force"
 

@@ -10,8 +10,8 @@ from hbr_fast.data.dataset import Dataset
 from hbr_fast.members.execution import Execution
 from hbr_fast.members.jobs import Job, train_job
 from hbr_fast.members.telemetry import Board
+from hbr_fast.training.member import Diverged
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Diverged
 
 
 def wanted(execution: Execution, *, at_once: int) -> bool:

@@ -29,8 +29,8 @@ from hbr_fast.members.jobs import Job, PackedJob, packed, train_packed
 from hbr_fast.members.store import CHECKPOINTS, MEMBERS
 from hbr_fast.members.telemetry import Board
 from hbr_fast.training import signals
+from hbr_fast.training.member import Diverged
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.trainer import Diverged
 
 REPORT_INTERVAL_S = 0.2  # how often a worker reports
 ENDING_S = 20.0  # do not wait longer for a worker to save: Kubernetes kills after 30 s
