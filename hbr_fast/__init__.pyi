@@ -14,10 +14,10 @@ from .data.verify import verify_dataset as verify_dataset
 from .evaluation.measures import gaps as gaps
 from .evaluation.metrics import Evaluation as Evaluation
 from .evaluation.metrics import evaluate as evaluate
+from .evaluation.power import variants_needed as variants_needed
 from .evaluation.statistics import PairedDifference as PairedDifference
 from .evaluation.statistics import holm as holm
 from .evaluation.statistics import paired_difference as paired_difference
-from .evaluation.statistics import variants_needed as variants_needed
 from .hardness.cross_entropy import hardness_cross_entropy as hardness_cross_entropy
 from .hardness.estimators import ESTIMATORS as ESTIMATORS
 from .hardness.growing import GrowingRecorder as GrowingRecorder

@@ -40,7 +40,8 @@ def import_runs(
     import polars as pl
 
     from hbr_fast.report.page import write_report
-    from hbr_fast.report.tables import print_tables, summary_tables
+    from hbr_fast.report.table_formats import print_tables
+    from hbr_fast.report.tables import summary_tables
     from hbr_fast.studies.imported import import_runs as import_read
     from hbr_fast.studies.results import summary
     from hbr_fast.studies.run_files import read_labels, read_runs, read_samples

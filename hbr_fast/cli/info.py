@@ -13,7 +13,8 @@ def info(dataset: Positional[Path]) -> None:
     Args:
         dataset: A directory that convert wrote.
     """
-    from hbr_fast.data.dataset import describe, open_dataset
+    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.data.description import describe
     from hbr_fast.data.sample_sources import printable
 
     about = describe(open_dataset(dataset))

@@ -136,7 +136,8 @@ def study(
 
     from hbr_fast.data.pool import open_pool
     from hbr_fast.report.page import write_report
-    from hbr_fast.report.tables import print_tables, summary_tables
+    from hbr_fast.report.table_formats import print_tables
+    from hbr_fast.report.tables import summary_tables
     from hbr_fast.studies.preview import arm_lines, images_per_second, preview, time_line
     from hbr_fast.studies.results import failed_trainings, summary
     from hbr_fast.studies.runner import run_study

@@ -19,6 +19,19 @@ from hbr_fast.csv_files import read_csv
 from hbr_fast.evaluation import measures
 from hbr_fast.evaluation.measures import METRICS
 from hbr_fast.hardness import ESTIMATORS
+from hbr_fast.report.columns import (
+    COMPARISONS_COLUMNS,
+    CONFUSION_COLUMNS,
+    ENSEMBLE_SIZE_COLUMNS,
+    GROUPS_COLUMNS,
+    HISTORY_COLUMNS,
+    INTERVALS_COLUMNS,
+    PER_CLASS_COLUMNS,
+    PER_MEMBER_COLUMNS,
+    REAL,
+    SAMPLES_COLUMNS,
+    TEXT,
+)
 from hbr_fast.studies.study_json import REMEDY, read_study_json
 
 BASELINE = "baseline"
@@ -31,54 +44,6 @@ ENSEMBLE_SIZE = "ensemble_size.csv"  # left only by a study of robustness
 GAPS = {name: gap.words for name, gap in measures.GAPS.items()}
 LEVELS = {name: measure.words for name, measure in measures.MEASURES.items() if not measure.is_gap}
 
-_TEXT = pl.String
-_WHOLE = pl.Int64
-_REAL = pl.Float64
-_MEMBER_KEY = {"arm": _TEXT, "variant": _WHOLE, "member": _WHOLE, "seed": pl.UInt64}
-_PER_CLASS = {
-    **_MEMBER_KEY,
-    "class_index": _WHOLE,
-    "class_name": _TEXT,
-    "samples": _REAL,  # imported runs may not know
-    "hardness": _REAL,
-    **dict.fromkeys(METRICS, _REAL),
-    "never_predicted": _TEXT,
-}
-_PER_MEMBER = {
-    **_MEMBER_KEY,
-    "accuracy": _REAL,
-    "train_seconds": _REAL,
-}
-_INTERVALS = {
-    "arm": _TEXT,
-    "class_index": _WHOLE,
-    "metric": _TEXT,
-    **dict.fromkeys(("mean", "low", "high", "combined_low", "combined_high"), _REAL),
-    "test_samples": _WHOLE,
-}
-_CONFUSION = {"arm": _TEXT, "true_index": _WHOLE, "predicted_index": _WHOLE, "samples": _WHOLE}
-_COMPARISONS = {
-    **dict.fromkeys(("arm", "against", "quantity"), _TEXT),
-    "variants": _WHOLE,
-    **dict.fromkeys(("baseline", "treatment", "low", "high"), _REAL),
-    **dict.fromkeys(("combined_low", "combined_high", "effect_size"), _REAL),
-    **dict.fromkeys(("p", "p_holm", "smallest_p", "paper_t", "paper_p"), _REAL),
-    "direction": _TEXT,
-}
-_ENSEMBLE_SIZE = {
-    "estimator": _TEXT,
-    "measure": _TEXT,
-    "size": _WHOLE,
-    "mean": _REAL,
-    "low": _REAL,
-    "high": _REAL,
-}
-_GROUPS = {
-    **dict.fromkeys(("arm", "attribute", "group"), _TEXT),
-    "samples": _WHOLE,
-    **dict.fromkeys(("accuracy", "low", "high"), _REAL),
-}
-_HISTORY = {"arm": _TEXT, "epoch": _WHOLE, "train_loss": _REAL, "train_accuracy": _REAL}
 # Defaults of an arm's settings that `study.json` leaves out.
 _SETTINGS: dict[str, Any] = {
     "alpha": 0.0,
@@ -88,7 +53,6 @@ _SETTINGS: dict[str, Any] = {
     "prune_by": "none",
     "prune_rate": 0.0,
 }
-_SAMPLES = {"sample_id": _WHOLE, "class_index": _WHOLE, "class_name": _TEXT}
 
 
 @dataclass(frozen=True)
@@ -239,12 +203,12 @@ class StudyFiles:
 
     def class_metric(self, arm: str, metric: str) -> np.ndarray:
         """A column of `per_class.csv` as float64 `[members, classes]`."""
-        column = self.per_class.filter(pl.col("arm") == arm)[metric].cast(_REAL)
+        column = self.per_class.filter(pl.col("arm") == arm)[metric].cast(REAL)
         return column.to_numpy().reshape(self.members(arm), len(self.classes))
 
     def member_metric(self, arm: str, metric: str) -> np.ndarray:
         """A column of `per_member.csv` as float64 `[members]`."""
-        return self.per_member.filter(pl.col("arm") == arm)[metric].cast(_REAL).to_numpy()
+        return self.per_member.filter(pl.col("arm") == arm)[metric].cast(REAL).to_numpy()
 
     def class_interval(self, arm: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """95 % interval of a metric of each class, with the noise of the test set if that is known: two `[classes]`."""
@@ -313,11 +277,11 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
     classes = tuple(meta["dataset"]["classes"])
     names = [arm["name"] for arm in meta["arms"]]
     arms = (BASELINE, *(name for name in names if name != BASELINE))
-    per_class = read_csv(path / "per_class.csv", _PER_CLASS, remedy=REMEDY)
-    measured = {f"{metric}_{measure}": _REAL for metric in METRICS for measure in measures.MEASURES}
-    per_member = read_csv(path / "per_member.csv", {**_PER_MEMBER, **measured}, remedy=REMEDY)
-    intervals = read_csv(path / "class_intervals.csv", _INTERVALS, remedy=REMEDY)
-    confusions = read_csv(path / "confusion.csv", _CONFUSION, remedy=REMEDY)
+    per_class = read_csv(path / "per_class.csv", PER_CLASS_COLUMNS, remedy=REMEDY)
+    measured = {f"{metric}_{measure}": REAL for metric in METRICS for measure in measures.MEASURES}
+    per_member = read_csv(path / "per_member.csv", {**PER_MEMBER_COLUMNS, **measured}, remedy=REMEDY)
+    intervals = read_csv(path / "class_intervals.csv", INTERVALS_COLUMNS, remedy=REMEDY)
+    confusions = read_csv(path / "confusion.csv", CONFUSION_COLUMNS, remedy=REMEDY)
     wanted_intervals = sorted((arm, metric, c) for arm in arms for metric in METRICS for c in range(len(classes)))
     found_intervals = sorted(intervals.select("arm", "metric", "class_index").rows())
     _check_rows(path / "class_intervals.csv", wanted_intervals, found_intervals)
@@ -330,10 +294,10 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
         raise ValueError(
             f"{path / 'confusion.csv'} has a row for {outside.row(0)}, which study.json does not have: {REMEDY}"
         )
-    samples = pl.DataFrame(schema=_SAMPLES)
+    samples = pl.DataFrame(schema=SAMPLES_COLUMNS)
     if meta["estimator"] is not None:
-        columns = {**_SAMPLES, meta["estimator"]: _REAL}
-        others = {**dict.fromkeys(ESTIMATORS, _REAL), "source": _TEXT, "predicted": _TEXT}
+        columns = {**SAMPLES_COLUMNS, meta["estimator"]: REAL}
+        others = {**dict.fromkeys(ESTIMATORS, REAL), "source": TEXT, "predicted": TEXT}
         samples = read_csv(path / SAMPLES, columns, optional=others, remedy=REMEDY)
 
     key = ["arm", "variant", "member"]
@@ -350,10 +314,10 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
         raise ValueError(f"{path / 'samples.csv'}: sample {sample} has class {index} of {len(classes)}: {REMEDY}")
     comparisons = _read_comparisons(path / COMPARISONS, meta) if len(arms) > 1 else {}
     size = path / ENSEMBLE_SIZE
-    ensemble_size = read_csv(size, _ENSEMBLE_SIZE, remedy=REMEDY) if size.is_file() else None
+    ensemble_size = read_csv(size, ENSEMBLE_SIZE_COLUMNS, remedy=REMEDY) if size.is_file() else None
     epochs, grouped = path / HISTORY, path / GROUPS
-    history = read_csv(epochs, _HISTORY, remedy=REMEDY) if epochs.is_file() else None
-    groups = read_csv(grouped, _GROUPS, remedy=REMEDY) if grouped.is_file() else None
+    history = read_csv(epochs, HISTORY_COLUMNS, remedy=REMEDY) if epochs.is_file() else None
+    groups = read_csv(grouped, GROUPS_COLUMNS, remedy=REMEDY) if grouped.is_file() else None
     return StudyFiles(
         path,
         meta,
@@ -402,7 +366,7 @@ def estimator_label(study: StudyFiles) -> str:
 def _read_comparisons(path: Path, meta: Mapping[str, Any]) -> dict[tuple[str, str], Comparison]:
     """The rows of `comparisons.csv` by (arm, quantity), times 100."""
     found = {}
-    for row in read_csv(path, _COMPARISONS, remedy=REMEDY).rows(named=True):
+    for row in read_csv(path, COMPARISONS_COLUMNS, remedy=REMEDY).rows(named=True):
         numbers = {name: row[name] for name in Comparison.__dataclass_fields__}
         for name in ("baseline", "treatment", "low", "high", "combined_low", "combined_high"):
             numbers[name] = 100 * row[name]

@@ -1,18 +1,10 @@
-"""The tables of a study: classes before and after and the gaps between them, as text, CSV, HTML, LaTeX."""
+"""The tables of a study: classes before and after, and the gaps between them."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
-import math
 import os
 import re
-import sys
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import IO
 
 from hbr_fast.report.study_files import (
     BASELINE,
@@ -27,40 +19,9 @@ from hbr_fast.report.study_files import (
     spread,
     tests_of,
 )
-
-Cell = str | float
+from hbr_fast.report.table_formats import Cell, Table
 
 MOST_ARMS = 4  # most treatments with their own tables; more share one
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table and the formats of its numbers.
-
-    Attributes
-    ----------
-    name : stem of its files
-    title : one line
-    columns : headings, all different
-    formats : one per column: "" for text, else a format specification for its numbers, such as ".2f"
-    rows : cells; NaN is shown as "n/a"
-    note : what the numbers mean, one paragraph
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    formats: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        assert len(set(self.columns)) == len(self.columns) == len(self.formats)
-        assert all(len(row) == len(self.columns) for row in self.rows)
-
-    def shown(self) -> list[list[str]]:
-        """The formatted cells, as unescaped text."""
-        return [[_shown(*pair) for pair in zip(row, self.formats, strict=True)] for row in self.rows]
 
 
 def summary_tables(study_dir: str | os.PathLike[str]) -> list[Table]:
@@ -283,152 +244,6 @@ def tests_table(study: StudyFiles) -> Table:
 def _and_test_set(study: StudyFiles) -> str:
     """What the intervals cover besides training, for the end of a sentence."""
     return ", and the noise of the test set" if study.metric == "recall" else ""
-
-
-def print_tables(tables: Sequence[Table], *, file: IO[str] | None = None) -> None:
-    """Print tables for a reader: drawn by rich on a terminal, as plain text elsewhere."""
-    out = sys.stdout if file is None else file
-    if not out.isatty():
-        out.write("\n".join(to_text(table) for table in tables))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console(file=out)
-    for table in tables:
-        drawn = RichTable(title=Text(table.title), caption=Text(table.note), box=box.SIMPLE_HEAD)
-        drawn.title_justify = drawn.caption_justify = "left"
-        for column, spec in zip(table.columns, table.formats, strict=True):
-            drawn.add_column(Text(column), justify="right" if spec else "left")
-        for row in table.shown():
-            drawn.add_row(*(Text(cell) for cell in row))
-        console.print(drawn)
-
-
-def to_text(table: Table) -> str:
-    """Plain text with aligned columns; headings are wrapped to the width of their numbers."""
-    rows = table.shown()
-    heads = []
-    for i, column in enumerate(table.columns):
-        widest = max((len(row[i]) for row in rows), default=0)
-        width = max(widest, *(len(word) for word in column.split()))
-        heads.append(textwrap.wrap(column, width))
-    height = max(len(head) for head in heads)
-    lines = [[*[""] * (height - len(head)), *head] for head in heads]
-    grid = [[head[i] for head in lines] for i in range(height)] + rows
-    widths = [max(len(row[i]) for row in grid) for i in range(len(table.columns))]
-
-    def line(cells: Sequence[str]) -> str:
-        pads = [
-            f"{cell:>{width}}" if spec else f"{cell:<{width}}"
-            for cell, width, spec in zip(cells, widths, table.formats, strict=True)
-        ]
-        return "  ".join(pads).rstrip()
-
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    text = [table.title, rule, *map(line, grid[:height]), rule, *map(line, rows), rule]
-    if table.note:
-        text += textwrap.wrap(table.note, max(len(rule), 60), break_on_hyphens=False)
-    return "\n".join(text) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """CSV with a heading; numbers in full precision, NaN as an empty cell."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        writer.writerow(["" if _is_nan(cell) else cell for cell in row])
-    return buffer.getvalue()
-
-
-def to_html(table: Table) -> str:
-    """A `<table>` with a caption and row and column headings; all text escaped."""
-    kinds = ["number" if spec else "text" for spec in table.formats]
-    head = "".join(
-        f'<th scope="col" class="{kind}">{html.escape(column)}</th>'
-        for column, kind in zip(table.columns, kinds, strict=True)
-    )
-    body = []
-    for first, *rest in table.shown():
-        cells = "".join(
-            f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(rest, kinds[1:], strict=True)
-        )
-        body.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
-    return (
-        f"<table>\n<caption>{html.escape(table.title)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
-        + "\n".join(body)
-        + "\n</tbody>\n</table>"
-    )
-
-
-def to_latex(table: Table) -> str:
-    """A LaTeX `table` float; needs the packages booktabs and, for names beyond ASCII, a Unicode engine."""
-    body = [" & ".join(map(_latex, table.columns)) + r" \\", r"\midrule"]
-    for row in table.shown():
-        cells = [
-            f"${cell}$" if spec and cell[0] in "+-" else _latex(cell)
-            for cell, spec in zip(row, table.formats, strict=True)
-        ]
-        body.append(" & ".join(cells) + r" \\")
-    caption = _latex(f"{table.title}.")
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{tab:{table.name.removeprefix('table_').replace('_', '-')}}}",
-            rf"\begin{{tabular}}{{{''.join('r' if spec else 'l' for spec in table.formats)}}}",
-            r"\toprule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(f"% {line}" for line in textwrap.wrap(table.note, 100)),
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\char34{}",
-    # Braces keep a class named "[x]" from being read as the optional argument of the row before it.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
-def _is_nan(cell: Cell) -> bool:
-    return isinstance(cell, float) and math.isnan(cell)
-
-
-def _shown(cell: Cell, spec: str) -> str:
-    if isinstance(cell, str):
-        return cell
-    if math.isnan(cell):
-        return "n/a"
-    # Rounded first, so that a value that rounds to zero is shown without a minus sign.
-    return f"{round(cell, int(spec[-2])) + 0.0:{spec}}"
 
 
 def _members(study: StudyFiles, arms: Sequence[str]) -> str:

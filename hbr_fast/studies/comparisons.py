@@ -17,6 +17,7 @@ import polars as pl
 
 from hbr_fast.evaluation.measures import MEASURES, METRICS, gaps, hard_classes
 from hbr_fast.evaluation.metrics import Evaluation
+from hbr_fast.evaluation.power import variants_needed
 from hbr_fast.evaluation.resolution import difference_noise
 from hbr_fast.evaluation.statistics import (
     MIN_BOOTSTRAP_VARIANTS,
@@ -25,7 +26,6 @@ from hbr_fast.evaluation.statistics import (
     holm,
     members_t_test,
     paired_difference,
-    variants_needed,
 )
 
 # NaN in a row whose `no_test` says why there is none.

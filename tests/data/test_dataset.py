@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from hbr_fast.data.convert import convert
-from hbr_fast.data.dataset import describe, fingerprint_of, open_dataset
+from hbr_fast.data.dataset import fingerprint_of, open_dataset
+from hbr_fast.data.description import describe
 from hbr_fast.data.verify import verify_dataset
 from hbr_fast.files import sha256_of_file
 

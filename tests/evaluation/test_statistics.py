@@ -8,16 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hbr_fast.evaluation import statistics
+from hbr_fast.evaluation.power import power, sign_flip_power, variants_needed
 from hbr_fast.evaluation.statistics import (
     bootstrap_interval,
     holm,
     members_t_test,
     paired_difference,
-    power,
     sign_flip_p,
-    sign_flip_power,
     t_interval,
-    variants_needed,
 )
 
 

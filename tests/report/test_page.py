@@ -12,9 +12,11 @@ import polars as pl
 import pytest
 
 from hbr_fast.report import drawing, figures, tables
+from hbr_fast.report.answers import answer, answers
 from hbr_fast.report.charts import charts_of
-from hbr_fast.report.page import answer, answers, write_report
+from hbr_fast.report.page import write_report
 from hbr_fast.report.study_files import FILES, read_study
+from hbr_fast.report.table_formats import to_csv, to_html, to_latex
 
 StudyWriter = Callable[..., Path]
 
@@ -272,9 +274,9 @@ def test_page_says_what_was_run(study_writer: StudyWriter, quick: None) -> None:
 def test_page_tables_match_files(study_writer: StudyWriter, quick: None) -> None:
     index = write_report(study_writer())
     for table in tables.summary_tables(index.parent.parent):
-        assert tables.to_html(table) in index.read_text(encoding="utf-8")
-        assert (index.parent / f"{table.name}.csv").read_text(encoding="utf-8") == tables.to_csv(table)
-        assert (index.parent / f"{table.name}.tex").read_text(encoding="utf-8") == tables.to_latex(table)
+        assert to_html(table) in index.read_text(encoding="utf-8")
+        assert (index.parent / f"{table.name}.csv").read_text(encoding="utf-8") == to_csv(table)
+        assert (index.parent / f"{table.name}.tex").read_text(encoding="utf-8") == to_latex(table)
 
 
 def test_report_is_reproducible(study_writer: StudyWriter, quick: None, tmp_path: Path) -> None:

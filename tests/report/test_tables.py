@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from hbr_fast.evaluation.statistics import combined_interval
-from hbr_fast.report.tables import Table, print_tables, summary_tables, to_csv, to_html, to_latex, to_text
+from hbr_fast.report.table_formats import Table, print_tables, to_csv, to_html, to_latex, to_text
+from hbr_fast.report.tables import summary_tables
 
 StudyWriter = Callable[..., Path]
 NAMES = ("T-shirt/top", "<b>", "50%_x", "a & b", r"$\alpha^2$", "~#{}", "[x]", "*")
