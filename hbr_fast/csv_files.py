@@ -1,4 +1,4 @@
-"""The only reader of the package's own CSV files: every fault is a `ValueError` that names the file."""
+"""The only reader of tables, the package's own and users': every fault is a `ValueError` that names the file."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def read_csv(
         if missing:
             raise ValueError(f"{path} lacks the column {', '.join(map(repr, missing))}: {remedy}")
         frame = pl.read_csv(path, schema_overrides={**(optional or {}), **columns})
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read ({reason:.200}): {remedy}") from None
+    except polars_faults() as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
     frame = frame.with_columns(pl.col(pl.Float64).fill_null(float("nan")))
     for name in columns:
         if frame[name].null_count():
@@ -50,3 +49,39 @@ def read_csv(
             if value is not None and value > most:  # type: ignore[operator]
                 raise ValueError(f"{path}: column {name!r} has {value!r}, which is too large to be right: {remedy}")
     return frame
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a user's table, CSV or, by its suffix, Parquet.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is not a table; the message names it.
+    """
+    import polars as pl
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema_length=None)
+    except polars_faults() as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): give CSV or Parquet") from None
+    for name, kind in frame.schema.items():
+        if not name.isprintable():
+            raise ValueError(f"{path}: the name of column {name!r} has line breaks or the like: rename it")
+        if kind in (pl.Int128, pl.UInt128):
+            raise ValueError(f"{path}: column {name!r} has numbers of more than 64 bits: correct them")
+    return frame
+
+
+def polars_faults() -> tuple[type[BaseException], ...]:
+    """What polars raises for a damaged file; its panics are no `Exception`."""
+    import polars as pl
+
+    return (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a library's message, for one of ours."""
+    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.200}"

@@ -37,34 +37,22 @@ def import_runs(
         metric: What gaps between classes, tables and pictures are about: recall, precision, f1, mcc, auroc or ece.
         seed: Seed of bootstraps.
     """
-    import polars as pl
-
     from hbr_fast.report.page import write_report
     from hbr_fast.report.table_formats import print_tables
     from hbr_fast.report.tables import summary_tables
-    from hbr_fast.studies.imported import import_runs as import_read
     from hbr_fast.studies.results import summary
-    from hbr_fast.studies.run_files import read_labels, read_runs, read_samples
+    from hbr_fast.studies.run_files import import_files
 
-    read, against = read_runs(runs)
-    labels_n, ids = read_labels(labels)
-    counts = None
-    if samples is not None:
-        widths = [run.outputs.shape[1] for run in read if run.outputs.ndim == 2]
-        counts = read_samples(samples, len(classes) if classes else max([int(labels_n.max()) + 1, *widths]))
-    import_read(
-        read,
-        labels_n,
+    import_files(
+        runs,
+        labels=labels,
         out=out,
-        ids=ids,
-        classes=classes or None,
-        against=against,
-        samples=counts,
-        scores=None if hardness is None else pl.read_csv(hardness),
+        classes=classes,
+        samples=samples,
+        hardness=hardness,
         estimator=estimator,
-        metric=metric,
-        name=runs.stem,
         groups=groups,
+        metric=metric,
         seed=seed,
     )
     page = write_report(out)

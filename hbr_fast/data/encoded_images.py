@@ -192,19 +192,19 @@ class EncodedImages:
 
     def _decode_otherwise(self, row: int, box: np.ndarray, place: np.ndarray, image_chw: np.ndarray) -> None:
         """By Pillow: what libjpeg does not decode."""
-        mode = "RGB" if self.channels == 3 else "L"
+        mode, entry = "RGB" if self.channels == 3 else "L", self.index[row]
         try:
-            picture = Image.open(io.BytesIO(self.content(row)))
-            turn = TURNS.get(int(self.index["orientation"][row]))
+            picture = Image.open(io.BytesIO(self.content(row)), formats=STORED_FORMATS)
+            turn = TURNS.get(int(entry["orientation"]))
+            height, width = int(entry["height"]), int(entry["width"])
+            if picture.size != ((height, width) if turn in _SIDEWAYS else (width, height)):
+                raise BadPicture(row, f"is {picture.size[::-1]} and not of the size that it was converted with")
             upright = picture.convert(mode) if turn is None else picture.convert(mode).transpose(turn)
         except BadPicture:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds of errors
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BadPicture(row, f"cannot be decoded ({reason})") from None
-        entry = self.index[row]
-        if upright.size != (int(entry["width"]), int(entry["height"])):
-            raise BadPicture(row, f"is {upright.size[::-1]} and not of the size that it was converted with")
         top, left, tall, wide = place.tolist()
         y, x, height, width = box.tolist()
         part = upright.resize((wide, tall), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
@@ -233,6 +233,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
+STORED_FORMATS = ("JPEG", "PNG")  # of which Pillow starts no other program
 
 
 def _reopened(shards: ShardFiles, index: Any, channels: int, size: tuple[int, int] | None, fit: Fit) -> EncodedImages:

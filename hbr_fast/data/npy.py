@@ -115,19 +115,34 @@ def read_npz(path: str | os.PathLike[str], name: str, *, remedy: str = "write it
     ValueError
         If it is damaged, or has no such array; the message names those that it has.
     """
+    held = npz_names(path, remedy=remedy)
+    if name not in held:
+        raise ValueError(f"{path} has no array {name!r}: it has {', '.join(held) or 'none'}")
     try:
         with zipfile.ZipFile(path) as archive:
-            held = [member.removesuffix(".npy") for member in archive.namelist()]
-            if name in held:
-                check_npz_member(Path(path), archive, name)
-                with np.load(path, allow_pickle=False) as arrays:
-                    array: np.ndarray = arrays[name]
-                return array
+            check_npz_member(Path(path), archive, name)
+        with np.load(path, allow_pickle=False) as arrays:
+            array: np.ndarray = arrays[name]
+    except NPZ_DAMAGE as error:
+        raise ValueError(f"{path} is not a readable .npz file ({_line(error)}): {remedy}") from None
+    return array
+
+
+def npz_names(path: str | os.PathLike[str], *, remedy: str = "write it again") -> list[str]:
+    """Names of the arrays of an `.npz` file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [member.removesuffix(".npy") for member in archive.namelist()]
     except FileNotFoundError:
         raise
     except NPZ_DAMAGE as error:
-        raise ValueError(f"{path} is not a readable .npz file ({error}): {remedy}") from None
-    raise ValueError(f"{path} has no array {name!r}: it has {', '.join(held) or 'none'}")
+        raise ValueError(f"{path} is not a readable .npz file ({_line(error)}): {remedy}") from None
 
 
 def check_npz_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ class _Finished(TypedDict):
     """What is kept of a shard, beside its index."""
 
     entry: _Entry
+    index: str
     outcomes: list[list[Any]]
 
 
@@ -70,7 +72,8 @@ class Unfinished:
             os.close(descriptor)
         np.save(path.with_suffix(".npy"), shard.index, allow_pickle=False)
         outcomes = [[one.checksum, one.fault, one.warning, one.is_transparent] for one in shard.outcomes]
-        write_sealed_json(path.with_suffix(".json"), {"entry": shard.entry, "outcomes": outcomes})
+        kept = {"entry": shard.entry, "index": _hash(shard.index), "outcomes": outcomes}
+        write_sealed_json(path.with_suffix(".json"), kept)
 
     def _read(self, name: str) -> FinishedShard | None:
         path = self.directory / name
@@ -78,7 +81,8 @@ class Unfinished:
             kept = read_sealed_json(path.with_suffix(".json"), remedy=_REMEDY)
             require_schema(kept, _Finished, where=str(path), remedy=_REMEDY)
             index = read_npy(path.with_suffix(".npy"), dtype=INDEX)
-            if path.stat().st_size != kept["entry"]["bytes"]:
+            # A damaged shard is found later by its checksum, but a damaged index would be vouched for as converted.
+            if path.stat().st_size != kept["entry"]["bytes"] or _hash(index) != kept["index"]:
                 return None
         except (FileNotFoundError, ValueError):
             return None
@@ -87,6 +91,10 @@ class Unfinished:
             for checksum, fault, warning, clear in kept["outcomes"]
         ]
         return FinishedShard(name, kept["entry"], index, outcomes)
+
+
+def _hash(index: np.ndarray) -> str:
+    return hashlib.sha256(index.tobytes()).hexdigest()
 
 
 @contextlib.contextmanager

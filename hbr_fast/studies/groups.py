@@ -1,5 +1,4 @@
-"""Accuracy of groups of test samples: attributes of theirs, from a table, such as who is shown or where it was "
-"taken."""
+"""Accuracy of groups of test samples: attributes of theirs, from a table, such as who is shown or where."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from hbr_fast.csv_files import read_table
 from hbr_fast.evaluation.statistics import combined_interval
 from hbr_fast.studies.comparisons import Trained
 
@@ -38,12 +38,7 @@ def read_groups(table: Path, **names: Sequence[object] | np.ndarray | None) -> d
     FileNotFoundError, ValueError
         If the file is missing, has no such column or no attribute, or names samples that there are not or one twice.
     """
-    if not table.is_file():
-        raise FileNotFoundError(f"{table} is not a file")
-    try:
-        frame = pl.read_parquet(table) if table.suffix == ".parquet" else pl.read_csv(table, infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{table} cannot be read: {str(error).splitlines()[0]}") from None
+    frame = read_table(table)
     known = {column: given for column, given in names.items() if given is not None}
     key = next((column for column in known if column in frame.columns), None)
     attributes = [column for column in frame.columns if column not in names]
@@ -100,7 +95,7 @@ def group_table(
             right_mn = np.stack([right_mn[variants == variant].mean(axis=0) for variant in np.unique(variants)])
         for attribute, of_sample in groups.items():
             for group in sorted(set(of_sample.tolist())):
-                inside = of_sample == group
+                inside = np.array([one == group for one in of_sample])  # numpy strips NUL from the end of a str
                 values = right_mn[:, inside].mean(axis=1)
                 mean, samples = float(values.mean()), int(inside.sum())
                 low, high = combined_interval(values, math.sqrt(mean * (1 - mean) / samples))

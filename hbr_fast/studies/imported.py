@@ -25,6 +25,8 @@ from hbr_fast.studies.study import BASELINE
 from hbr_fast.studies.study_json import SCHEMA
 
 MOST_NAMED = 5  # samples
+MOST_CLASSES = 100_000  # beyond the number of samples
+MOST_NUMBER = 2**31  # of variants and members
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ def import_runs(
     0.0
     """
     labels = np.asarray(labels_n)
-    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ValueError(f"labels must be whole numbers >= 0, one a test sample, got {labels.dtype} {labels.shape}")
+    require_labels(labels, where="labels")
     num_classes = len(classes) if classes is not None else max([int(labels.max()) + 1, *map(_columns, runs)])
     named = tuple(classes) if classes is not None else tuple(map(str, range(num_classes)))
     pairs = {arm: BASELINE for arm in dict.fromkeys(run.arm for run in runs) if arm != BASELINE} | dict(against or {})
@@ -207,6 +208,26 @@ def import_runs(
     return directory
 
 
+def require_labels(labels: np.ndarray, *, where: str) -> None:
+    """Raise unless an array can be the true classes of test samples.
+
+    Raises
+    ------
+    ValueError
+        Begins with `where`.
+    """
+    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"{where} must be whole numbers >= 0, one a test sample, got {labels.dtype} {labels.shape}")
+    if labels.max() >= len(labels) + MOST_CLASSES:  # classes are named up to it
+        raise ValueError(
+            f"{where} has class {labels.max()}, far beyond the {len(labels)} samples: number the classes 0, 1, 2, ..."
+        )
+
+
+def _is_numbered(run: ImportedRun) -> bool:
+    return 0 <= run.variant < MOST_NUMBER and 0 <= run.member < MOST_NUMBER
+
+
 def _columns(run: ImportedRun) -> int:
     return run.outputs.shape[1] if run.outputs.ndim == 2 else 0
 
@@ -216,6 +237,7 @@ def _faults_of_design(
 ) -> list[str]:
     arms = {run.arm for run in runs}
     faults = [] if BASELINE in arms else [f"no run is of the arm {BASELINE!r}, which the others are compared with"]
+    faults += [f"{run.name}: variant and member must be in [0, {MOST_NUMBER})" for run in runs if not _is_numbered(run)]
     twice = [run for run, times in Counter((run.arm, run.variant, run.member) for run in runs).items() if times > 1]
     faults += [f"{arm}, variant {variant}, member {member} occurs twice" for arm, variant, member in twice]
     faults += [
@@ -236,15 +258,23 @@ def _faults_of_design(
     return faults
 
 
+def faults_of_hardness(scores: pl.DataFrame, estimator: str) -> list[str]:
+    """What is wrong with the columns of a table of hardness scores."""
+    estimator_named(estimator)
+    wanted = ("sample_id", "class_index", "class_name", estimator)
+    lacking = [column for column in wanted if column not in scores.columns]
+    if lacking:
+        return [f"the hardness scores lack {', '.join(map(repr, lacking))}"]
+    if not scores["class_index"].dtype.is_integer() or scores["class_index"].null_count():
+        return ["class_index of the hardness scores must be a whole number in every row"]
+    return [] if scores[estimator].dtype.is_numeric() else [f"{estimator} of the hardness scores must be numbers"]
+
+
 def _faults_of_scores(scores: pl.DataFrame | None, estimator: str, classes: Sequence[str]) -> list[str]:
     if scores is None:
         return []
-    estimator_named(estimator)
-    lacking = [
-        column for column in ("sample_id", "class_index", "class_name", estimator) if column not in scores.columns
-    ]
-    if lacking:
-        return [f"the hardness scores lack {', '.join(map(repr, lacking))}"]
+    if faults := faults_of_hardness(scores, estimator):
+        return faults
     found = scores.filter(pl.col(estimator).is_finite())["class_index"].unique().to_list()
     bare = [name for c, name in enumerate(classes) if c not in found]
     faults = [f"no hardness scores of class {', '.join(map(repr, bare[:MOST_NAMED]))}"] if bare else []

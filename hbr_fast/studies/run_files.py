@@ -1,8 +1,7 @@
-"""Reads what `hbr-fast import` is given: a table of runs, their outputs, and the labels of the test samples."""
+"""What `hbr-fast import` is given: a table of runs, their outputs, the labels of the test samples, and more tables."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +9,59 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from hbr_fast.studies.imported import ImportedRun
+from hbr_fast.csv_files import read_table
+from hbr_fast.data.npy import npz_names, read_npy, read_npz
+from hbr_fast.studies.imported import ImportedRun, faults_of_hardness, import_runs, require_labels
 from hbr_fast.studies.study import BASELINE
 
 _Read = TypeVar("_Read")
+
+
+def import_files(
+    table: Path,
+    *,
+    labels: Path,
+    out: Path,
+    classes: tuple[str, ...] | None = None,
+    samples: Path | None = None,
+    hardness: Path | None = None,
+    estimator: str = "aum",
+    groups: Path | None = None,
+    metric: str = "recall",
+    seed: int = 0,
+) -> None:
+    """`import_runs` of what files hold; parameters as of `hbr-fast import`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Names the file, or the table if its runs do not fit the labels or one another.
+    """
+    runs, against = read_runs(table)
+    labels_n, ids = read_labels(labels)
+    counts = None
+    if samples is not None:
+        widths = [run.outputs.shape[1] for run in runs if run.outputs.ndim == 2]
+        counts = read_samples(samples, len(classes) if classes else max([int(labels_n.max()) + 1, *widths]))
+    scores = None if hardness is None else read_hardness(hardness, estimator)
+    try:
+        import_runs(
+            runs,
+            labels_n,
+            out=out,
+            ids=ids,
+            classes=classes or None,
+            against=against,
+            samples=counts,
+            scores=scores,
+            estimator=estimator,
+            metric=metric,
+            name=table.stem,
+            groups=groups,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}") from None
 
 
 def read_runs(table: Path) -> tuple[list[ImportedRun], dict[str, str]]:
@@ -32,7 +80,7 @@ def read_runs(table: Path) -> tuple[list[ImportedRun], dict[str, str]]:
     FileNotFoundError, ValueError
         If files are missing or hold something else; all of them are named at once.
     """
-    frame = _frame(table)
+    frame = read_table(table)
     lacking = [column for column in ("arm", "file") if column not in frame.columns]
     if lacking:
         raise ValueError(
@@ -68,10 +116,10 @@ def read_runs(table: Path) -> tuple[list[ImportedRun], dict[str, str]]:
 def read_outputs(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Logits, float [N, C], or predicted classes, integer [N], and sample ids if the file has any; see `read_runs`."""
     kinds: dict[str, Callable[[], Any]] = {
-        ".npy": lambda: (_loaded(path), None),
+        ".npy": lambda: (read_npy(path), None),
         ".npz": lambda: _from_npz(path, ("logits", "predictions")),
-        ".csv": lambda: _from_frame(_frame(path), path),
-        ".parquet": lambda: _from_frame(_frame(path), path),
+        ".csv": lambda: _from_frame(read_table(path), path),
+        ".parquet": lambda: _from_frame(read_table(path), path),
     }
     return _read(path, kinds)
 
@@ -80,20 +128,25 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """True classes, integer [N], and sample ids if the file has any: `.npy`; `.npz` with `labels`, and maybe `ids`; CSV
     or Parquet with `label`, and maybe `id`."""
     kinds: dict[str, Callable[[], Any]] = {
-        ".npy": lambda: (_loaded(path), None),
+        ".npy": lambda: (read_npy(path), None),
         ".npz": lambda: _from_npz(path, ("labels",)),
-        ".csv": lambda: _column(_frame(path), path, "label"),
-        ".parquet": lambda: _column(_frame(path), path, "label"),
+        ".csv": lambda: _column(read_table(path), path, "label"),
+        ".parquet": lambda: _column(read_table(path), path, "label"),
     }
-    return _read(path, kinds)
+    labels, ids = _read(path, kinds)
+    require_labels(labels, where=f"labels of {path}")
+    return labels, ids
 
 
 def read_samples(path: Path, num_classes: int) -> dict[str, np.ndarray]:
     """Training samples of each class by arm, from a table with the columns `arm`, `class_index` and `samples`."""
-    frame = _frame(path)
+    frame = read_table(path)
     lacking = [column for column in ("arm", "class_index", "samples") if column not in frame.columns]
     if lacking:
         raise ValueError(f"{path} lacks the column {lacking[0]!r}: it needs arm, class_index and samples")
+    for column in ("class_index", "samples"):
+        if not frame[column].dtype.is_integer() or frame[column].null_count():
+            raise ValueError(f"{path}: {column} must be a whole number in every row")
     found: dict[str, np.ndarray] = {}
     for (arm,), rows in frame.group_by("arm", maintain_order=True):
         counts = dict(rows.select("class_index", "samples").rows())
@@ -105,30 +158,28 @@ def read_samples(path: Path, num_classes: int) -> dict[str, np.ndarray]:
     return found
 
 
+def read_hardness(path: Path, estimator: str) -> pl.DataFrame:
+    """Scores of training samples, as `hbr-fast hardness --csv` writes them."""
+    frame = read_table(path)
+    if faults := faults_of_hardness(frame, estimator):
+        raise ValueError(f"{path}: {'; '.join(faults)}")
+    return frame
+
+
 def _read(path: Path, kinds: dict[str, Callable[[], _Read]]) -> _Read:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     if path.suffix not in kinds:
         raise ValueError(f"{path}: its name must end in {', '.join(kinds)}")
-    try:
-        return kinds[path.suffix]()
-    except (OSError, EOFError, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    return kinds[path.suffix]()
 
 
 def _from_npz(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    with _loaded(path) as arrays:
-        held = [name for name in names if name in arrays]
-        if len(held) != 1:
-            raise ValueError(f"{path} must hold one of {', '.join(names)}; it holds {', '.join(arrays) or 'nothing'}")
-        return arrays[held[0]], arrays.get("ids")
+    all_names = npz_names(path)
+    held = [name for name in names if name in all_names]
+    if len(held) != 1:
+        raise ValueError(f"{path} must hold one of {', '.join(names)}; it holds {', '.join(all_names) or 'nothing'}")
+    return read_npz(path, held[0]), read_npz(path, "ids") if "ids" in all_names else None
 
 
 def _from_frame(frame: pl.DataFrame, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -140,6 +191,9 @@ def _from_frame(frame: pl.DataFrame, path: Path) -> tuple[np.ndarray, np.ndarray
         raise ValueError(
             f"{path}: logits must be in columns logit_0 to logit_{len(logits) - 1}, got {', '.join(logits)}"
         )
+    text = [name for name in wanted if not frame[name].dtype.is_numeric() or frame[name].null_count()]
+    if text:
+        raise ValueError(f"{path}: column {text[0]!r} must be a number in every row")
     return frame.select(wanted).cast(pl.Float64).to_numpy(), _ids(frame)
 
 
@@ -153,12 +207,3 @@ def _column(frame: pl.DataFrame, path: Path, name: str) -> tuple[np.ndarray, np.
 
 def _ids(frame: pl.DataFrame) -> np.ndarray | None:
     return frame["id"].to_numpy() if "id" in frame.columns else None
-
-
-def _frame(path: Path) -> pl.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None

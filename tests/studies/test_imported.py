@@ -194,7 +194,7 @@ def test_outputs_and_labels_are_the_same_from_every_format(tmp_path: Path) -> No
             "arm,file\nbaseline,bad.npz\nmine,bad.txt\n",
             r"must hold one of logits, predictions; it holds x; .*must end in",
         ),
-        ("arm,file\nbaseline,bad.npy\n", "bad.npy cannot be read"),
+        ("arm,file\nbaseline,bad.npy\n", "bad.npy is not a readable .npy file"),
         ("arm,file\nbaseline,bad.csv\n", "logits must be in columns logit_0 to logit_1, got logit_0, logit_2"),
         ("arm,file,against\nm,a.npy,baseline\nm,a.npy,b\n", "'m' is compared with both 'baseline' and 'b'"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from . import fuzzing
+from .targets.target import Target
 
 
 def test_fuzz_finds_nothing(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_outcome_of_bad_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     def read(path: Path) -> object:
         return "right" if (path / "file-1").read_bytes() == b"content" else READERS[kind](path)
 
-    monkeypatch.setitem(fuzzing.TARGETS, "t", fuzzing.Target("t", lambda path: None, read, sealed=True))
+    monkeypatch.setitem(fuzzing.TARGETS, "t", Target("t", lambda path: None, read, sealed=True))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "file-1").write_text("content")
     outcome, _ = fuzzing._outcome(fuzzing.Case("t", "file-1", 1), tmp_path / "in", fuzzing.content_of("right"))

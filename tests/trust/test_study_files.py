@@ -11,12 +11,12 @@ from hbr_fast.report.study_files import read_study
 from hbr_fast.studies.results import _remove_other_results
 from hbr_fast.studies.study_json import read_study_json
 
-from .fuzzing import _write_study
+from .targets.results import write_study_files
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    _write_study(tmp_path, sealed=True)
+    write_study_files(tmp_path, sealed=True)
     return tmp_path
 
 
@@ -72,7 +72,7 @@ def test_read_study_json_names_an_edited_one(study: Path) -> None:
 def test_read_study_without_checksums_names_damaged_cells(
     tmp_path: Path, name: str, old: str, new: str, fault: str
 ) -> None:
-    _write_study(tmp_path, sealed=False)
+    write_study_files(tmp_path, sealed=False)
     text = (tmp_path / name).read_text()
     assert old in text
     (tmp_path / name).write_text(text.replace(old, new, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,8 +102,12 @@ def only_common(splits: Mapping[str, Labelled], *, places: Mapping[str, str]) ->
     return kept, [f"left out {len(left):,} {classes} {those} not in every split, {count:,} pictures: {_listed(left)}"]
 
 
-def unified(splits: Mapping[str, Labelled], *, places: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, Listing]]:
+def unified(
+    splits: Mapping[str, Labelled], *, places: Mapping[str, str], where: str | os.PathLike[str]
+) -> tuple[tuple[str, ...], dict[str, Listing]]:
     """The classes, in the order of the train split, and every split's files with labels that are indices into them.
+
+    `places` and `where` name the splits and the source in messages.
 
     Raises
     ------
@@ -119,7 +124,7 @@ def unified(splits: Mapping[str, Labelled], *, places: Mapping[str, str]) -> tup
             hint = f"; {', '.join(near[:5])} look alike: --rename makes one of the two" if near else ""
             others = f", and so {'is' if len(different) == 2 else 'are'} {_listed(different[1:])}"
             raise ValueError(
-                f"class {different[0]!r} is in only one of {places['train']} and {there}"
+                f"{where}: class {different[0]!r} is in only one of {places['train']} and {there}"
                 f"{others if len(different) > 1 else ''} ({what}){hint}: give both the same classes, "
                 "or leave some out with --drop, or all of these with --common-classes"
             )

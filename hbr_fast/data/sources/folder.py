@@ -148,7 +148,7 @@ def folder(
     if common_classes:
         labelled, said = only_common(labelled, places=places)
         notes += said
-    classes, found = unified(labelled, places=places)
+    classes, found = unified(labelled, places=places, where=(test or train).tree.place)
     count = sum(len(listing.paths) for listing in found.values())
     progress.say(f"{name}: found {count:,} pictures of {len(classes):,} classes")
     options: dict[str, Any] = {

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from hbr_fast.csv_files import polars_faults, reason
 from hbr_fast.data.sources.classes import Labelled, unified
 from hbr_fast.data.sources.encoded import Mode, picture_source
 from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, Listing, Place
@@ -19,6 +20,7 @@ from hbr_fast.data.sources.source import Source, checked_labels
 from hbr_fast.data.sources.tables import LABEL_COLUMNS, near_names
 from hbr_fast.data.sources.trees import Entry, PackedNames, PassedOver
 from hbr_fast.files import read_json
+from hbr_fast.json_schema import require_schema
 
 if TYPE_CHECKING:
     import polars
@@ -64,7 +66,7 @@ def huggingface(
     labelled = {
         key: _labelled(place, key, frame, names, label_column) for key, frame in chosen.items() if frame is not None
     }
-    classes, found = unified(labelled, places={"train": "train", "test": "test"})
+    classes, found = unified(labelled, places={"train": "train", "test": "test"}, where=place)
     return picture_source(
         place.resolve().name,
         classes,
@@ -106,6 +108,8 @@ class _Rows:
         return self.read(path)[:count]
 
 
+_FILE = TypedDict("_FILE", {"filename": str})  # noqa: UP013
+_STATE = TypedDict("_STATE", {"_data_files": list[_FILE]})  # noqa: UP013 - of `save_to_disk`
 Frames = Mapping[str, "polars.DataFrame"]
 Names = Mapping[str, Sequence[str]]  # class names by column
 
@@ -127,11 +131,13 @@ def _saved(place: Path) -> tuple[Frames, Names]:
     import polars  # heavy, and needed for this only
 
     state, info = read_json(place / "state.json"), read_json(place / "dataset_info.json")
-    files = [place / Path(str(one["filename"])).name for one in state["_data_files"]]
+    require_schema(state, _STATE, where=str(place / "state.json"), remedy="save it again")
+    require_schema(info, dict, where=str(place / "dataset_info.json"), remedy="save it again")
+    files = [place / Path(one["filename"]).name for one in state["_data_files"]]
     try:
         frame = polars.concat([polars.read_ipc_stream(file) for file in files])
-    except (polars.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{place} is not a readable Arrow dataset ({error}): save it again") from None
+    except polars_faults() as error:
+        raise ValueError(f"{place} is not a readable Arrow dataset ({reason(error)}): save it again") from None
     if state.get("_indices_data_files"):
         raise ValueError(f"{place} holds a selection of rows beside its data: save it again after flatten_indices()")
     return {"train": frame}, _class_names(info.get("features"))
@@ -158,8 +164,10 @@ def _parquet(place: Path) -> tuple[Frames, Names]:
         return {
             key: polars.concat([polars.read_parquet(part) for part in parts]) for key, parts in files.items()
         }, names
-    except (polars.exceptions.PolarsError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{place} holds Parquet files that cannot be read ({error}): fetch them again") from None
+    except polars_faults() + (ValueError, KeyError) as error:  # noqa: RUF005 - for mypy
+        raise ValueError(
+            f"{place} holds Parquet files that cannot be read ({reason(error)}): fetch them again"
+        ) from None
 
 
 def _class_names(features: Any) -> dict[str, Sequence[str]]:
@@ -167,7 +175,10 @@ def _class_names(features: Any) -> dict[str, Sequence[str]]:
     return {
         column: feature["names"]
         for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+        if isinstance(feature, dict)
+        and feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
+        and all(isinstance(name, str) for name in feature["names"])
     }
 
 
@@ -194,15 +205,19 @@ def _labelled(place: Path, split: str, frame: polars.DataFrame, names: Names, la
     column = label_column or next((one for one in usual if one in frame.columns), None)
     if column is None or column not in frame.columns:
         raise refused("labels" if label_column is None else f"the name {label_column!r}")
+    if not (frame[column].dtype.is_integer() or frame[column].dtype in (polars.String, polars.Boolean)):
+        raise ValueError(f"{place}, split {split}: labels in {column!r} are neither whole numbers nor names")
     values = frame[column].to_list()
     if None in values:
         raise ValueError(f"{place}, split {split}: row {values.index(None)} has no label: remove it")
-    if column in names:
+    if column in names and frame[column].dtype.is_integer():
         given = list(names[column])
     else:
         given = [str(one) for one in sorted(set(values))]
         index = {name: label for label, name in enumerate(given)}
         values = [index[str(value)] for value in values]
+    if any(abs(value) >= 2**63 for value in values):
+        raise ValueError(f"{place}, split {split}: {column!r} has numbers that are no classes")
     labels_n = checked_labels(np.array(values, dtype=np.int64), len(given), where=f"{place} {split}")
     paths = PackedNames(f"{split}/{row}" for row in range(len(values)))
     return Labelled(given, Listing(Place(_Rows(place, pictures), ""), paths, labels_n))

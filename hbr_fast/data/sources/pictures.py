@@ -142,8 +142,8 @@ def header(file: IO[bytes], path: str) -> Header:
 
 
 def orientation_of(content: bytes) -> int:
-    """The EXIF orientation of a picture, 1 to 8."""
-    with _reading(), Image.open(io.BytesIO(content)) as image:
+    """The EXIF orientation of a JPEG, 1 to 8."""
+    with _reading(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         return _orientation(image)
 
 

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from hbr_fast.csv_files import polars_faults, reason
 from hbr_fast.data.sources.trees import PackedNames
 
 FILE_COLUMNS = (
@@ -27,6 +28,7 @@ LABEL_COLUMNS = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 _WORDNET_ID = re.compile(r"n\d{8}")
+_MOST_DIGITS = 18  # of a class's number
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -202,8 +204,10 @@ def read_class_names(content: bytes, where: str) -> dict[int, str]:
         for key, entry in value.items():
             if isinstance(entry, int) and not isinstance(entry, bool):
                 names[entry] = normal(key)
-            elif key.isdecimal():
-                names[int(key)] = normal(entry if isinstance(entry, str) else str(entry[-1]))
+            elif _is_number(key):
+                name = entry[-1] if isinstance(entry, list) and entry else entry
+                if isinstance(name, str):
+                    names[int(key)] = normal(name)
         if len(names) == len(value):
             return names
     raise ValueError(
@@ -211,12 +215,16 @@ def read_class_names(content: bytes, where: str) -> dict[int, str]:
     )
 
 
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and len(word) <= _MOST_DIGITS
+
+
 def _names_in_lines(lines: list[str], where: str) -> dict[int, str]:
     pairs = [line.replace(",", " ", 1).split(None, 1) for line in lines]
-    if pairs and all(len(pair) == 2 and pair[0].isdecimal() for pair in pairs):
+    if pairs and all(len(pair) == 2 and _is_number(pair[0]) for pair in pairs):
         return {int(number): normal(name) for number, name in pairs}
     triples = [line.split(None, 2) for line in lines]
-    if triples and all(len(one) == 3 and _WORDNET_ID.fullmatch(one[0]) and one[1].isdecimal() for one in triples):
+    if triples and all(len(one) == 3 and _WORDNET_ID.fullmatch(one[0]) and _is_number(one[1]) for one in triples):
         return {int(number): name for name, number, _ in triples}
     if not lines:
         raise ValueError(f"{where} is empty: give a class name a line")
@@ -282,8 +290,8 @@ def _parquet(content: bytes, where: str) -> tuple[list[str], Iterator[Sequence[s
             for series in frame.get_columns()
             if not series.dtype.is_nested() and series.dtype != polars.Binary
         ]
-    except (polars.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{where} is not a readable Parquet file ({error}): write it again") from None
+    except polars_faults() as error:
+        raise ValueError(f"{where} is not a readable Parquet file ({reason(error)}): write it again") from None
     return [series.name for series in columns], zip(*columns, strict=True)
 
 
