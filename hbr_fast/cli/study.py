@@ -35,6 +35,7 @@ def study(
     alphas: tuple[float, ...] | None = None,
     rates: tuple[float, ...] | None = None,
     oversamplers: tuple[str, ...] | None = None,
+    controls: bool = False,
     points: int | None = None,
     choose: bool = False,
     validation: float | None = None,
@@ -74,6 +75,8 @@ def study(
         alphas: Degrees of resampling.
         rates: Shares of the samples to prune.
         oversamplers: random, weighted-easy, weighted-hard, smote, holdout, pool-random, pool-average, pool-hard.
+        controls: Add the controls of resampling by hardness: by that of other classes, class weights, and the balanced
+            set (case-study-2).
         points: Alphas on the path, up to the largest feasible one (alpha-path).
         choose: Choose alpha on a validation split held out of training (alpha-path).
         validation: Share of each class in the validation split.
@@ -103,6 +106,7 @@ def study(
         "alphas": alphas,
         "rates": rates,
         "oversamplers": oversamplers,
+        "controls": controls or None,
         "points": points,
         "choose": choose or None,
         "validation": validation,

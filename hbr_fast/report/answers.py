@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hbr_fast.evaluation.measures import METRICS
+from hbr_fast.report.controls import controls_answers
 from hbr_fast.report.study_files import BASELINE, Comparison, StudyFiles, arm_label, compare
 
 MOST_ANSWERS = 4  # most arms with their own sentence
@@ -18,7 +19,8 @@ def answers(study: StudyFiles) -> list[str]:
 
     They follow a sentence on the trainings left out because they diverged, and one on the chosen alpha, if any.
     """
-    return [*_left_out(study), *_infeasible(study), *_choice(study), *_answers(study), *_coarse(study)]
+    left_out = [*_left_out(study), *_infeasible(study)]
+    return [*left_out, *_choice(study), *_answers(study), *controls_answers(study), *_coarse(study)]
 
 
 def _left_out(study: StudyFiles) -> list[str]:

@@ -52,6 +52,8 @@ _SETTINGS: dict[str, Any] = {
     "prune_level": "none",
     "prune_by": "none",
     "prune_rate": 0.0,
+    "reweight": False,
+    "other_class": False,
 }
 
 
@@ -148,7 +150,7 @@ class StudyFiles:
         return (*FILES, *(name for name, there in left.items() if there))
 
     def setting(self, arm: str, name: str) -> Any:
-        """What `study.json` says of an arm: alpha, undersample, oversample, prune_level, prune_by or prune_rate."""
+        """What `study.json` says of an arm: one of `_SETTINGS`."""
         (entry,) = [entry for entry in self.meta["arms"] if entry["name"] == arm]
         value = entry.get(name)
         return _SETTINGS[name] if value is None else value

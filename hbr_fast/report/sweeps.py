@@ -12,6 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from hbr_fast.report.controls import is_control
 from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, class_rows, count, heat_map, report_style, titled_figure
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, spread
 
@@ -309,9 +310,13 @@ def _legend_columns(lines: Sequence[str]) -> int:
 
 def _named(study: StudyFiles, arm: str, parts: Sequence[str]) -> str:
     """What an arm does, in the words that distinguish this study's arms."""
+    if study.setting(arm, "reweight"):
+        return "class weights, not resampled"
+    if study.setting(arm, "other_class"):
+        return "by the hardness of other classes"
     told = []
     for part in parts:
-        said = {_words(study, other, part) for other in study.treatments} - {""}
+        said = {_words(study, other, part) for other in study.treatments if not is_control(study, other)} - {""}
         if len(said) > 1:
             told.append(_words(study, arm, part))
     return ", ".join(word for word in told if word) or "resampled"

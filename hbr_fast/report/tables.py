@@ -1,4 +1,4 @@
-"""The tables of a study: classes before and after, and the gaps between them."""
+"""The tables of a study: classes before and after, the gaps between them, tests and controls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from hbr_fast.report.controls import controls_table
 from hbr_fast.report.study_files import (
     BASELINE,
     GAPS,
@@ -39,12 +40,13 @@ def tables_of(study: StudyFiles) -> list[Table]:
     """`summary_tables` for a study already read. A study of only a baseline has one of each."""
     arms: Sequence[str | None] = study.treatments or [None]
     grouped = [] if study.groups is None else [group_table(study)]
+    controls = [table for table in [controls_table(study)] if table is not None]
     if len(arms) > MOST_ARMS:
-        return [arms_table(study), *grouped, tests_table(study)]
+        return [arms_table(study), *controls, *grouped, tests_table(study)]
     tables = [table for arm in arms for table in (class_table(study, arm), gap_table(study, arm))]
     if len(study.treatments) > 1:
         tables.insert(0, arms_table(study))  # side by side
-    tables += grouped
+    tables += [*controls, *grouped]
     if study.treatments:
         tables.append(tests_table(study))
     assert len({table.name for table in tables}) == len(tables), "arm names differ in letters or digits"

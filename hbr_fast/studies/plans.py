@@ -30,12 +30,25 @@ from hbr_fast.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One variant of an arm: its rows, the allocation behind them (None if it does not resample), and its recipe."""
+    """One variant of an arm.
+
+    Attributes
+    ----------
+    plan : Plan
+        Its rows.
+    allocation : Allocation or None
+        What they follow; None if the arm does not resample.
+    recipe : Recipe
+    pools : tuple of Pool
+    is_baseline : bool
+        Whether recipe and rows are the baseline's, as where a balanced set is made of equal classes.
+    """
 
     plan: Plan
     allocation: Allocation | None
     recipe: Recipe
     pools: tuple[Pool, ...] = ()
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,10 +221,16 @@ class Planner:
             provenance = {**made.plan.provenance, "counts": counts.tolist(), "class_weight": weights}
             return ArmPlan(Plan.of_rows(self.rows.train, provenance=provenance), made.allocation, recipe)
         pools = (self.pool,) if made.plan.stores and self.pool is not None else ()
-        return ArmPlan(made.plan, made.allocation, recipe, pools)
+        same = recipe == self.study.recipe and self.study.choose is None and _is_all(made.plan, self.rows.train)
+        return ArmPlan(made.plan, made.allocation, recipe, pools, is_baseline=same)
 
     def _ranked(self, oversample: str, pool: Pool) -> RankedPool:
         return ranked_pool(oversample, pool, self.dataset, self.members, cache=self.cache)
+
+
+def _is_all(plan: Plan, ids: np.ndarray) -> bool:
+    """Whether a plan's rows are these samples, each once and in order."""
+    return not plan.stores and np.array_equal(plan.index, ids) and bool((plan.partner < 0).all())
 
 
 def said(infeasible: Mapping[str, str]) -> str:

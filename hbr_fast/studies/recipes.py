@@ -17,6 +17,7 @@ from hbr_fast.resampling.base import Base
 from hbr_fast.resampling.pools import POOL
 from hbr_fast.resampling.pruning import By, Level
 from hbr_fast.studies.balance import with_balanced_control, with_base
+from hbr_fast.studies.controls import with_controls
 from hbr_fast.studies.study import BASELINE, Arm, Choice, Pruning, Study
 from hbr_fast.training.recipe import Recipe, changed_recipe
 from hbr_fast.training.recipes import named_recipe
@@ -132,16 +133,7 @@ def baseline(
     *, recipe: Recipe | None = None, members: int = 16, variants: int = 1, estimator: str = "aum", seed: int = 0
 ) -> Study:
     """Many members trained on the full set: the reference for everything else."""
-    return Study(
-        name="baseline",
-        recipe=recipe or named_recipe("paper-resnet18"),
-        arms=(),
-        variants=variants,
-        members=members,
-        hardness_members=_hardness_members(variants * members),
-        estimator=estimator,
-        seed=seed,
-    )
+    return _grid("baseline", recipe, (), variants, members, estimator, seed)
 
 
 def case_study_1(
@@ -183,6 +175,7 @@ def case_study_2(
     recipe: Recipe | None = None,
     oversamplers: Sequence[str] = ("random", "smote", *POOL),
     alphas: Sequence[float] | None = None,
+    controls: bool = False,
     num_classes: int = 10,
     nonpositive: Nonpositive | None = None,
     clip: bool = False,
@@ -193,12 +186,14 @@ def case_study_2(
 ) -> Study:
     """The full set: easy classes lose their easiest samples, hard ones gain some, for several oversamplers and alphas.
 
-    By default alpha is 1, 3 and 5, or 1 and 2 above 20 classes.
+    By default alpha is 1, 3 and 5, or 1 and 2 above 20 classes. `controls` adds arms that the paper does not have
+    (`hbr_fast.studies.controls.with_controls`).
     """
     if alphas is None:
         alphas = (1.0, 3.0, 5.0) if num_classes <= 20 else (1.0, 2.0)
     arms = _resampled(oversamplers, alphas, nonpositive=nonpositive, clip=clip)
-    return _grid("case-study-2", recipe, arms, variants, members, estimator, seed)
+    study = _grid("case-study-2", recipe, arms, variants, members, estimator, seed)
+    return with_controls(study) if controls else study
 
 
 def pruning(

@@ -262,9 +262,13 @@ def _try_recipes(study: Study, dataset: Dataset, execution: Execution) -> None:
 
 
 def arm_jobs(study: Study, plans: Sequence[ArmPlan]) -> list[Job]:
-    """The trainings of an arm, from the plan of each variant."""
+    """The trainings of an arm, from the plan of each variant; the baseline's where nothing differs."""
     return [
-        Job(study.training_seed(variant, member), plans[variant].plan, plans[variant].pools)
+        Job(
+            study.training_seed(variant, member),
+            None if plans[variant].is_baseline else plans[variant].plan,
+            plans[variant].pools,
+        )
         for variant, member in study.cells()
     ]
 

@@ -37,6 +37,8 @@ class _Arm(TypedDict):
     prune_level: NotRequired[str | None]
     prune_by: NotRequired[str | None]
     prune_rate: NotRequired[float | None]
+    reweight: NotRequired[bool]
+    other_class: NotRequired[bool]
     counts: NotRequired[list[Natural]]
     counts_wanted: NotRequired[list[Natural]]
     counts_by_variant: NotRequired[list[list[Natural]]]
