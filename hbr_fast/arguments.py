@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import operator
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -32,6 +34,28 @@ def whole_number(name: str, value: Any) -> int:
         with contextlib.suppress(TypeError):
             return operator.index(value)
     raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Known names that it may be a misspelling of, the nearest first."""
+    folded: dict[str, str] = {}
+    for one in known:
+        folded.setdefault(one.casefold(), one)
+    return [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3)]
+
+
+def did_you_mean(known: Iterable[str], *names: str) -> str:
+    """The end of an error about unknown names: the known ones that are nearest, or nothing.
+
+    Examples
+    --------
+    >>> did_you_mean(["step", "cosine"], "cosin")
+    " (did you mean 'cosine'?)"
+    >>> did_you_mean(["step", "cosine"], "linear")
+    ''
+    """
+    nearest = [near[0] for name in names if (near := near_names(name, known))]
+    return f" (did you mean {', '.join(map(repr, nearest))}?)" if nearest else ""
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hbr_fast.arguments import did_you_mean
+
 
 def is_function_name(name: str) -> bool:
     """Whether a name has the form `package.module:function`."""
@@ -45,12 +47,17 @@ def function_named(what: str, name: str) -> Callable[..., Any]:
         raise ValueError(
             f"{what} {name!r}: {module} cannot be imported ({error}): install it, or put its directory on PYTHONPATH"
         ) from None
+    except Exception as error:  # of the user's code
+        raise ValueError(
+            f"{what} {name!r}: {module} cannot be imported ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
     for part in path.split("."):
+        near = [one for one, value in vars(found).items() if callable(value)] if hasattr(found, "__dict__") else []
         if not hasattr(found, part):
-            raise ValueError(f"{what} {name!r}: {module} has no {path}")
+            raise ValueError(f"{what} {name!r}: {module} has no {path}{did_you_mean(near, part)}")
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"{what} {name!r} is of type {type(found).__name__}, not a function")
+        raise ValueError(f"{what} {name!r} is of type {type(found).__name__}, not a function{did_you_mean(near, part)}")
     function: Callable[..., Any] = found
     return function
 

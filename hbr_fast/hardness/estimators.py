@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.kernels.hardness import layout
 
 Hard = Literal["low", "high"]
@@ -117,5 +118,7 @@ def estimator(name: str) -> Estimator:
         If the name is unknown; the message lists all names.
     """
     if name not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {name!r}: available are {', '.join(ESTIMATORS)}")
+        raise ValueError(
+            f"unknown estimator {name!r}: available are {', '.join(ESTIMATORS)}{did_you_mean(ESTIMATORS, name)}"
+        )
     return ESTIMATORS[name]

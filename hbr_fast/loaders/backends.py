@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hbr_fast.arguments import did_you_mean
+
 # Operations of an `Augment` on a whole batch: `batch_transforms` applies them to the batches of a backend that says so.
 ON_BATCH = (
     "vertical flip",
@@ -113,7 +115,9 @@ def find(name: str, device: str, features: Collection[str]) -> Backend:
         backends that do.
     """
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}: available are auto, {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"unknown backend {name!r}: available are auto, {', '.join(BACKENDS)}{did_you_mean(BACKENDS, name)}"
+        )
     backend = BACKENDS[name]
     if device not in backend.classes:
         raise ValueError(

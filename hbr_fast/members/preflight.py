@@ -44,8 +44,7 @@ def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None, pools: Sequen
     components.check(recipe)
     loader = training_loader(dataset.train, recipe, seed=0, plan=plan, pools=pools)
     batches = SharedBatches(loader, ranks())
-    with torch.device("meta"):  # a device that has shapes but no storage
-        parameters = sum(one.numel() for one in untrained_model(recipe, dataset.train).parameters())
+    parameters = _parameters(recipe, dataset.train)
     if (needed := PARAMETER_BYTES * parameters) > (have := memory_bytes()):
         raise ValueError(
             f"model {recipe.model!r} has {parameters:,} parameters: training it takes {needed / 1e9:,.1f} GB and more, "
@@ -53,6 +52,16 @@ def check_fit(dataset: Dataset, recipe: Recipe, plan: Plan | None, pools: Sequen
         )
     if batches.rows(len(batches) - 1) // recipe.accumulate <= 1:
         _require_statistics(recipe, dataset.train, batches)
+
+
+def _parameters(recipe: Recipe, split: Split) -> int:
+    """How many numbers the model trains."""
+    try:
+        with torch.device("meta"):  # a device that has shapes but no storage
+            model = untrained_model(recipe, split)
+    except ValueError:  # e.g. of a function that reads a tensor while it builds: linspace(0, rate, depth).tolist()
+        model = untrained_model(recipe, split)
+    return sum(one.numel() for one in model.parameters())
 
 
 def _require_statistics(recipe: Recipe, split: Split, batches: SharedBatches) -> None:

@@ -14,6 +14,7 @@ from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
+from hbr_fast.training.averaging import Averaged
 from hbr_fast.training.build import initial_model, make_loss, make_optimizer
 from hbr_fast.training.components import component
 from hbr_fast.training.device import compute_dtype
@@ -59,7 +60,10 @@ def try_step(
         progress.say(f"weights {recipe.weights}: {', '.join(kept)} of another width start anew")
     loss = make_loss(recipe, class_counts=class_counts_of(split, plan, pools), device=device)
     optimizer = make_optimizer(recipe, model)
-    _try_schedule(recipe)
+    if recipe.ema:
+        Averaged(model, recipe.ema)
+    rows = len(split) if plan is None else len(plan)
+    _try_schedule(recipe, steps_per_epoch=-(-rows // recipe.batch_size))
     dtype = compute_dtype(recipe)
     with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(0)
@@ -80,7 +84,7 @@ def try_step(
         _require_gradients(model, recipe)
         try:
             optimizer.step()
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:  # of third-party code
             raise ValueError(f"optimizer {recipe.optimizer!r} fails in its first step: {_first_line(error)}") from error
 
 
@@ -96,7 +100,7 @@ def _logits(model: nn.Module, recipe: Recipe, images: torch.Tensor, dtype: torch
     try:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits: Any = model(images)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
+    except Exception as error:  # of the user's code
         raise ValueError(
             f"{who} fails on images {list(images.shape)}, {images.dtype} and channels-last: {type(error).__name__}: "
             f"{_first_line(error)}"
@@ -114,7 +118,7 @@ def _logits(model: nn.Module, recipe: Recipe, images: torch.Tensor, dtype: torch
 def _mean_loss(mean: Any, recipe: Recipe, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     try:
         loss = mean(logits, labels)
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
+    except Exception as error:  # of the user's code
         raise ValueError(
             f"loss {recipe.loss!r} fails on logits {list(logits.shape)} and labels {list(labels.shape)}: "
             f"{type(error).__name__}: {_first_line(error)}"
@@ -142,10 +146,16 @@ def _require_gradients(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _try_schedule(recipe: Recipe) -> None:
+def _try_schedule(recipe: Recipe, *, steps_per_epoch: int) -> None:
     schedule = component("schedule", recipe)
-    for step in (0, recipe.epochs - 1):  # one step per epoch: the first and the last
-        factor = schedule(step, 1)
+    steps = recipe.epochs * steps_per_epoch
+    for step in (*range(0, steps, steps_per_epoch), steps - 1):  # the first of every epoch, and the last
+        try:
+            factor = schedule(step, steps_per_epoch)
+        except Exception as error:  # of the user's code
+            raise ValueError(
+                f"schedule {recipe.schedule!r} fails at step {step}: {type(error).__name__}: {_first_line(error)}"
+            ) from error
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < math.inf:
             raise ValueError(
                 f"schedule {recipe.schedule!r} returned {factor!r} at step {step}: it must return a factor of the "

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.resampling.allocation import Nonpositive
 from hbr_fast.resampling.base import Base
@@ -347,7 +348,7 @@ def named_study(
         If the study is unknown or has no such option, or no arm for which the base counts.
     """
     if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}")
+        raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}{did_you_mean(STUDIES, name)}")
     taken = inspect.signature(STUDIES[name]).parameters
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:

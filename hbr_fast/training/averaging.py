@@ -21,10 +21,21 @@ class Averaged:
         Before training.
     decay : float
         In (0, 1).
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        try:
+            self.model = copy.deepcopy(model).requires_grad_(False)
+        except (RuntimeError, TypeError) as error:  # e.g. the old torch.nn.utils.weight_norm
+            raise ValueError(
+                "a moving average needs a copy of the network, which copy.deepcopy cannot make "
+                f"({type(error).__name__}): train without ema, or define __deepcopy__"
+            ) from error
         self._decay = decay
 
     @torch.no_grad()

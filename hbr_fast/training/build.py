@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import numpy as np
 import torch
@@ -51,6 +52,12 @@ def build_model(recipe: Recipe, image_shape: tuple[int, int, int], num_classes: 
         ) from error
     if not isinstance(built, nn.Module):
         raise ValueError(f"model {recipe.model!r} must return a torch.nn.Module, got {type(built).__name__}")
+    lazy = [name for name, one in built.named_parameters() if isinstance(one, nn.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"model {recipe.model!r} has parameters whose size its first batch would decide ({', '.join(lazy)}): run a "
+            "batch of zeros through it before it is returned"
+        )
     return built
 
 
@@ -103,14 +110,20 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     make = component("optimizer", recipe)
     try:
         made = make(parameter_groups(model, recipe.no_decay))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of third-party code
         raise ValueError(
             f"optimizer {recipe.optimizer!r} cannot be made with optimizer_args {dict(recipe.optimizer_args)}: "
-            f"{str(error).partition(chr(10))[0]}"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ValueError(
             f"optimizer {recipe.optimizer!r} must return a torch.optim.Optimizer, got {type(made).__name__}"
+        )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer {recipe.optimizer!r} computes the loss several times a step (its step needs a closure), and "
+            "hardness is of one: take another"
         )
     held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
     if not held or held - own:

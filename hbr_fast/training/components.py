@@ -25,6 +25,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.functions import function_named, function_version, is_function_name
 from hbr_fast.training import losses, optimizers, schedules
 
@@ -118,7 +119,9 @@ def named(kind: str, name: str) -> Callable[..., Any]:
     if name in BUILT_IN[kind]:
         return BUILT_IN[kind][name]
     if ":" not in name or not is_name(kind, name):
-        raise ValueError(f"unknown {kind} {name!r}: available are {available(kind)}")
+        raise ValueError(
+            f"unknown {kind} {name!r}: available are {available(kind)}{did_you_mean(BUILT_IN[kind], name)}"
+        )
     module, _, path = name.partition(":")
     if kind == "model" and module in LIBRARIES:
         from hbr_fast.training.models import libraries
@@ -224,6 +227,8 @@ def keyword_arguments(kind: str, recipe: Recipe, function: Callable[..., Any]) -
             f"{kind} {getattr(recipe, kind)!r} would ignore the recipe's {', '.join(ignored)}: leave it out"
         )
     own = getattr(recipe, f"{kind}_args")
+    if kind == "optimizer" and "lr" in own:  # schedules and records are about the field
+        raise ValueError(f"optimizer_args cannot have lr={own['lr']!r}: set the recipe's lr")
     arguments = {name: getattr(recipe, name) for name in FIELDS[kind] if name in keywords}
     arguments |= dict.fromkeys(keywords.intersection(_FROM_TRAINING.get(kind, ()))) | dict(own)
     try:
@@ -231,7 +236,7 @@ def keyword_arguments(kind: str, recipe: Recipe, function: Callable[..., Any]) -
     except TypeError as error:
         raise ValueError(
             f"{kind} {getattr(recipe, kind)!r} is called with ({', '.join(_POSITIONAL[kind])}; {_listed(arguments)}), "
-            f"but its signature is {signature} ({error}): change {kind}_args"
+            f"but its signature is {signature} ({error}): change {kind}_args or the function"
         ) from None
     return arguments
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_type_hints
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.files import canonical_json, read_json
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.training import components
@@ -178,7 +179,9 @@ class Recipe:
             **{name: is_json_object(getattr(self, name)) for name in ARGUMENTS},
         }
         faults = [
-            f"{name} cannot be {getattr(self, name)!r}{_choices(name)}" for name, good in checks.items() if not good
+            f"{name} cannot be {getattr(self, name)!r}{_choices(name, getattr(self, name))}"
+            for name, good in checks.items()
+            if not good
         ]
         if faults:
             raise ValueError(f"recipe {self.name!r}: {'; '.join(faults)}")
@@ -318,18 +321,21 @@ def _hints() -> dict[str, Any]:
     return hints | {f"augment.{name}": kind for name, kind in get_type_hints(Augment).items()}
 
 
-def _choices(name: str) -> str:
+def _choices(name: str, value: Any) -> str:
     """What a field can be, in words, where it is one of a few."""
     if name in components.FIELDS:
-        return f": available are {components.available(name)}"
+        return f": available are {components.available(name)}{did_you_mean(components.BUILT_IN[name], str(value))}"
     kinds = get_args(_hints()[name]) if name in ("precision", "no_decay") else ()
-    return f": it is one of {', '.join(kinds)}" if kinds else ""
+    return f": it is one of {', '.join(kinds)}{did_you_mean(kinds, str(value))}" if kinds else ""
 
 
 def _require_known(names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in _hints()]
     if unknown:
-        raise ValueError(f"unknown recipe field {', '.join(map(repr, unknown))}: the fields are {', '.join(_hints())}")
+        raise ValueError(
+            f"unknown recipe field {', '.join(map(repr, unknown))}: the fields are {', '.join(_hints())}"
+            f"{did_you_mean(_hints(), *unknown)}"
+        )
 
 
 def _present_name(name: str) -> str:

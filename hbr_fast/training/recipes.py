@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.training.recipe import Recipe, changed_recipe
 
@@ -85,5 +86,5 @@ def named_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     ('cnn-32-64-128', 3, 8)
     """
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: available are {', '.join(RECIPES)}")
+        raise ValueError(f"unknown recipe {name!r}: available are {', '.join(RECIPES)}{did_you_mean(RECIPES, name)}")
     return changed_recipe(RECIPES[name](), overrides)

@@ -83,6 +83,20 @@ def negative(step, steps_per_epoch):
 
 def nothing(step, steps_per_epoch):
     return None
+
+
+def breaks(step, steps_per_epoch):
+    return 1 / (step - 3) ** 2
+
+
+def lazy(image_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def fixed(image_shape, num_classes):
+    made = Net(image_shape, num_classes)
+    made.kept = made.layer.weight * 1  # as the old torch.nn.utils.weight_norm does
+    return made
 """
 
 
@@ -121,9 +135,21 @@ def net(output: str) -> dict[str, Any]:
         ({"loss_args": {"class_weight": "even"}}, "class_weight must be 'balanced' or 3 finite weights.*got 'even'"),
         ({"optimizer": "tried:other_parameters"}, "must hold parameters of the model, but holds 1 that are not"),
         ({"optimizer": "tried:no_optimizer"}, "must return a torch.optim.Optimizer, got NoneType"),
-        ({"optimizer": "torch.optim:LBFGS"}, "optimizer 'torch.optim:LBFGS' fails in its first step: .*closure"),
+        ({"optimizer": "torch.optim:LBFGS"}, "optimizer 'torch.optim:LBFGS' computes the loss several times a step"),
+        ({"optimizer": "torch.optim:SparseAdam"}, "fails in its first step: SparseAdam does not support dense grad"),
+        (
+            {"optimizer": "torch.optim:AdamW", "optimizer_args": {"capturable": True}},
+            "optimizer 'torch.optim:AdamW' fails in its first step: If capturable=True",
+        ),
+        (
+            {"optimizer": "torch.optim:AdamW", "optimizer_args": {"betas": [0.9]}},
+            r"cannot be made with optimizer_args \{'betas': \[0.9\]\}: IndexError",
+        ),
+        ({"model": "tried:fixed", "ema": 0.9}, "a moving average needs a copy of the network, which copy.deepcopy can"),
+        ({"model": "tried:lazy"}, r"has parameters whose size its first batch would decide \(1\.weight, 1\.bias\)"),
         ({"optimizer": "torch.optim:Adam", "optimizer_args": {"betas": [2, 0.9]}}, "cannot be made with .*beta"),
         ({"schedule": "tried:negative"}, "schedule 'tried:negative' returned -0.1 at step 0"),
+        ({"schedule": "tried:breaks"}, "schedule 'tried:breaks' fails at step 3: ZeroDivisionError: "),
         ({"schedule": "tried:nothing"}, "schedule 'tried:nothing' returned None at step 0"),
         ({"schedule": "cosine", "schedule_args": {"warmup_epochs": 2}}, r"warmup_epochs must be in \[0, 2\)"),
     ],

@@ -54,6 +54,12 @@ def nothing(image_shape, num_classes):
     return None
 
 
+def reading(image_shape, num_classes):
+    made = linear(image_shape, num_classes)
+    made.rates = torch.linspace(0, 0.1, 3).tolist()  # stochastic depth, in many networks
+    return made
+
+
 number = 3
 """
 
@@ -73,6 +79,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "mine" / "mycomponents.py"
     path.parent.mkdir()
     path.write_text(SOURCE)
+    path.with_name("broken.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(path.parent)
     monkeypatch.delitem(sys.modules, "mycomponents", raising=False)
     importlib.invalidate_caches()
@@ -107,12 +114,14 @@ def test_train_member_uses_all_user_defined_components(
     )
 
 
-@pytest.mark.parametrize("rows", [50, 120, 170])
-@pytest.mark.parametrize("optimizer", ["torch.optim:AdamW", "torch.optim:RMSprop", "sgd"])
+@pytest.mark.parametrize("rows", [50, 170])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "adamw", "torch.optim:Adam", "torch.optim:RMSprop", "torch.optim:Adafactor"]
+)
 def test_train_member_resumes_to_same_bits_with_any_optimizer(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, optimizer: str, rows: int
 ) -> None:
-    chosen = dataclasses.replace(recipe, optimizer=optimizer, lr=0.01)
+    chosen = dataclasses.replace(recipe, optimizer=optimizer, lr=0.01, accumulate=2, clip_norm=0.5, ema=0.9)
     whole = train_and_store(tiny, chosen, seed=5, plan=None, store=tmp_path / "whole")
     options: Any = {"seed": 5, "plan": None, "store": tmp_path / "cut", "checkpoint": CheckpointEvery(minutes=0)}
     done = 0
@@ -126,9 +135,8 @@ def test_train_member_resumes_to_same_bits_with_any_optimizer(
     with pytest.raises(InterruptedError):
         train_and_store(tiny, chosen, **options, advance=advance)
     resumed = train_and_store(tiny, chosen, **options)
-    ours, theirs = (load_file(member.path / "weights.safetensors") for member in (whole, resumed))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    np.testing.assert_array_equal(whole.test_logits(), resumed.test_logits())
+    for file in ("weights.safetensors", "ema_weights.safetensors", "hardness.safetensors", "logits.npy"):
+        assert (whole.path / file).read_bytes() == (resumed.path / file).read_bytes(), file
 
 
 def test_make_optimizer_passes_fields_and_arguments_and_keeps_peak_rates(recipe: Recipe) -> None:
@@ -158,6 +166,10 @@ def test_make_optimizer_passes_fields_and_arguments_and_keeps_peak_rates(recipe:
         ({"model": "mycomponents:wide"}, "model 'mycomponents:wide': mycomponents has no wide"),
         ({"model": "mycomponents:number"}, "model 'mycomponents:number' is of type int, not a function"),
         ({"model": "mycomponents:nothing"}, "must return a torch.nn.Module, got NoneType"),
+        ({"model": "mycomponents:linaer"}, r"mycomponents has no linaer \(did you mean 'linear'\?\)"),
+        ({"model": "torch.nn:functional"}, r"model 'torch.nn:functional' is of type module, not a function"),
+        ({"loss": "broken:f"}, r"loss 'broken:f': broken cannot be imported \(ZeroDivisionError: division by zero\)"),
+        ({"optimizer_args": {"lr": 1}}, "optimizer_args cannot have lr=1: set the recipe's lr"),
         ({"model": "not_there_at_all:f"}, "not_there_at_all cannot be imported .*put its directory on PYTHONPATH"),
         (
             {"model_args": {"width": 2}},
@@ -176,6 +188,12 @@ def test_check_fit_refuses_unsuitable_components_in_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         check_fit(tiny, mine(recipe, **changes), None)
     assert "\n" not in str(caught.value)
+
+
+def test_check_fit_takes_a_model_that_reads_tensors_while_it_builds(
+    tiny: Dataset, recipe: Recipe, module: Path
+) -> None:
+    check_fit(tiny, mine(recipe, model="mycomponents:reading"), None)
 
 
 def test_built_in_model_takes_no_arguments(tiny: Dataset, recipe: Recipe) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.members import Members
-from hbr_fast.data.sources.tables import near_names
 from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, Entry, PassedOver, Tree, joined, plain_path
 from hbr_fast.data.sources.zips import open_zip
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.layouts import Listing
-from hbr_fast.data.sources.tables import near_names, normal
+from hbr_fast.data.sources.tables import normal
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hbr_fast import progress
+from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.archives import open_tree
 from hbr_fast.data.sources.classes import Labelled, checked_changes, only_common, unified
 from hbr_fast.data.sources.encoded import Mode, picture_source
@@ -25,7 +26,7 @@ from hbr_fast.data.sources.layouts import (
 from hbr_fast.data.sources.pictures import MAX_PIXELS, Decoding, Fit
 from hbr_fast.data.sources.source import Source
 from hbr_fast.data.sources.stored import Storing
-from hbr_fast.data.sources.tables import near_names, normal
+from hbr_fast.data.sources.tables import normal
 from hbr_fast.data.sources.trees import PassedOver
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from hbr_fast.arguments import near_names
 from hbr_fast.csv_files import polars_faults, reason
 from hbr_fast.data.sources.classes import Labelled, unified
 from hbr_fast.data.sources.encoded import Mode, picture_source
 from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, Listing, Place
 from hbr_fast.data.sources.pictures import Decoding, Fit
 from hbr_fast.data.sources.source import Source, checked_labels
-from hbr_fast.data.sources.tables import LABEL_COLUMNS, near_names
+from hbr_fast.data.sources.tables import LABEL_COLUMNS
 from hbr_fast.data.sources.trees import Entry, PackedNames, PassedOver
 from hbr_fast.files import read_json
 from hbr_fast.json_schema import require_schema

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.classes import Labelled
 from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, Listing, Place, pictures_in
 from hbr_fast.data.sources.name_index import NameIndex
 from hbr_fast.data.sources.synsets import read_synsets
-from hbr_fast.data.sources.tables import Table, near_names, normal, read_class_names, read_table
+from hbr_fast.data.sources.tables import Table, normal, read_class_names, read_table
 from hbr_fast.data.sources.trees import PackedNames, PassedOver, SelectedNames, joined
 
 META_MAT = "meta.mat"

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.pictures import is_picture, suffixes
-from hbr_fast.data.sources.tables import GROUND_TRUTH, near_names, normal
+from hbr_fast.data.sources.tables import GROUND_TRUTH, normal
 from hbr_fast.data.sources.trees import PackedNames, PassedOver, SelectedNames, Tree, joined
 
 TRAIN_NAMES = ("train", "training")

@@ -7,14 +7,14 @@ import json
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from hbr_fast.arguments import near_names
 from hbr_fast.csv_files import polars_faults, reason
 from hbr_fast.data.sources.trees import PackedNames
 
@@ -100,14 +100,6 @@ class _Words:
 def normal(name: str) -> str:
     """Normalise accented letters to NFC: systems write them in two ways that look the same."""
     return unicodedata.normalize("NFC", name)
-
-
-def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """Known names that it may be a misspelling of, the nearest first."""
-    folded: dict[str, str] = {}
-    for one in known:
-        folded.setdefault(one.casefold(), one)
-    return [folded[match] for match in get_close_matches(name.casefold(), folded, n=3)]
 
 
 def read_table(content: bytes, where: str, *, file_column: str | None = None, label_column: str | None = None) -> Table:

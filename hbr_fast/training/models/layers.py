@@ -128,7 +128,8 @@ def _words(x: torch.Tensor, mode: int, *tensors: torch.Tensor | None) -> tuple[i
 
 def _leaves(layers: nn.Sequential) -> Iterator[nn.Module]:
     for layer in layers:
-        if isinstance(layer, nn.Sequential):
+        # A subclass with a forward of its own may add a shortcut.
+        if isinstance(layer, nn.Sequential) and type(layer).forward in (nn.Sequential.forward, FusedSequential.forward):
             yield from _leaves(layer)
         else:
             yield layer
@@ -136,9 +137,9 @@ def _leaves(layers: nn.Sequential) -> Iterator[nn.Module]:
 
 def _fusable_tail(layers: list[nn.Module], x: torch.Tensor) -> tuple[int, int]:
     """What can be fused with a batch norm: the mode, and the number of modules including it."""
-    if not layers or not isinstance(layers[0], nn.ReLU):
+    if not layers or type(layers[0]) is not nn.ReLU:
         return k.NOTHING, 1
-    pools = len(layers) > 1 and isinstance(layers[1], nn.MaxPool2d) and _is_plain(layers[1])
+    pools = len(layers) > 1 and type(layers[1]) is nn.MaxPool2d and _is_plain(layers[1])
     return (k.POOL, 3) if pools and min(x.shape[2:]) > 1 else (k.RELU, 2)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from hbr_fast.arguments import near_names
 
 # Arguments by which the libraries would download weights.
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path")
@@ -82,7 +83,7 @@ def float32_head(model: nn.Module, num_classes: int) -> nn.Module:
 def _require_known(library: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=3) or sorted(names)[:3]
+        close = near_names(name, names) or sorted(names)[:3]
         raise ValueError(f"unknown model '{library}:{name}': it has {len(names)}, such as {', '.join(close)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.training.models.layers import FusedSequential, add_and_relu
 from hbr_fast.training.models.whitening import WhitenedPatches
 
@@ -62,7 +63,10 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
         final = numbers[-1] * (image_size[0] >> halvings) * (image_size[1] >> halvings)
         return Classifier(vgg_features(channels, numbers), final, classes)
     of_widths = ", ".join(f"{one}-W-W-..." for one in KINDS)
-    raise ValueError(f"unknown model {name!r}: there are resnet18 and {of_widths} (W: a width)")
+    raise ValueError(
+        f"unknown model {name!r}: there are resnet18 and {of_widths} (W: a width), torchvision:NAME, timm:NAME and "
+        f"package.module:function{did_you_mean(['resnet18', *KINDS], kind)}"
+    )
 
 
 class Classifier(nn.Module):
