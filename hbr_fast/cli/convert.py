@@ -22,6 +22,8 @@ def convert(
     images: Literal["auto", "raw", "jpg"] = "auto",
     train_dir: Path | None = None,
     test_dir: Path | None = None,
+    validation_dir: Path | None = None,
+    more_splits: tuple[str, ...] = (),
     labels: NameOrPath | None = None,
     split: str | None = None,
     test_labels: NameOrPath | None = None,
@@ -54,7 +56,8 @@ def convert(
     """Write a dataset in the fast format or in FFCV's.
 
     Layouts of folder, in a folder or in a zip or tar archive, which is read in place:
-    train/CLASS and test/CLASS (also training and testing, val, valid, validation, in any case);
+    train/CLASS and test/CLASS (also training and testing, in any case), and val, valid or validation as a split to
+    choose by, or as the test split if there is no other;
     CLASS with --test-fraction; --train-dir and --test-dir, each with CLASS;
     pictures in one folder with --labels TABLE (CSV, text, Parquet: one file and its label per row);
     ImageNet's flat val (with LOC_val_solution.csv, val.txt or --test-labels) and Tiny-ImageNet's.
@@ -64,7 +67,7 @@ def convert(
         source: fashion-mnist, mnist, cifar10, cifar100, folder, npz, beton, synthetic, huggingface (a dataset on disk)
             or torchvision:NAME, NAME being a class of torchvision.datasets; for the format beton also the directory
             of a dataset.
-        out: Directory to write, NAME.hbr. The format beton writes NAME.train.beton and NAME.test.beton beside it.
+        out: Directory to write, NAME.hbr. The format beton writes NAME.train.beton, NAME.test.beton, ... beside it.
         formats: hbr, beton or both; beton needs FFCV.
         root: Location of the source's files: a directory, an archive, or the .npz file.
         download: Let torchvision download missing files into --root.
@@ -72,6 +75,8 @@ def convert(
         images: How a .beton stores images of 3 channels; auto is raw up to 64 KiB each and lossy JPEG above.
         train_dir: Folder or archive with the classes of the train split (folder).
         test_dir: The same for the test split (folder).
+        validation_dir: The same for the validation split (folder).
+        more_splits: Further folders beside train to keep as splits of their own names (folder).
         labels: Table with a label for each file: on disk, or in --root (folder); fine or coarse (cifar100).
         split: Variant of a dataset that has several, e.g. letters (torchvision:EMNIST).
         test_labels: The same for the test split only (folder).
@@ -114,6 +119,8 @@ def convert(
         "download": download or None,
         "train_dir": train_dir,
         "test_dir": test_dir,
+        "validation_dir": validation_dir,
+        "more_splits": more_splits or None,
         "labels": labels,
         "split": split,
         "test_labels": test_labels,
@@ -148,7 +155,8 @@ def convert(
     if is_dataset and ("hbr" in formats or options):
         raise ValueError(f"{source} is a dataset: name a source, or use --formats beton without source options")
     check_output(out, force=force or "hbr" not in formats)
-    betons = {split: out.with_suffix(f".{split}.beton") for split in ("train", "test") if "beton" in formats}
+    splits = ("train", "test", "validation", *more_splits) if "beton" in formats else ()
+    betons = {split: out.with_suffix(f".{split}.beton") for split in splits}
     for path in betons.values():  # before a source is read, which can take minutes
         require_ffcv()
         refuse_to_overwrite(path, force)
@@ -161,8 +169,9 @@ def convert(
             place = out if keep else stack.enter_context(scratch_directory(temporary_root(), "convert-")) / out.name
             dataset = convert_source(source, place, force=force, **options)
         if "hbr" in formats:
-            train, test = len(dataset.train), len(dataset.test)
-            print(f"{dataset.path}: {train:,} train and {test:,} test images of {dataset.name}")
-        for split, path in betons.items():
+            *first, last = (f"{len(one):,} {name}" for name, one in dataset.splits.items())
+            print(f"{dataset.path}: {', '.join(first)} and {last} images of {dataset.name}")
+        for split in dataset.splits.keys() & betons.keys():
+            path = betons[split]
             write_beton(dataset.splits[split], path, mode=images, force=force)
             print(f"{path}: {len(dataset.splits[split]):,} {split} images of {dataset.name}, for FFCV")

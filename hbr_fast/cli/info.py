@@ -34,5 +34,5 @@ def info(dataset: Positional[Path]) -> None:
     widest = max(len(name) for name in about.classes)
     print(f"{'class':<{widest + 5}}  " + "  ".join(f"{name:>7}" for name in about.splits))
     for c, label in enumerate(about.classes):
-        counts = "  ".join(f"{split.class_counts[c]:>7,}" for split in about.splits.values())
+        counts = "  ".join(f"{one.class_counts[c]:>{max(7, len(name))},}" for name, one in about.splits.items())
         print(f"{c:>3}  {label:<{widest}}  {counts}")

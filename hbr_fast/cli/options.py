@@ -111,7 +111,8 @@ DEFAULT_RECIPE = RecipeOptions()
 ExecutionFlags = Annotated[Execution, tyro.conf.OmitArgPrefixes]
 DEFAULT_EXECUTION = Execution(members_at_once="auto")
 LISTS = (  # options that take any number of values
-    "--set", "--formats", "--alphas", "--rates", "--oversamplers", "--merge", "--drop", "--rename", "--classes",
+    "--set", "--formats", "--alphas", "--rates", "--oversamplers", "--merge", "--drop", "--rename", "--more-splits",
+    "--classes",
 )  # fmt: skip
 
 

@@ -78,8 +78,8 @@ def study(
         controls: Add the controls of resampling by hardness: by that of other classes, class weights, and the balanced
             set (case-study-2).
         points: Alphas on the path, up to the largest feasible one (alpha-path).
-        choose: Choose alpha on a validation split held out of training (alpha-path).
-        validation: Share of each class in the validation split.
+        choose: Choose alpha on the dataset's validation split, or on samples held out of training (alpha-path).
+        validation: Share of each class held out for that; by default 0.1 if the dataset has no validation split.
         tolerance: Share of accuracy that the chosen alpha may lose.
         base: Class sizes to start from: own, balanced, or an exponent of the own sizes in [0, 1]; by default own where
             they differ by more than a tenth.

@@ -156,10 +156,11 @@ def check_output(out: str | os.PathLike[str], *, force: bool) -> None:
 
 
 def _check_source(source: Source) -> None:
-    train, test = source.splits["train"], source.splits["test"]
-    if isinstance(train, SourceSplit) and isinstance(test, SourceSplit) and train.shape != test.shape:
+    shapes = {name: split.shape for name, split in source.splits.items() if isinstance(split, SourceSplit)}
+    other = next((name for name, shape in shapes.items() if shape != shapes["train"]), None)
+    if other is not None:
         raise ValueError(
-            f"{source.name}: train images are {list(train.shape)} but test images are {list(test.shape)} "
+            f"{source.name}: train images are {list(shapes['train'])} but {other} images are {list(shapes[other])} "
             "(channels, height, width): give both one shape"
         )
     broken = [name for name in source.classes if any("\ud800" <= letter <= "\udfff" for letter in name)]
@@ -175,7 +176,7 @@ def _check_source(source: Source) -> None:
 
 
 def _check_labels(source: Source, labels: dict[str, np.ndarray]) -> None:
-    """Refuse data that cannot be trained on or evaluated: an empty split, one class, a class missing from a split."""
+    """Refuse an empty split, one class, or a class without samples to train on or to test."""
     for name, labels_n in labels.items():
         if len(labels_n) == 0:
             raise ValueError(f"{source.name}: the {name} split is empty: give it images")
@@ -184,6 +185,8 @@ def _check_labels(source: Source, labels: dict[str, np.ndarray]) -> None:
             f"{source.name}: there is only one class, {source.classes[0]!r}: classification needs at least two"
         )
     for name, labels_n in labels.items():
+        if name not in ("train", "test"):
+            continue
         empty = np.flatnonzero(np.bincount(labels_n, minlength=len(source.classes)) == 0)
         if len(empty):
             first = f"class {source.classes[empty[0]]!r} (label {empty[0]}) has no sample in {name}"

@@ -89,7 +89,7 @@ class Split:
     Attributes
     ----------
     name : str
-        "train" or "test".
+        "train", "test", "validation", or another that the dataset has.
     store : ImageStore
         The images; `RawImages` are uint8 [N, C, H, W], on disk memory-mapped and read-only; `EncodedImages` are
         pictures of any sizes (see `at_size`).
@@ -208,6 +208,7 @@ class Dataset:
         Per channel over all pixels of the train split, scaled to [0, 1]; the standard deviation is the
         population's.
     splits : mapping of str to Split
+        By name: "train", "test" and others that the dataset has.
     fingerprint : str
         64 hex digits that change if and only if images, labels, truth or class names change.
     meta : dict
@@ -240,6 +241,11 @@ class Dataset:
     @property
     def test(self) -> Split:
         return self.splits["test"]
+
+    @property
+    def validation(self) -> Split | None:
+        """The split to choose by, if the dataset has one."""
+        return self.splits.get("validation")
 
     def at_size(self, size: int) -> Dataset:
         """The dataset with every split `at_size`; 0 is the dataset as it is.

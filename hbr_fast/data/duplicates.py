@@ -1,4 +1,4 @@
-"""Repeated pictures that spoil a result: in both splits, or under two labels."""
+"""Repeated pictures that spoil a result: in two splits, or under two labels."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def notes_on_repeated(
             contradicting += [pair] if len(contradicting) < EXAMPLES else []
     lines = []
     for count, examples, what in (
-        (counts[0], across, "the same picture is in both splits, so test results will look too good"),
+        (counts[0], across, "the same picture is in two splits, so results will look too good"),
         (counts[1], contradicting, "the same picture has two labels"),
     ):
         if count:

@@ -44,4 +44,4 @@ def _files_of(path: Path) -> list[str]:
         listed = None
     if isinstance(listed, dict):
         return [name for name in listed if isinstance(name, str)]
-    return [file.name for split in ("train", "test") for file in path.glob(f"{split}.*")]
+    return [file.name for split in ("train", "test", "validation") for file in path.glob(f"{split}.*")]

@@ -110,7 +110,7 @@ def unfinished_shards(out: Path, identity: Mapping[str, Any]) -> Iterator[Unfini
     make_directory(directory)
     with locked(directory):
         kept = Unfinished(directory, identity)
-        count = sum(len(kept.finished(split)) for split in ("train", "test"))
+        count = sum(len(kept.finished(split)) for split in identity["splits"])
         if count:
             progress.say(f"{out}: goes on after {count} shards of an interrupted conversion")
         try:

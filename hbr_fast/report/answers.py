@@ -46,16 +46,18 @@ def _choice(study: StudyFiles) -> list[str]:
     chosen = study.meta.get("choice")
     if chosen is None:
         return []
-    test, share, tolerance = chosen["test"], 100 * chosen["validation_share"], chosen["tolerance"]
+    test, tolerance = chosen["test"], chosen["tolerance"]
+    share = chosen["validation_share"]
+    where = "the validation split" if share is None else f"{100 * share:g} % of each class held out of training"
     which = "the full set (alpha 0)" if chosen["arm"] == BASELINE else f"alpha {chosen['alpha']:g}"
     if chosen["arm"] != BASELINE and chosen["alpha"] == 0:
         which = f"the arm {arm_label(chosen['arm'])}"
     return [
-        f"Chosen on {share:g} % of each class held out of training: {which}, the smallest gap that costs at most "
+        f"Chosen on {where}: {which}, the smallest gap that costs at most "
         f"{tolerance:g} points of accuracy there. On the test set its {chosen.get('metric', 'recall')} gap is "
         f"{test['gap']:.1f} points, the "
         f"baseline's {test['gap_baseline']:.1f}; its accuracy is {test['accuracy']:.1f} %, the baseline's "
-        f"{test['accuracy_baseline']:.1f} %. Everything below refers to the held-out samples."
+        f"{test['accuracy_baseline']:.1f} %. Everything below refers to {study.evaluated}."
     ]
 
 

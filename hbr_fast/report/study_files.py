@@ -197,7 +197,10 @@ class StudyFiles:
     @property
     def evaluated(self) -> str:
         """The samples that were evaluated, in words."""
-        return "the test set" if self.meta.get("evaluated_on", "test") == "test" else "held-out training samples"
+        if self.meta.get("evaluated_on", "test") == "test":
+            return "the test set"
+        own = self.meta["choice"]["validation_share"] is None
+        return "the validation split" if own else "held-out training samples"
 
     def members(self, arm: str) -> int:
         """Number of trained members of an arm."""

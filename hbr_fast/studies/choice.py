@@ -20,9 +20,13 @@ from hbr_fast.training.predict import predict
 
 @dataclass(frozen=True)
 class Chosen:
-    """The chosen arm and the results of every arm on the validation split; gaps and accuracies in percent."""
+    """The chosen arm and the results of every arm on the validation split; gaps and accuracies in percent.
+
+    `share` of each class was held out of the train split; None if the validation split is the dataset's own.
+    """
 
     choice: Choice
+    share: float | None
     arm: str
     alpha: float
     validation: tuple[dict[str, Any], ...]
@@ -38,7 +42,7 @@ class Chosen:
             "metric": self.metric,
             "gap_metric": self.choice.gap,
             "tolerance": 100 * self.choice.tolerance,
-            "validation_share": self.choice.validation,
+            "validation_share": self.share,
             "validation": list(self.validation),
             "test": {
                 "arm": self.arm,
@@ -56,6 +60,7 @@ def choose(
     alphas: Mapping[str, float],
     *,
     metric: str = "recall",
+    share: float | None = None,
 ) -> Chosen:
     """The arm with the smallest mean gap within the tolerated loss of accuracy; ties go to the smaller alpha.
 
@@ -67,13 +72,13 @@ def choose(
         rows.append({"arm": arm, "alpha": alphas[arm], "gap": gap, "accuracy": accuracy})
     least = next(row["accuracy"] for row in rows if row["arm"] == BASELINE) - 100 * choice.tolerance
     best = min((row for row in rows if row["accuracy"] >= least - 1e-9), key=lambda row: row["gap"])
-    return Chosen(choice, best["arm"], best["alpha"], tuple(rows), metric)
+    return Chosen(choice, share, best["arm"], best["alpha"], tuple(rows), metric)
 
 
-def logits_of_train(member: StoredMember, dataset: Dataset, ids: np.ndarray) -> np.ndarray:
-    """Logits of some samples of the train split, eval mode, no augmentation: float32 [K, C]."""
+def logits_of(member: StoredMember, dataset: Dataset, ids: np.ndarray, *, split: str = "train") -> np.ndarray:
+    """Logits of some samples of a split, eval mode, no augmentation: float32 [K, C]."""
     require_unchanged(dataset)
-    return predict(trained_model(member, dataset.train), dataset.train, dtype=member.dtype, rows=ids)
+    return predict(trained_model(member, dataset.train), dataset.splits[split], dtype=member.dtype, rows=ids)
 
 
 def _figures(evaluations: Sequence[Evaluation], gap: str, metric: str) -> tuple[float, float]:

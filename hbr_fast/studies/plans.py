@@ -27,6 +27,8 @@ from hbr_fast.seeding import Stream
 from hbr_fast.studies.study import Arm, Study
 from hbr_fast.training.recipe import Recipe
 
+HELD_OUT = 0.1  # of each class, to choose an arm by where the dataset has no validation split
+
 
 @dataclass(frozen=True)
 class ArmPlan:
@@ -53,20 +55,47 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples of the train split: those for training, and those held out to choose an arm by."""
+    """The samples of a study.
+
+    Attributes
+    ----------
+    train : int64 [N]
+        Rows of the train split to train on.
+    validation : int64 [K]
+        Rows to choose an arm by.
+    of : str
+        The split that these are rows of: the dataset's validation split, or "train", where they are held out.
+    """
 
     train: np.ndarray
     validation: np.ndarray
+    of: str = "train"
 
 
 def study_rows(study: Study, dataset: Dataset) -> Rows:
-    """Train on all samples, or hold out a share of each class if the study chooses an arm."""
+    """Train on all samples; if the study chooses an arm, by the validation split, or a share of each class held out.
+
+    Raises
+    ------
+    ValueError
+        If a class has no sample to choose by.
+    """
     labels = dataset.train.labels
     if study.choose is None:
         return Rows(np.arange(len(labels)), np.arange(0))
+    share = held_out_share(study, dataset)
+    if share is None:
+        assert dataset.validation is not None
+        empty = np.flatnonzero(dataset.validation.class_counts() == 0)
+        if len(empty):
+            raise ValueError(
+                f"class {dataset.classes[empty[0]]!r} has no sample in the validation split of {dataset.path} "
+                f"({len(empty)} such): hold out a share of the train split instead, --validation {HELD_OUT:g}"
+            )
+        return Rows(np.arange(len(labels)), np.arange(len(dataset.validation)), of="validation")
     split = prune(
         labels,
-        study.choose.validation,
+        share,
         seed=study.validation_seed(),
         stream=Stream.VALIDATION,
         classes=dataset.classes,
@@ -75,16 +104,24 @@ def study_rows(study: Study, dataset: Dataset) -> Rows:
     if len(empty):
         raise ValueError(
             f"class {dataset.classes[empty[0]]!r} has no sample in a validation split of "
-            f"{study.choose.validation:g}: hold out a larger share"
+            f"{share:g}: hold out a larger share"
         )
     return Rows(split.kept, split.holdout)
 
 
+def held_out_share(study: Study, dataset: Dataset) -> float | None:
+    """The share of each class of the train split that is held out to choose an arm by; None if there is none."""
+    if study.choose is None or (study.choose.validation is None and dataset.validation is not None):
+        return None
+    return HELD_OUT if study.choose.validation is None else study.choose.validation
+
+
 def baseline_plan(study: Study, dataset: Dataset, rows: Rows) -> Plan | None:
     """Rows of the baseline; None means every sample."""
-    if study.choose is None:
+    share = held_out_share(study, dataset)
+    if share is None:
         return None
-    return Plan.of_rows(rows.train, provenance={"dataset": dataset.fingerprint, "validation": study.choose.validation})
+    return Plan.of_rows(rows.train, provenance={"dataset": dataset.fingerprint, "validation": share})
 
 
 class Planner:

@@ -247,7 +247,7 @@ def alpha_path(
     oversampler: str = "random",
     nonpositive: Nonpositive | None = None,
     choose: bool = False,
-    validation: float = 0.1,
+    validation: float | None = None,
     tolerance: float = 0.005,
     variants: int = 4,
     members: int = 4,
@@ -256,8 +256,9 @@ def alpha_path(
 ) -> Study:
     """The gap against accuracy along alpha, from 0 (the baseline) to the largest feasible one in geometric steps.
 
-    With `choose`, alpha is chosen on a validation split that no training sees: the smallest gap whose accuracy is at
-    most `tolerance` below the baseline's. The test split is then evaluated for that alpha and the baseline only.
+    With `choose`, alpha is chosen on samples that no training sees, the dataset's validation split or a share
+    `validation` of the train split (see `Choice`): the smallest gap whose accuracy is at most `tolerance` below the
+    baseline's. The test split is then evaluated for that alpha and the baseline only.
     """
     arm = Arm(oversampler, alpha=1.0, oversample=oversampler, nonpositive=nonpositive)
     return Study(

@@ -26,10 +26,10 @@ from hbr_fast.members.scoring.final_model import scores_by
 from hbr_fast.members.store import StoredMember
 from hbr_fast.resampling.allocation import Allocation
 from hbr_fast.resampling.base import Base
-from hbr_fast.studies.choice import choose, logits_of_train
+from hbr_fast.studies.choice import choose, logits_of
 from hbr_fast.studies.comparisons import Sides, Trained
 from hbr_fast.studies.evaluated import evaluated_tables
-from hbr_fast.studies.plans import Rows
+from hbr_fast.studies.plans import Rows, held_out_share
 from hbr_fast.studies.stability import ensemble_sizes, estimator_agreement
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.studies.study_json import NAME, REMEDY, SCHEMA, read_study_json
@@ -111,7 +111,8 @@ def write_results(
     Parameters
     ----------
     rows : Rows
-        Held-out samples, if any, are evaluated in place of the test split, which is used for the choice only.
+        Those to choose an arm by, if any, are evaluated in place of the test split, of which only the chosen arm's
+        results and the baseline's are reported.
     arms : sequence of ArmResult
         The baseline first.
     failed : sequence of Failure
@@ -127,13 +128,12 @@ def write_results(
     groups : mapping of str to str [N], optional
         Attribute -> group of each test sample.
     """
-    held_out = dataset.train.labels[rows.validation]
-    labels = held_out if study.choose is not None else dataset.test.labels
+    labels = dataset.test.labels if study.choose is None else dataset.splits[rows.of].labels[rows.validation]
 
     def logits(stored: StoredMember) -> np.ndarray:
         if study.choose is None:
             return stored.test_logits()
-        return logits_of_train(stored, dataset, rows.validation)
+        return logits_of(stored, dataset, rows.validation, split=rows.of)
 
     def trained(arm: ArmResult, of: Callable[[StoredMember], np.ndarray], labels_n: np.ndarray) -> list[Trained]:
         return [_trained(study, dataset, arm, cell, of(cell.stored), labels_n) for cell in arm.cells]
@@ -166,6 +166,7 @@ def write_results(
             evaluations,
             {arm.name: arm.arm.alpha if arm.arm else 0.0 for arm in arms},
             metric=study.metric,
+            share=held_out_share(study, dataset),
         )
         looked_at = {
             arm.name: [one.evaluation for one in trained(arm, StoredMember.test_logits, dataset.test.labels)]
@@ -300,7 +301,7 @@ def predicted_of_hardest(cells: Sequence[Cell], dataset: Dataset, scores: Hardne
     ids = np.sort(np.concatenate([hardest[labels[hardest] == c][:per_class] for c in range(len(dataset.classes))]))
     mean = np.zeros((len(ids), len(dataset.classes)))
     for cell in cells[: study.hardness_members]:
-        mean += softmax(logits_of_train(cell.stored, dataset, ids), axis=1)
+        mean += softmax(logits_of(cell.stored, dataset, ids), axis=1)
     names: list[str | None] = [None] * len(labels)
     for sample, c in zip(ids.tolist(), mean.argmax(axis=1).tolist(), strict=True):
         names[sample] = dataset.classes[c]

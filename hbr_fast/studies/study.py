@@ -93,24 +93,25 @@ class Arm:
 
 @dataclass(frozen=True)
 class Choice:
-    """How one arm of a study is chosen: on a share of the train split that no training sees.
+    """How one arm of a study is chosen: on samples that no training sees.
 
     Attributes
     ----------
-    validation : float
-        Share of each class held out, in (0, 1).
+    validation : float, optional
+        Share of each class of the train split held out, in (0, 1). By default the dataset's validation split, or a
+        share of 0.1 where it has none.
     tolerance : float
         Accuracy that the chosen arm may lose against the baseline, in [0, 1].
     gap : str
         The gap to minimise, of the study's metric; see `hbr_fast.gaps`.
     """
 
-    validation: float = 0.1
+    validation: float | None = None
     tolerance: float = 0.005
     gap: str = "max_min"
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
+        if self.validation is not None and not 0 < self.validation < 1:
             raise ValueError(f"the validation split is a share in (0, 1) of each class, got {self.validation}")
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"the tolerance is a share of accuracy in [0, 1], got {self.tolerance}")

@@ -391,7 +391,7 @@ def test_convert_names_duplicate_images(
     write_dataset(Source("mine", ("cat", "dog"), {"train": train, "test": test}), tmp_path / "a.hbr")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mine: ")]
     assert lines == [
-        "mine: the same picture is in both splits, so test results will look too good (1 pair): 5.png and test[1]",
+        "mine: the same picture is in two splits, so results will look too good (1 pair): 5.png and test[1]",
         "mine: the same picture has two labels (1 pair): 0.png and 3.png (cat and dog)",
     ]
 

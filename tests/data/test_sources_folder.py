@@ -256,7 +256,7 @@ def test_folder_names_both_paths_of_duplicate_image(tmp_path: Path, capsys: pyte
     shutil.copy(root / "train" / "ape" / "1.png", root / "train" / "zebra" / "copy.png")
     converted(tmp_path, root=root)
     said = capsys.readouterr().err
-    assert "in both splits, so test results will look too good (1 pair): train/ape/0.png and test/ape/copy.png" in said
+    assert "in two splits, so results will look too good (1 pair): train/ape/0.png and test/ape/copy.png" in said
     assert "two labels (1 pair): train/ape/1.png and train/zebra/copy.png (ape and zebra)" in said
 
 

@@ -45,13 +45,15 @@ def test_huggingface_saved_dataset_dict(tmp_path: Path) -> None:
     """Sharded into several files, like large datasets."""
     save(tmp_path / "pets" / "train", [frame(4, 0), frame(2, 4)])
     save(tmp_path / "pets" / "validation", [frame(4, 100)])
-    (tmp_path / "pets" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
     dataset = convert("huggingface", tmp_path / "pets.hbr", root=tmp_path / "pets")
     assert dataset.classes == ("cat", "dog")
     assert dataset.train.images[:, 0, 0, 0].tolist() == list(range(6))
     assert dataset.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert dataset.test.images[:, 1, 3, 4].tolist() == [100, 101, 102, 103]
     assert dataset.meta["source"]["kind"] == "huggingface"
+    save(tmp_path / "pets" / "test", [frame(2, 200)])
+    source = open_source("huggingface", root=tmp_path / "pets")
+    assert {split: values(source, split)[0] for split in source.splits} == {"train": 0, "test": 200, "validation": 100}
 
 
 def test_huggingface_single_split_needs_test_fraction(tmp_path: Path) -> None:

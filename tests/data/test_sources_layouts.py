@@ -20,6 +20,7 @@ from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.sources import Source, folder
 from hbr_fast.data.sources.opening import open_source
+from hbr_fast.data.verify import verify_dataset
 
 CLASSES = ("ape", "zebra")
 
@@ -58,13 +59,49 @@ def test_folder_split_names_in_any_case(tmp_path: Path, train: str, test: str) -
     assert values(source, "test") == list(range(100, 110))
 
 
-def test_folder_prefers_test_over_val_and_counts_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_keeps_validation_beside_test_and_counts_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "root"
-    for name, first in (("train", 0), ("val", 50), ("test", 100)):
+    for name, first in (("train", 0), ("Valid", 50), ("test", 100), ("testing", 150), ("validation", 200)):
         write_classes(root / name, first=first)
     dataset = convert("folder", tmp_path / "a.hbr", root=root)
+    assert list(dataset.splits) == ["train", "test", "validation"]
     assert values(dataset, "test") == list(range(100, 110))
-    assert "passed over 1 split folder, since test is the test split: val" in capsys.readouterr().err
+    assert values(dataset, "validation") == list(range(50, 60))
+    assert dataset.validation is dataset.splits["validation"]
+    assert (
+        "passed over 2 split folders beside test, which is the test split: testing, validation"
+        in capsys.readouterr().err
+    )
+    assert verify_dataset(dataset.path).samples == 30
+    picture(root / "Valid" / "gnu" / "0.png", 3)
+    with pytest.raises(ValueError, match="class 'gnu' is in only one of train and Valid"):
+        folder(root=root)
+    shutil.rmtree(root / "Valid" / "gnu")
+    shutil.rmtree(root / "Valid" / "ape")
+    assert labels(folder(root=root), "validation") == [1] * 5, "a validation split may lack classes"
+
+
+def test_folder_splits_of_other_names(tmp_path: Path) -> None:
+    for name, first in (("train", 0), ("test", 50), ("field night", 100), ("a", 150), ("b", 200)):
+        write_classes(tmp_path / name, first=first, classes=CLASSES if first != 100 else CLASSES[1:])
+    dataset = convert("folder", tmp_path / "x.hbr", root=tmp_path, more_splits=["field night"])
+    assert list(dataset.splits) == ["train", "test", "field night"]
+    assert values(dataset, "field night") == list(range(100, 105))
+    assert dataset.splits["field night"].labels.tolist() == [1] * 5
+    assert dataset.validation is None
+    with pytest.raises(ValueError, match=r"has no folder field-night to keep as a split: did you mean field night\?"):
+        folder(root=tmp_path, more_splits=["field-night"])
+    dirs: dict[str, Any] = {
+        f"{split}_dir": tmp_path / name for split, name in (("train", "train"), ("test", "a"), ("validation", "b"))
+    }
+    source = folder(**dirs)
+    assert values(source, "validation") == list(range(200, 210))
+    with pytest.raises(ValueError, match="--more-splits names folders in --root"):
+        folder(**dirs, more_splits=["test"])
+    with pytest.raises(ValueError, match="--validation-dir needs --test-dir"):
+        folder(train_dir=tmp_path / "a", validation_dir=tmp_path / "b")
 
 
 def test_folder_top_level_classes_with_stratified_fraction(tmp_path: Path) -> None:

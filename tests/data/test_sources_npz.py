@@ -194,10 +194,17 @@ def test_npz_names_and_labels_of_other_libraries(tmp_path: Path, maker: str, for
     assert source.classes == (("1", "2", "3") if form == "from 1" else ("0", "1", "2"))
 
 
-def test_npz_names_ignored_arrays(tmp_path: Path) -> None:
-    source = npz(root=save(tmp_path, **whole(val_images=images(2, 5, 4, 3), val_labels=np.array([0, 1]))))
+def test_npz_keeps_validation_and_names_ignored_arrays(tmp_path: Path) -> None:
+    held_out = images(2, 5, 4, 3)
+    arrays = whole(val_images=held_out, val_labels=np.array([0, 1]), extra_images=held_out)
+    source = npz(root=save(tmp_path, **arrays))
     assert source.findings is not None
-    assert list(source.findings().notes) == ["passed over the arrays val_images, val_labels"]
+    assert list(source.findings().notes) == ["passed over the arrays extra_images"]
+    np.testing.assert_array_equal(images_of(source, "validation"), held_out.transpose(0, 3, 1, 2))
+    del arrays["test_images"], arrays["test_labels"]
+    source = npz(root=save(tmp_path, **arrays))
+    assert list(source.splits) == ["train", "test"]
+    np.testing.assert_array_equal(images_of(source, "test"), held_out.transpose(0, 3, 1, 2))
 
 
 def test_npz_reports_missing_and_found_arrays(tmp_path: Path) -> None:

@@ -175,10 +175,14 @@ def test_answer_starts_with_chosen_alpha_and_its_test_results(study_writer: Stud
     assert answers(study)[0] == (
         "Chosen on 10 % of each class held out of training: alpha 0.129, the smallest gap that costs at most 0.5 "
         "points of accuracy there. On the test set its recall gap is 21.4 points, the baseline's 27.6; its accuracy "
-        "is 90.3 %, the baseline's 90.3 %. Everything below refers to the held-out samples."
+        "is 90.3 %, the baseline's 90.3 %. Everything below refers to held-out training samples."
     )
     assert answers(study)[1].startswith("With ")
     assert "recall on held-out training samples (%)" in figures.recall_per_class(study).figure.axes[0].get_xlabel()
+    own = {"evaluated_on": "validation", "choice": chosen | {"validation_share": None}}
+    (path / "study.json").write_text(json.dumps(meta | own))
+    assert answers(read_study(path))[0].startswith("Chosen on the validation split: alpha 0.129")
+    assert answers(read_study(path))[0].endswith("Everything below refers to the validation split.")
 
 
 def test_answer_of_baseline_alone(study_writer: StudyWriter) -> None:

@@ -1,5 +1,6 @@
 """The named studies: their grids, tiny runs of each through the command line, previews, and choosing alpha."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,8 @@ from hbr_fast.report.answers import answers
 from hbr_fast.report.study_files import read_study
 from hbr_fast.resampling import smote
 from hbr_fast.studies import choice
-from hbr_fast.studies.plans import study_rows
+from hbr_fast.studies.choice import logits_of
+from hbr_fast.studies.plans import baseline_plan, study_rows
 from hbr_fast.studies.preview import images_per_second, preview
 from hbr_fast.studies.recipes import STUDIES, TINY_RECIPE, named_study
 from hbr_fast.studies.runner import run_study
@@ -260,6 +262,41 @@ def test_choose_alpha_uses_held_out_samples(tiny: Path, tmp_path: Path) -> None:
         arm = next(one for one in meta["arms"] if one["name"] == name)
         right = [(np.load(out / m["path"] / "logits.npy").argmax(1) == data.test.labels).mean() for m in arm["members"]]
         assert chosen["test"][key] == pytest.approx(100 * np.mean(right))
+
+
+def test_choose_alpha_uses_the_datasets_validation_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for names, count in (
+        (("images", "labels"), 40),
+        (("test_images", "test_labels"), 20),
+        (("val_images", "val_labels"), 8),
+    ):
+        labels = np.arange(count) % 2
+        arrays |= {names[0]: (rng.integers(0, 99, (count, 8, 8)) + 100 * labels[:, None, None]).astype(np.uint8)}
+        arrays |= {names[1]: labels}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    data = convert("npz", tmp_path / "mine.hbr", root=tmp_path / "mine.npz")
+    study = named_study(
+        "alpha-path", tiny=True, choose=True, alphas=(0.1,), variants=1, overrides=["epochs=1", "batch_size=8"]
+    )
+    rows = study_rows(study, data)
+    assert (rows.of, rows.train.tolist(), rows.validation.tolist()) == ("validation", [*range(40)], [*range(8)])
+    assert baseline_plan(study, data, rows) is None, "every sample of train, as without a choice"
+    out = run_study(study, data, out=tmp_path / "study")
+    meta = json.loads((out / "study.json").read_text())
+    assert (meta["evaluated_on"], meta["evaluated_samples"]) == ("validation", [4, 4])
+    assert meta["choice"]["validation_share"] is None
+    stored = open_member(out, meta["arms"][0]["members"][0]["key"])
+    predicted = logits_of(stored, data, rows.validation, split="validation").argmax(1)
+    assert data.validation is not None
+    accuracy = 100 * (predicted == data.validation.labels).mean()
+    assert meta["choice"]["validation"][0]["accuracy"] == pytest.approx(accuracy)
+    share = dataclasses.replace(study, choose=Choice(0.25))
+    assert study_rows(share, data).of == "train", "a share that is asked for is held out"
+    only = {**data.splits, "validation": dataclasses.replace(data.validation, labels=np.ones(8, np.int64))}
+    with pytest.raises(ValueError, match=r"class '0' has no sample in the validation split .* --validation 0.1"):
+        study_rows(study, dataclasses.replace(data, splits=only))
 
 
 def test_choose_alpha_falls_back_to_baseline() -> None:

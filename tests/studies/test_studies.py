@@ -25,7 +25,7 @@ from hbr_fast.report.study_files import read_study
 from hbr_fast.resampling import resample
 from hbr_fast.resampling.allocation import allocate
 from hbr_fast.seeding import member_seed
-from hbr_fast.studies.choice import logits_of_train
+from hbr_fast.studies import choice
 from hbr_fast.studies.recipes import STUDIES
 from hbr_fast.studies.results import failed_trainings, summary
 from hbr_fast.studies.runner import run_study
@@ -305,7 +305,7 @@ def test_samples_csv_names_predictions_of_the_hardest(finished: Path, data: Data
     about = read_json(finished / "study.json")
     table = pl.read_csv(finished / "samples.csv")
     members = [open_member(finished, m["key"]) for m in about["arms"][0]["members"]]
-    probability = sum(softmax(logits_of_train(one, data, np.arange(240)), axis=1) for one in members)
+    probability = sum(softmax(choice.logits_of(one, data, np.arange(240)), axis=1) for one in members)
     for c, name in enumerate(data.classes):
         own = table.filter(class_index=c).sort("aum", "sample_id")
         assert own["predicted"].is_not_null().to_list() == [True] * 20 + [False] * 60

@@ -118,6 +118,8 @@ def unified(
     names = tuple(splits["train"].names)
     for split, other in splits.items():
         only_here, only_there = ([n for n in a if n not in b] for a, b in ((names, other.names), (other.names, names)))
+        if split not in ("train", "test"):  # others may lack classes
+            only_here = []
         different = sorted([*only_here, *only_there])
         if different:
             there, what = places[split], f"{len(different)} such" if len(different) > 1 else "1 such"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,9 @@ from hbr_fast.data.sources.encoded import Mode, picture_source
 from hbr_fast.data.sources.labels import LabelFiles, labelled_by_table
 from hbr_fast.data.sources.layouts import (
     LAYOUTS,
+    SPLITS,
     TEST_NAMES,
+    VALIDATION_NAMES,
     Place,
     class_folders,
     find_splits,
@@ -35,6 +37,8 @@ def folder(
     root: str | os.PathLike[str] | None = None,
     train_dir: str | os.PathLike[str] | None = None,
     test_dir: str | os.PathLike[str] | None = None,
+    validation_dir: str | os.PathLike[str] | None = None,
+    more_splits: Sequence[str] = (),
     labels: str | None = None,
     test_labels: str | None = None,
     class_names: str | None = None,
@@ -63,19 +67,22 @@ def folder(
     root : path
         A folder, or a zip or tar archive, which is read in place. It holds one of
 
-        * `train/CLASS/...` and `test/CLASS/...`, upper or lower case; `training` and `testing`, `val`, `valid` or
-          `validation` work too; of several test splits the first of these that has labels is used;
+        * `train/CLASS/...` and `test/CLASS/...`, upper or lower case, or `training` and `testing`; beside them `val`,
+          `valid` or `validation` becomes the split "validation", without them the test split;
         * `CLASS/...`, which is a train split only;
         * pictures without class folders, with `labels` (or, for a split, a table under a usual name in it or
           beside it: `val_annotations.txt`, `LOC_val_solution.csv`, `val.csv`, `val.txt`, `labels.csv`).
 
         Pictures are searched at any depth below a class. Hidden files and files that are not pictures are passed over,
         counted and reported; if the suffix does not identify a picture, its content does.
-    train_dir, test_dir : path, optional
-        Folders or archives of the two splits, if they do not share one root.
+    train_dir, test_dir, validation_dir : path, optional
+        Folders or archives of the splits, if they do not share one root.
+    more_splits : sequence of str
+        Further folders beside `train` to keep as splits of their own names.
     labels, test_labels : str, optional
         A table with a label for each file, CSV, text or Parquet: on disk, or a path in the root. `labels` is for the
-        train split or for all files, `test_labels` for the test split. A column `split` assigns files to splits.
+        train split or for all files, `test_labels` for the test split. A column `split` (train, test, validation)
+        assigns files to splits.
     class_names : str, optional
         A file with the names of numbered classes, JSON or text.
     file_column, label_column : str, optional
@@ -141,15 +148,17 @@ def folder(
         raise ValueError(f"folder: mode must be auto, rgb or gray, got {mode!r}")
     changes = checked_changes(merge, drop, rename)
     passed, notes = PassedOver(), list[str]()
-    train, test, name = _places(root, train_dir, test_dir, passed, test_labels=test_labels, follow_links=follow_links)
+    dirs = {"train": train_dir, "test": test_dir, "validation": validation_dir}
+    found_at, name = _places(root, dirs, more_splits, passed, test_labels=test_labels, follow_links=follow_links)
+    train = found_at["train"]
     files = LabelFiles(labels, test_labels, class_names, file_column, label_column)
-    labelled = _labelled(train, test, files, passed, notes)
-    places = {"train": train.path.name, "test": train.path.name if test is None else test.path.name}
+    labelled = _labelled(found_at, files, passed, notes)
+    places = {split: found_at.get(split, train).path.name for split in (*SPLITS, *more_splits)}
     labelled = changes.apply(labelled)
     if common_classes:
         labelled, said = only_common(labelled, places=places)
         notes += said
-    classes, found = unified(labelled, places=places, where=(test or train).tree.place)
+    classes, found = unified(labelled, places=places, where=found_at.get("test", train).tree.place)
     count = sum(len(listing.paths) for listing in found.values())
     progress.say(f"{name}: found {count:,} pictures of {len(classes):,} classes")
     options: dict[str, Any] = {
@@ -224,28 +233,31 @@ def _checked_storing(
 
 def _places(
     root: str | os.PathLike[str] | None,
-    train_dir: str | os.PathLike[str] | None,
-    test_dir: str | os.PathLike[str] | None,
+    dirs: Mapping[str, str | os.PathLike[str] | None],
+    more: Sequence[str],
     passed: PassedOver,
     *,
     test_labels: str | None,
     follow_links: bool,
-) -> tuple[Place, Place | None, str]:
+) -> tuple[dict[str, Place], str]:
     """The places of the splits, and the dataset's name."""
-    if train_dir is not None:
-        train, test = (
-            None if place is None else Place(open_tree(_expanded(place, root), passed, follow_links=follow_links), "")
-            for place in (train_dir, test_dir)
-        )
-        assert train is not None
-        return train, test, Path(root).resolve().name if root is not None else train.tree.name
-    if test_dir is not None:
-        raise ValueError("folder: --test-dir needs --train-dir beside it: give both")
+    given = {split: place for split, place in dirs.items() if place is not None}
+    needed = {"test": "train", "validation": "test"}
+    for split, other in needed.items():
+        if split in given and other not in given:
+            raise ValueError(f"folder: --{split}-dir needs --{other}-dir beside it: give both")
+    if given and more:
+        raise ValueError("folder: --more-splits names folders in --root: leave out --train-dir, or the option")
+    if given:
+        found = {
+            split: Place(open_tree(_expanded(place, root), passed, follow_links=follow_links), "")
+            for split, place in given.items()
+        }
+        return found, Path(root).resolve().name if root is not None else found["train"].tree.name
     if root is None:
         raise ValueError(f"folder: say where the images are with --root (it holds {LAYOUTS})")
     tree = open_tree(Path(os.path.expanduser(root)), passed, follow_links=follow_links)
-    train, test = find_splits(tree, passed, test_table=test_labels)
-    return train, test, tree.name
+    return find_splits(tree, passed, test_table=test_labels, more=more), tree.name
 
 
 def _expanded(place: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Path:
@@ -257,9 +269,10 @@ def _expanded(place: str | os.PathLike[str], root: str | os.PathLike[str] | None
 
 
 def _labelled(
-    train: Place, test: Place | None, files: LabelFiles, passed: PassedOver, notes: list[str]
+    places: Mapping[str, Place], files: LabelFiles, passed: PassedOver, notes: list[str]
 ) -> dict[str, Labelled]:
-    """The files and labels of the train split, and of the test split if there is one."""
+    """The files and labels of the train split, and of the others that there are."""
+    train = places["train"]
     top = Place(train.tree, train.folder.rpartition("/")[0])
     table = files.train
     if table is None:
@@ -270,39 +283,52 @@ def _labelled(
             raise _no_classes(train)
     if table is not None:
         read = files.table(table, top, notes)
-        whole = train if test is None else _together(train, test, read.splits is not None)
+        whole = _together(places, read.splits is not None)
         labelled = labelled_by_table(whole, read, passed, numbered=files.names(top, table, read))
-    if test is not None and "test" not in labelled:
-        labelled["test"] = _labelled_test(top, test, labelled["train"].names, files, passed, notes)
+    for split, place in places.items():
+        if split not in labelled:
+            own_table = files.test if split == "test" else None
+            labelled[split] = _labelled_other(
+                split, top, place, labelled["train"].names, own_table, files, passed, notes
+            )
     return labelled
 
 
-def _together(train: Place, test: Place, has_splits: bool) -> Place:
-    """The splits of one table: both if it says which file is in which, else the train split."""
-    if has_splits and test.tree is train.tree:
+def _together(places: Mapping[str, Place], has_splits: bool) -> Place:
+    """The splits of one table: all if it says which file is in which, else the train split."""
+    train = places["train"]
+    if has_splits and len(places) > 1 and all(place.tree is train.tree for place in places.values()):
         return Place(train.tree, train.folder.rpartition("/")[0])
     return train
 
 
-def _labelled_test(
-    top: Place, test: Place, train_names: Sequence[str], files: LabelFiles, passed: PassedOver, notes: list[str]
+def _labelled_other(
+    split: str,
+    top: Place,
+    place: Place,
+    train_names: Sequence[str],
+    table: str | None,
+    files: LabelFiles,
+    passed: PassedOver,
+    notes: list[str],
 ) -> Labelled:
-    above = top if test.tree is top.tree else test
-    table = files.test
+    """The files and labels of the test or validation split, from its folders or a table."""
+    above = top if place.tree is top.tree else place
     if table is None:
-        folders = {normal(name) for name in test.folders()}
-        usual = None if folders & set(train_names) else find_table(above, test)
+        folders = {normal(name) for name in place.folders()}
+        usual = None if folders & set(train_names) else find_table(above, place)
         if usual is None and folders:
-            names = class_folders(test, split="test")
-            return Labelled(names, list_folders(test, names, passed))
+            names = class_folders(place, split=split)
+            return Labelled(names, list_folders(place, names, passed))
         if usual is None:
+            own = "with --test-labels" if split == "test" else f"in it, named {place.path.name}.csv"
             raise ValueError(
-                f"{test.path} has no folders of classes: make one a class, or give a table of labels with --test-labels"
+                f"{place.path} has no folders of classes: make one a class, or give a table of labels {own}"
             )
         table = usual
     read = files.table(table, above, notes)
     numbered = files.names(above, table, read) or train_names
-    return labelled_by_table(test, replace(read, splits=None), passed, numbered=numbered)["train"]
+    return labelled_by_table(place, replace(read, splits=None), passed, numbered=numbered)["train"]
 
 
 def _no_classes(train: Place) -> Exception:
@@ -340,6 +366,6 @@ def _no_test(train: Place, names: Sequence[str]) -> Exception:
             f"{train.path / 'train'} is missing: a folder source holds {LAYOUTS}; if {classes} are classes, {share}"
         )
     top = Place(train.tree, train.folder.rpartition("/")[0])
-    near = [name for name in top.folders() if near_names(name, TEST_NAMES)]
+    near = [name for name in top.folders() if near_names(name, (*TEST_NAMES, *VALIDATION_NAMES))]
     hint = f"{near[0]} looks like it: rename it, or give both with --train-dir and --test-dir; or " if near else ""
     return FileNotFoundError(f"{top.path / 'test'} is missing: {hint}{share}")

@@ -15,7 +15,7 @@ from hbr_fast.arguments import near_names
 from hbr_fast.csv_files import polars_faults, reason
 from hbr_fast.data.sources.classes import Labelled, unified
 from hbr_fast.data.sources.encoded import Mode, picture_source
-from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, Listing, Place
+from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, Listing, Place
 from hbr_fast.data.sources.pictures import Decoding, Fit
 from hbr_fast.data.sources.source import Source, checked_labels
 from hbr_fast.data.sources.tables import LABEL_COLUMNS
@@ -60,14 +60,16 @@ def huggingface(
     frames, names = _saved(place) if (place / "state.json").is_file() else _dictionary(place)
     chosen = {
         key: next((frames[name] for wanted in spelt for name in frames if name.casefold() == wanted), None)
-        for key, spelt in (("train", TRAIN_NAMES), ("test", TEST_NAMES))
+        for key, spelt in (("train", TRAIN_NAMES), ("test", TEST_NAMES), ("validation", VALIDATION_NAMES))
     }
+    if chosen["test"] is None:
+        chosen |= {"test": chosen["validation"], "validation": None}
     if chosen["train"] is None:
         raise ValueError(f"{place} has the splits {', '.join(frames)}: one must be called train")
     labelled = {
         key: _labelled(place, key, frame, names, label_column) for key, frame in chosen.items() if frame is not None
     }
-    classes, found = unified(labelled, places={"train": "train", "test": "test"}, where=place)
+    classes, found = unified(labelled, places={split: split for split in labelled}, where=place)
     return picture_source(
         place.resolve().name,
         classes,

@@ -15,7 +15,7 @@ import numpy as np
 
 from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.classes import Labelled
-from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, Listing, Place, pictures_in
+from hbr_fast.data.sources.layouts import SPLITS, TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, Listing, Place, pictures_in
 from hbr_fast.data.sources.name_index import NameIndex
 from hbr_fast.data.sources.synsets import read_synsets
 from hbr_fast.data.sources.tables import Table, normal, read_class_names, read_table
@@ -113,14 +113,17 @@ def labelled_by_table(
     """
     names, label_of_word = _classes(table, numbered)
     labels_n = label_of_word[table.labels.word_n]
-    splits = {"train"} if table.splits is None else {_split(word, table) for word in table.splits.words}
-    is_test_n = np.zeros(len(labels_n), dtype=bool)
+    split_n = np.zeros(len(labels_n), dtype=np.int8)
+    splits = {"train"}
     if table.splits is not None:
-        is_test_n = np.array([_split(word, table) == "test" for word in table.splits.words])[table.splits.word_n]
-    found = _matched(place, table, labels_n, is_test_n, passed)
+        split_of_word = _splits(table.splits.words, table)
+        split_n = np.array([SPLITS.index(split) for split in split_of_word], dtype=np.int8)[table.splits.word_n]
+        splits = set(split_of_word)
+    found = _matched(place, table, labels_n, split_n, passed)
     return {
-        split: Labelled(names, _listing(place, found, labels_n, is_test_n == (split == "test")))
-        for split in sorted(splits, reverse=True)
+        split: Labelled(names, _listing(place, found, labels_n, split_n == code))
+        for code, split in enumerate(SPLITS)
+        if split in splits
     }
 
 
@@ -146,12 +149,16 @@ def _classes(table: Table, numbered: Sequence[str] | dict[int, str] | None) -> t
     return names, np.array([index[name] for name in name_of_word], dtype=np.int64)
 
 
-def _split(word: str, table: Table) -> str:
-    if word.casefold() in TRAIN_NAMES:
-        return "train"
-    if word.casefold() in TEST_NAMES:
-        return "test"
-    raise ValueError(f"{table.where} has the split {word!r}: call them train and test")
+def _splits(words: Sequence[str], table: Table) -> list[str]:
+    """The split of each word; without a test split, the validation split is one."""
+    names = {"train": TRAIN_NAMES, "test": TEST_NAMES, "validation": VALIDATION_NAMES}
+    found = []
+    for word in words:
+        split = next((split for split, spelt in names.items() if word.casefold() in spelt), None)
+        if split is None:
+            raise ValueError(f"{table.where} has the split {word!r}: call them train, test and validation")
+        found.append(split)
+    return found if "test" in found else ["test" if split == "validation" else split for split in found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +169,7 @@ class _Found:
     rows: np.ndarray
 
 
-def _matched(place: Place, table: Table, labels_n: np.ndarray, is_test_n: np.ndarray, passed: PassedOver) -> _Found:
+def _matched(place: Place, table: Table, labels_n: np.ndarray, split_n: np.ndarray, passed: PassedOver) -> _Found:
     """Every picture in the table.
 
     Files are matched by their path in the folder or in the tree, by name, or by any of these without suffix.
@@ -170,7 +177,7 @@ def _matched(place: Place, table: Table, labels_n: np.ndarray, is_test_n: np.nda
     index = NameIndex(table.files)
     is_used = np.zeros(len(table.files), dtype=bool)
     for first, again in index.repeated():
-        if (labels_n[first], is_test_n[first]) != (labels_n[again], is_test_n[again]):
+        if (labels_n[first], split_n[first]) != (labels_n[again], split_n[again]):
             raise ValueError(f"{table.where} gives {table.files[first]} two labels or splits: keep one")
         is_used[again] = True
     paths, rows = PackedNames(), array("q")

@@ -16,11 +16,12 @@ from hbr_fast.data.sources.tables import GROUND_TRUTH, normal
 from hbr_fast.data.sources.trees import PackedNames, PassedOver, SelectedNames, Tree, joined
 
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")
+TEST_NAMES = ("test", "testing")
+VALIDATION_NAMES = ("val", "valid", "validation")
+SPLITS = ("train", "test", "validation")
 TABLE_NAMES = ("{split}_annotations.txt", "LOC_{split}_solution.csv", "{split}.csv", "{split}.txt", "labels.csv")
 # Where ImageNet's development kit has its list, if it lies beside the splits.
 _GROUND_TRUTHS = (GROUND_TRUTH, f"data/{GROUND_TRUTH}", f"ILSVRC2012_devkit_t12/data/{GROUND_TRUTH}")
-_VALIDATION = ("val", "valid", "validation")
 LAYOUTS = "train/CLASS and test/CLASS"
 
 _HEAD_BYTES = 4096
@@ -64,11 +65,15 @@ class Listing:
         return Listing(self.place, SelectedNames(self.paths, rows_n), self.labels_n[rows_n])
 
 
-def find_splits(tree: Tree, passed: PassedOver, *, test_table: str | None) -> tuple[Place, Place | None]:
-    """The folders of the train split and, if there is one, the test split; the tree itself for root/CLASS.
+def find_splits(
+    tree: Tree, passed: PassedOver, *, test_table: str | None, more: Sequence[str] = ()
+) -> dict[str, Place]:
+    """The folders of the train split and of the others that there are; the tree itself for root/CLASS.
 
-    Of several test splits the first that has labels is taken; with a table `test_table` of them, the first whose name
-    is part of the table's name, such as `val` of `LOC_val_solution.csv`, else the first.
+    The test split is the first of `TEST_NAMES` and `VALIDATION_NAMES` that has labels; with a table `test_table` of
+    them, the first whose name is part of the table's name, such as `val` of `LOC_val_solution.csv`, else the first. The
+    first of `VALIDATION_NAMES` that has labels is the validation split beside a test split of another name. Folders
+    named in `more` are splits of their own names.
 
     Raises
     ------
@@ -81,28 +86,38 @@ def find_splits(tree: Tree, passed: PassedOver, *, test_table: str | None) -> tu
         top = top.inside(names[0])  # an archive of one folder
         names = top.folders()
     train = _one_of(top, names, TRAIN_NAMES)
+    if missing := [name for name in more if name not in names]:
+        near = near_names(missing[0], names)
+        hint = f"did you mean {near[0]}?" if near else f"its folders are {', '.join(sorted(names)[:20])}"
+        raise ValueError(f"{top.path} has no folder {missing[0]} to keep as a split: {hint}")
     if train is None:
         _refuse_misspelt(top, names)
-        return top, None
+        if more:
+            raise ValueError(f"{top.path / 'train'} is missing: only beside it a folder can be a split of its own name")
+        return {"train": top}
+    splits = {"train": train}
     for entry in tree.entries(top.folder, passed):
         if not entry.is_folder:
             passed.add("files/file beside the folders of the splits", joined(top.folder, entry.name))
-        elif entry.name.casefold() not in (*TRAIN_NAMES, *TEST_NAMES):
+        elif entry.name not in more and entry.name.casefold() not in (*TRAIN_NAMES, *TEST_NAMES, *VALIDATION_NAMES):
             passed.add("folders/folder beside those of the splits", joined(top.folder, entry.name))
-    test = None
-    candidates = [top.inside(name) for wanted in TEST_NAMES for name in _named(names, (wanted,))]
+    wanted = (*TEST_NAMES, *VALIDATION_NAMES)
+    candidates = [top.inside(name) for one in wanted for name in _named(names, (one,)) if name not in more]
     if candidates:
         classes = {normal(name) for name in train.folders()}
-        if test_table is None:
-            labelled = [one for one in candidates if _is_labelled(top, one, classes)]
-        else:
-            of_table = PurePosixPath(test_table).name.casefold()
-            labelled = [one for one in candidates if one.path.name.casefold() in of_table]
-        test = (labelled or candidates)[0]
+        labelled = [one for one in candidates if _is_labelled(top, one, classes)]
+        of_table = PurePosixPath(test_table or "").name.casefold()
+        fitting = (
+            labelled if test_table is None else [one for one in candidates if one.path.name.casefold() in of_table]
+        )
+        test = splits["test"] = (fitting or candidates)[0]
         for other in candidates:
-            if other is not test:
-                passed.add(f"split folders/folder, since {test.path.name} is the test split", other.folder)
-    return train, test
+            is_validation = _named([other.path.name], VALIDATION_NAMES) and _named([test.path.name], TEST_NAMES)
+            if is_validation and other in labelled and "validation" not in splits:
+                splits["validation"] = other
+            elif other is not test:
+                passed.add(f"split folders/folder beside {test.path.name}, which is the test split", other.folder)
+    return splits | {name: top.inside(name) for name in more}
 
 
 def _named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -123,7 +138,7 @@ def _is_labelled(top: Place, place: Place, classes: set[str]) -> bool:
 def _refuse_misspelt(top: Place, names: Sequence[str]) -> None:
     """Refuse a folder that looks as if it should have a train split but has none."""
     missing = top.path / "train"
-    tests = _named(names, TEST_NAMES)
+    tests = _named(names, (*TEST_NAMES, *VALIDATION_NAMES))
     near = [name for name in names if name not in tests and near_names(name, TRAIN_NAMES)]
     if near and (tests or len(names) <= 3):
         raise FileNotFoundError(
@@ -167,7 +182,7 @@ def class_folders(place: Place, *, split: str = "train") -> list[str]:
         inner = place.inside(place.folders()[0])
         below = inner.folders()
         if len(below) > 1:
-            other = {"train": "test", "test": "train"}[split]
+            other = "test" if split == "train" else "train"
             option = "--root" if place.folder == "" else f"--{split}-dir (and its counterpart as --{other}-dir)"
             raise ValueError(
                 f"{place.path} has only one class, {found[0]!r}, with the folders "
@@ -197,6 +212,6 @@ def find_table(top: Place, place: Place) -> str | None:
     split = PurePosixPath(place.folder).name
     inside = place.folder.removeprefix(top.folder).lstrip("/")
     usual = [name.format(split=split) for name in TABLE_NAMES]
-    kit = _GROUND_TRUTHS if split.casefold() in _VALIDATION else ()
+    kit = _GROUND_TRUTHS if split.casefold() in VALIDATION_NAMES else ()
     tables = [*(joined(inside, name) for name in [*usual, *kit[:1]]), *usual, *kit]
     return next((table for table in tables if top.tree.has_file(joined(top.folder, table))), None)

@@ -15,23 +15,30 @@ from hbr_fast.data.sources.source import Findings, Source, array_split, checked_
 from hbr_fast.files import sha256_of_file
 
 Layout = Literal["nhwc", "nchw"]
+_ORIGINS = {
+    "train": "images",
+    "test": "test_images",
+    "validation": "val_images",
+}  # in sources, whatever the file's names
 
 # (images, labels) of each split, by naming convention.
 _TRAIN = (("images", "labels"), ("train_images", "train_labels"), ("x_train", "y_train"))
 _TEST = (("test_images", "test_labels"), ("x_test", "y_test"))
+_VALIDATION = (("val_images", "val_labels"), ("validation_images", "validation_labels"), ("x_val", "y_val"))
 
 
 def npz(*, root: str | os.PathLike[str] | None = None, layout: Layout | None = None) -> Source:
     """Images and labels in an `.npz` file.
 
     Their names are `images`, `labels` (train), `test_images`, `test_labels`; or MedMNIST's `train_images`, ...; or
-    Keras's `x_train`, `y_train`, `x_test`, `y_test`.
+    Keras's `x_train`, `y_train`, `x_test`, `y_test`. `val_images` (or `validation_images`, `x_val`) and its labels
+    become the split "validation", or the test split if there is no other.
 
     Parameters
     ----------
     root : path
         The file. Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C of 1 or 3; labels are whole
-        numbers [N] or [N, 1], or one-hot [N, classes]. Classes are numbered up to the largest label of both splits and
+        numbers [N] or [N, 1], or one-hot [N, classes]. Classes are numbered up to the largest label of all splits and
         named by their number, unless there is an array `classes` of strings. If no label is 0 they count from 1.
     layout : {"nhwc", "nchw"}, optional
         Needed only where the shape fits both.
@@ -51,8 +58,10 @@ def npz(*, root: str | os.PathLike[str] | None = None, layout: Layout | None = N
         raise FileNotFoundError(f"{path} is not a file: give the .npz file as --root")
     arrays, found = _read(path)
     train_names = next((pair for pair in _TRAIN if pair[0] in arrays or pair[1] in arrays), _TRAIN[0])
-    test_names = next((pair for pair in _TEST if pair[0] in arrays or pair[1] in arrays), None)
-    pairs = {"train": train_names, **({} if test_names is None else {"test": test_names})}
+    others = [
+        pair for named in (_TEST, _VALIDATION) if (pair := next((p for p in named if set(p) & arrays.keys()), None))
+    ]
+    pairs = {"train": train_names, **dict(zip(("test", "validation"), others, strict=False))}
     read = {split: _pair(arrays, *names, layout=layout, path=path, found=found) for split, names in pairs.items()}
     first = _first_label(*(labels_n for _, labels_n in read.values()))
     numbered = {split: labels_n - first for split, (_, labels_n) in read.items()}
@@ -60,10 +69,10 @@ def npz(*, root: str | os.PathLike[str] | None = None, layout: Layout | None = N
     splits = {}
     for split, (images_nchw, _) in read.items():
         labels_n = checked_labels(numbered[split], len(classes), where=f"{path} {pairs[split][1]}")
-        origins = NumberedSources([({"train": "images", "test": "test_images"}[split], len(labels_n))])
+        origins = NumberedSources([(_ORIGINS[split], len(labels_n))])
         splits[split] = array_split(images_nchw, labels_n, origins=origins)
     origin = {"kind": "npz", "files": {path.name: sha256_of_file(path)}, "options": {}}
-    unused = [name for name in found if name not in {*train_names, *(test_names or ()), "classes"}]
+    unused = [name for name in found if name not in {*(one for pair in pairs.values() for one in pair), "classes"}]
     notes = [f"passed over the arrays {', '.join(unused)}"] if unused else []
     return Source(
         path.stem,
@@ -80,7 +89,7 @@ def npz(*, root: str | os.PathLike[str] | None = None, layout: Layout | None = N
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays with known names, and the names of all."""
-    wanted = {name for pair in (*_TRAIN, *_TEST) for name in pair} | {"classes"}
+    wanted = {name for pair in (*_TRAIN, *_TEST, *_VALIDATION) for name in pair} | {"classes"}
     arrays: dict[str, np.ndarray] = {}
     name = ""
     try:

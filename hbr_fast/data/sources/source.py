@@ -111,8 +111,8 @@ class Source:
     classes : tuple of str
         Class names; a label is an index into it.
     splits : mapping of str to SourceSplit or EncodedSplit
-        "train" and "test", of one kind; only "train" if the input has no test split, which `hold_out.with_test_split`
-        adds.
+        "train", "test" and, if the input has one, "validation", of one kind; only "train" if the input has no test
+        split, which `hold_out.with_test_split` adds.
     origin : dict
         What `meta.json` says about the origin: JSON values without times or absolute paths, so that the same
         input gives the same bytes.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hbr_fast import progress
 from hbr_fast.arguments import near_names
 from hbr_fast.data.images import rows_per_block
 from hbr_fast.data.sample_sources import NumberedSources, SampleSources, SelectedSources
@@ -22,8 +23,9 @@ from hbr_fast.data.sources.published import MD5, is_changed, md5_of, pieces_of
 from hbr_fast.data.sources.source import Source, SourceSplit, array_split, checked_labels
 from hbr_fast.data.sources.trees import PackedNames
 
-# torchvision's names for our train and test splits; the first one that a class accepts is used.
+# torchvision's names for our splits; the first one that a class accepts is used.
 _SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
+_VALIDATION = ("val", "valid")  # where the class has another test split
 _PUBLISHED = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}  # the keys of their unpacked files in `published.MD5`
 # Attributes in which torchvision's classes keep the paths of their pictures, alone or with the labels.
 _PATHS = ("samples", "_samples", "imgs", "_image_files", "_images", "data")
@@ -105,18 +107,28 @@ def _made(kind: Any, name: str, root: Path, *, download: bool, variant: str | No
         return {key: _open(kind, name, root, common | {"train": key == "train"}) for key in _SPLITS}
     if "split" not in takes or variant is not None:
         return {"train": _open(kind, name, root, common)}
-    made = {}
+    made, taken = {}, {}
     for key, names in _SPLITS.items():
-        refusals = []
-        for one in names:
-            try:
-                made[key] = _open(kind, name, root, common | {"split": one})
-                break
-            except ValueError as error:  # torchvision's error for an unknown split
-                refusals.append(error)
-        else:
-            raise ValueError(f"torchvision:{name}: {refusals[0]}")
+        made[key], taken[key] = _first(kind, name, root, common, names)
+    if taken["test"] not in _VALIDATION:
+        try:
+            made["validation"], _ = _first(kind, name, root, common, _VALIDATION)
+        except ValueError:  # the class has none
+            pass
+        except FileNotFoundError as error:
+            progress.say(f"{error}; going on without a validation split")
     return made
+
+
+def _first(kind: Any, name: str, root: Path, options: dict[str, Any], splits: Sequence[str]) -> tuple[Any, str]:
+    """The first of some splits that the class has, and its name."""
+    refusals = []
+    for one in splits:
+        try:
+            return _open(kind, name, root, options | {"split": one}), one
+        except ValueError as error:  # torchvision's error for an unknown split
+            refusals.append(error)
+    raise ValueError(f"torchvision:{name}: {refusals[0]}")
 
 
 def _parameters(kind: type) -> set[str]:
