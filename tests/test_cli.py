@@ -281,6 +281,18 @@ def test_evaluate_prints_the_worst_class_first_and_writes_metrics(
     assert table["images"].sum() == 120
 
 
+def test_evaluate_draws_the_recall_of_each_class(run: Path, tmp_path: Path, fails: Fails) -> None:
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        figure = tmp_path / f"recall.{kind}"
+        cli.main(["evaluate", str(run), "--figure", str(figure)])
+        assert figure.read_bytes().startswith(begins)
+    drawn = (tmp_path / "recall.svg").read_text()
+    for part in ('id="member 0"', 'id="member 1"', 'id="mean"', ", 60 test images: accuracy "):
+        assert part in drawn, part
+    assert "exists already" in fails("evaluate", run, "--figure", tmp_path / "recall.png")
+    assert "does not end in .png, .svg, .pdf" in fails("evaluate", run, "--figure", tmp_path / "recall.bmp")
+
+
 def test_evaluate_other_images_runs_the_models(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

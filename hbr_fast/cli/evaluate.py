@@ -24,6 +24,7 @@ def evaluate(
     dataset: Path | None = None,
     split: str = "test",
     csv: Path | None = None,
+    figure: Path | None = None,
     force: bool = False,
 ) -> None:
     """Print how well a trained ensemble recognises each class, and how unequally.
@@ -33,7 +34,9 @@ def evaluate(
         dataset: Other images of the same classes and shape; by default those that the ensemble was trained on.
         split: The split to evaluate.
         csv: Write the metrics of every member and class to this file.
-        force: Replace the file.
+        figure: Draw the recall of every class by every member, classes sorted (the paper's figure 1), as .png, .svg or
+            .pdf.
+        force: Replace the files.
     """
     import numpy as np
     import polars as pl
@@ -45,8 +48,14 @@ def evaluate(
     from hbr_fast.files import atomic_write
     from hbr_fast.members.ensemble import open_ensemble
 
-    if csv is not None:
-        refuse_to_overwrite(csv, force)
+    for file in (csv, figure):
+        if file is not None:
+            refuse_to_overwrite(file, force)
+    if figure is not None:
+        from hbr_fast.report.class_recall import require_figure_name, write_class_recall
+        from hbr_fast.report.drawing import short
+
+        require_figure_name(figure)
     ensemble, about = open_ensemble(run)
     trained_on = dataset_of(run, about)
     other = None if dataset is None else open_dataset(dataset)
@@ -95,9 +104,15 @@ def evaluate(
             for number, result in enumerate(results)
             for c, name in enumerate(classes)
         ]
-        with atomic_write(csv) as file:
-            pl.DataFrame(rows).write_csv(file)
+        with atomic_write(csv) as out:
+            pl.DataFrame(rows).write_csv(out)
         print(f"metrics of {len(results)} x {len(classes)} members and classes: {csv}")
+    if figure is not None:
+        accuracy = np.mean([result.accuracy for result in results])
+        name = short((other or trained_on).name)
+        evaluated_on = f"{name}, {len(chosen):,} {split} images: accuracy {100 * accuracy:.1f} %"
+        write_class_recall(figure, np.stack([result.recall for result in results]), classes, evaluated=evaluated_on)
+        print(f"recall of each class: {figure}")
 
 
 def _split(opened: Dataset, name: str, *, like: Dataset) -> Split:

@@ -16,6 +16,7 @@ import numpy as np
 
 from hbr_fast import progress
 from hbr_fast.data import shards
+from hbr_fast.data.class_counts import notes_on_counts
 from hbr_fast.data.convert_encoded import pictures_mean_std, write_pictures
 from hbr_fast.data.dataset import META, SCHEMA, SCHEMA_ENCODED, Dataset, fingerprint_of, open_dataset
 from hbr_fast.data.duplicates import PictureHashes, notes_on_repeated, repeated_pictures
@@ -234,7 +235,8 @@ def _write(source: Source, directory: Path, unfinished: Unfinished | None) -> No
         "fingerprint": fingerprint_of(files, source.classes),
     }
     write_sealed_json(directory / META, meta)
-    for note in [*findings.notes, *_notes_on_repeated(source, kept, labels, written)]:
+    missing = notes_on_counts({name: split.labels_n for name, split in source.splits.items()}, source.classes)
+    for note in [*findings.notes, *missing, *_notes_on_repeated(source, kept, labels, written)]:
         progress.say(f"{source.name}: {note}")
 
 

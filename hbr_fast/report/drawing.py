@@ -28,6 +28,8 @@ from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label
 
 DPI = 200
 WIDTH = 5.2  # inches: one column of a page at about 100 %, of a two-column paper at two thirds
+# Formats of files, and their metadata that would hold a date or a version.
+FORMATS = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator")}
 MOST_LABELS = 20  # classes up to which points and bars carry names and numbers
 
 # Okabe & Ito's palette; the baseline is black.
@@ -80,18 +82,22 @@ class Picture:
 
 def save(picture: Picture, folder: Path) -> dict[str, tuple[int, int]]:
     """Write `NAME.png`, `NAME.svg`, `NAME.pdf` and `NAME.csv` and return the size of the PNG in pixels by its name."""
-    with report_style():
-        for kind, dated in (("png", ("Software",)), ("svg", ("Date", "Creator")), ("pdf", ("CreationDate", "Creator"))):
-            # No date or version goes into the file: the same results give the same bytes.
-            metadata = dict.fromkeys(dated)
-            with io.BytesIO() as buffer:
-                picture.figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-                with atomic_write(folder / f"{picture.name}.{kind}") as file:
-                    file.write(buffer.getvalue())
+    for kind in FORMATS:
+        write_figure(picture.figure, folder / f"{picture.name}.{kind}")
     with atomic_write(folder / f"{picture.name}.csv") as file:
         file.write(picture.data.write_csv().encode())
     width, height = (round(float(side) * DPI) for side in picture.figure.get_size_inches())
     return {f"{picture.name}.png": (width, height)}
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix, one of `FORMATS`; the same figure gives the same bytes."""
+    kind = path.suffix.lower().removeprefix(".")
+    metadata = dict.fromkeys(FORMATS[kind])
+    with report_style(), io.BytesIO() as buffer:
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        with atomic_write(path) as file:
+            file.write(buffer.getvalue())
 
 
 def report_style() -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from hbr_fast.members.execution import Execution
 from hbr_fast.members.store import find_member, member_key, member_path
 from hbr_fast.resampling.smote import NEIGHBOURS
 from hbr_fast.studies.plans import require_pool, study_rows
-from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner
+from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner, require_same_dataset
 from hbr_fast.studies.study import BASELINE, Study
 from hbr_fast.training.device import resolve_precision
 from hbr_fast.training.recipe import Recipe
@@ -82,6 +82,7 @@ def preview(
     dataset = dataset.at_size(recipe.size)
     directory = Path(out)
     require_pool(study, pool)
+    require_same_dataset(directory, dataset)
     size = len(study_rows(study, dataset).train)
     first = baseline_jobs(study, dataset)
     found = [find_member(dataset, study.recipe, seed=job.seed, plan=job.plan, store=directory) for job in first]

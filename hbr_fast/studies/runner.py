@@ -15,7 +15,7 @@ from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.pool import Pool
 from hbr_fast.data.sample_sources import printable
-from hbr_fast.files import locked, make_directory
+from hbr_fast.files import locked, make_directory, read_json
 from hbr_fast.members.execution import Deprecated, Execution, execution_of
 from hbr_fast.members.jobs import Job
 from hbr_fast.members.obtain import MembersDiverged, obtain_members
@@ -26,6 +26,7 @@ from hbr_fast.studies.groups import read_groups
 from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, said, study_rows
 from hbr_fast.studies.results import ArmResult, Cell, Failure, plan_path, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
+from hbr_fast.studies.study_json import NAME
 from hbr_fast.training.device import resolve_precision
 from hbr_fast.training.recipe import Recipe
 
@@ -71,7 +72,8 @@ def run_study(
     ------
     ValueError
         If every arm is infeasible: alpha not feasible, a class without positive hardness, a holdout or pool too small.
-        If only some are, they are named before the others train, and in `study.json`.
+        If only some are, they are named before the others train, and in `study.json`. Or if `out` holds a study of
+        another dataset.
     MembersDiverged
         If all trainings of an arm diverge. If only some do, the study goes on without them; `study.json` lists them.
     BlockingIOError
@@ -97,6 +99,7 @@ def run_study(
     dataset = dataset.at_size(recipe.size)
     directory = Path(out)
     require_pool(study, pool)
+    require_same_dataset(directory, dataset)
     rows = study_rows(study, dataset)
     found = None if groups is None else _groups(Path(groups), study, dataset)
     make_directory(directory)
@@ -111,6 +114,26 @@ def run_study(
             execution=execution,
         )
     return directory
+
+
+def require_same_dataset(directory: Path, dataset: Dataset) -> None:
+    """Refuse a directory with the results of another dataset, which those of this one would replace.
+
+    Raises
+    ------
+    ValueError
+    """
+    try:
+        there = read_json(directory / NAME)["dataset"]
+        name, path, fingerprint = (str(there[entry]) for entry in ("name", "path", "fingerprint"))
+    except (OSError, ValueError, TypeError, KeyError):  # none, or none that could be read
+        return
+    if fingerprint not in ("", dataset.fingerprint):  # imported runs need not name theirs
+        raise ValueError(
+            f"{directory} holds a study of {name} ({Path(path).name}, fingerprint {fingerprint[:12]}), not of "
+            f"{dataset.name} ({dataset.path.name}, fingerprint {dataset.fingerprint[:12]}): choose another directory "
+            "or that dataset"
+        )
 
 
 def _groups(table: Path, study: Study, dataset: Dataset) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hbr_fast.data import convert as convert_module
+from hbr_fast.data.class_counts import notes_on_counts
 from hbr_fast.data.convert import convert, write_dataset
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.data.images import channel_mean_std, channel_sums
@@ -25,6 +26,7 @@ from hbr_fast.data.sources import Findings, Source, SourceSplit, array_split
 from hbr_fast.data.verify import verify_dataset
 from hbr_fast.files import atomic_directory
 
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TINY: dict[str, Any] = {"classes": 3, "train_per_class": 6, "test_per_class": 2, "shape": (3, 8, 8)}
 
 
@@ -394,6 +396,45 @@ def test_convert_names_duplicate_images(
         "mine: the same picture is in two splits, so results will look too good (1 pair): 5.png and test[1]",
         "mine: the same picture has two labels (1 pair): 0.png and 3.png (cat and dog)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "notes"),
+    [
+        (("a", "b", "c"), (120, 120, 31), ["2 of 3 classes have 120 train images, but c 31"]),
+        (("a", "b", "c"), (120, 60, 31), []),  # classes of different sizes
+        (("a", "b", "c"), (12, 12, 3), []),  # so few may be chance
+        (("a", "b", "c"), (120, 120, 150), []),  # no class has fewer than most
+        (
+            CIFAR10,
+            (5000, 5000, *[5001] * 7, 212),
+            ["CIFAR-10 has 5,000 train images of each class, but truck 212"],
+        ),
+        (
+            CIFAR10,
+            (20,) * 10,
+            [
+                "CIFAR-10 has 5,000 train images of each class, but airplane 20, automobile 20, bird 20, cat 20, deer "
+                "20 and 5 more have fewer"
+            ],
+        ),
+    ],
+)
+def test_counts_of_a_half_unpacked_archive_are_noted(
+    names: tuple[str, ...], train: tuple[int, ...], notes: list[str]
+) -> None:
+    ending = ": if an archive was not unpacked whole, unpack it again"
+    test = np.repeat(np.arange(len(names)), 1000)
+    labels = {"train": np.repeat(np.arange(len(names)), train), "test": test}
+    assert notes_on_counts(labels, names) == [note + ending for note in notes]
+
+
+def test_convert_notes_classes_with_fewer_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.repeat([0, 1, 2], [100, 100, 40])
+    test = array_split(noise(3, 1, 2, 2), np.arange(3))
+    train = array_split(noise(240, 1, 2, 2, seed=1), labels)
+    write_dataset(Source("mine", ("a", "b", "c"), {"train": train, "test": test}), tmp_path / "a.hbr")
+    assert "mine: 2 of 3 classes have 100 train images, but c 40" in capsys.readouterr().err
 
 
 def test_convert_rejects_non_utf8_class_name(tmp_path: Path) -> None:
