@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hbr_fast import progress
@@ -15,7 +15,7 @@ from hbr_fast.members.engines import engine_for
 from hbr_fast.members.execution import Execution
 from hbr_fast.members.jobs import Job
 from hbr_fast.members.preflight import check_fit
-from hbr_fast.members.store import CHECKPOINTS, MEMBERS, StoredMember, find_member
+from hbr_fast.members.store import CHECKPOINTS, MEMBERS, StoredMember, checkpoint_path, find_member
 from hbr_fast.members.telemetry import MemberLine
 from hbr_fast.members.trial import try_step
 from hbr_fast.training import signals
@@ -112,19 +112,27 @@ def obtain_members(
                 at_once=at_once,
                 board=board,
             )
-        if own.first:
-            with contextlib.suppress(OSError):  # absent, or it holds unfinished members of an earlier run
-                (store / CHECKPOINTS).rmdir()
         diverged = {missing[place]: error for place, error in failed.items()}
         for number in missing:
             if number not in diverged:
                 job = jobs[number]
                 found[number] = find_member(dataset, recipe, seed=job.seed, plan=job.plan, store=store)
+    if own.first:
+        _remove_checkpoints(store, found)
     if diverged:
         raise MembersDiverged(found, diverged, label)
     members = [member for member in found if member is not None]
     assert len(members) == len(jobs)
     return members
+
+
+def _remove_checkpoints(store: Path, finished: Iterable[StoredMember | None]) -> None:
+    """Remove those of finished members, which stay if a process is killed just before it would, and their directory."""
+    for member in finished:
+        if member is not None:
+            checkpoint_path(store, member.key).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # absent, or it holds unfinished members of an earlier run
+        (store / CHECKPOINTS).rmdir()
 
 
 def _rows(dataset: Dataset, recipe: Recipe, job: Job) -> int:

@@ -17,6 +17,7 @@ from hbr_fast.members.engines import processes
 from hbr_fast.members.execution import Execution
 from hbr_fast.members.jobs import Job
 from hbr_fast.members.obtain import MembersDiverged, obtain_members
+from hbr_fast.members.store import checkpoint_path
 from hbr_fast.training.recipe import Recipe
 
 GUARD_S = 120  # against hangs; generous enough for a busy machine
@@ -96,6 +97,20 @@ def test_obtain_members_keeps_order_and_trains_only_missing(
     assert [member.seed for member in members] == [8, 7, 9]
     assert trained == [7, 8, 9]
     assert "b: 1 of 3 members are finished already" in capfd.readouterr().err
+
+
+def test_obtain_members_removes_checkpoint_of_finished_member(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    # Killed after the member was stored, before its checkpoint was removed.
+    (member,) = obtain_members(tiny, recipe, [Job(1)], store=tmp_path, execution=ONE, label="first")
+    left = [checkpoint_path(tmp_path, key) for key in (member.key, "unfinished")]
+    left[0].parent.mkdir()
+    for path in left:
+        path.touch()
+    obtain_members(tiny, recipe, [Job(1)], store=tmp_path, execution=ONE, label="second")
+    assert [path.exists() for path in left] == [False, True]
+    left[1].unlink()
+    obtain_members(tiny, recipe, [Job(1)], store=tmp_path, execution=ONE, label="third")
+    assert not left[0].parent.exists()
 
 
 def test_obtain_members_trains_one_missing_member_in_process(
