@@ -92,9 +92,9 @@ SIZES = {
         steps=5,
     ),
     "tiny": Size(
-        images=dict(zip(SHAPES, (700, 400, 300, 200), strict=True)),
-        slow_images=dict(zip(SHAPES, (700, 400, 300, 200), strict=True)),
-        rounds=dict(zip(SHAPES, (2, 1, 1, 1), strict=True)),
+        images={"3x32x32": 700, "1x28x28": 400},  # FFCV compiles anew for each shape
+        slow_images={"3x32x32": 700, "1x28x28": 400},
+        rounds={"3x32x32": 2, "1x28x28": 1},
         seconds=0.0,
         steps=1,
     ),
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     size = SIZES[chosen.size]
     cases, missing = [], set()
-    for name in SHAPES:
+    for name in size.images:
         case, without = measure_case(name, size, chosen.threads)
         cases.append(case)
         missing |= without

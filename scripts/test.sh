@@ -61,24 +61,52 @@ workers=$((cores < 4 ? cores : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / workers))}
 
 failed=()
-step() {
-    local name=$1 start=$SECONDS
-    shift
-    say "== $name"
-    if "$@"; then
-        say "== $name: passed ($((SECONDS - start)) s)"
+result() { # NAME SECONDS CODE
+    if (($3 == 0)); then
+        say "== $1: passed ($2 s)"
     else
-        say "== $name: FAILED ($((SECONDS - start)) s)"
-        failed+=("$name")
+        say "== $1: FAILED ($2 s)"
+        failed+=("$1")
     fi
 }
+step() { # NAME COMMAND...
+    local name=$1 start=$SECONDS code=0
+    shift
+    say "== $name"
+    "$@" || code=$?
+    result "$name" $((SECONDS - start)) "$code"
+}
+
+# Checks that keep one core busy run beside the tests; their output follows.
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+beside() { # NAME COMMAND...
+    local name=$1 number=${#names[@]}
+    shift
+    names+=("$name")
+    (
+        code=0
+        "$@" >"$logs/$number.log" 2>&1 </dev/null || code=$?
+        echo "$SECONDS $code" >"$logs/$number.end"
+    ) &
+    pids+=($!)
+}
+names=() pids=()
 
 step "format (ruff format)" "$venv/bin/ruff" format --check .
 step "lint (ruff check)" "$venv/bin/ruff" check .
-step "types (mypy)" "$venv/bin/mypy"
-step "documentation (mkdocs)" env NO_MKDOCS_2_WARNING=1 "$venv/bin/mkdocs" build --quiet
-[[ -z ${CI:-} ]] || step "package (wheel, sdist)" env PYTHON="$venv/bin/python" bash scripts/check_package.sh
+begun=$SECONDS
+beside "types (mypy)" "$venv/bin/mypy"
+beside "documentation (mkdocs)" env NO_MKDOCS_2_WARNING=1 "$venv/bin/mkdocs" build --quiet
+[[ -z ${CI:-} ]] || beside "package (wheel, sdist)" env PYTHON="$venv/bin/python" bash scripts/check_package.sh
 step "tests (pytest)" "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "$@"
+for number in "${!names[@]}"; do
+    wait "${pids[number]}" || true
+    say "== ${names[number]}"
+    cat "$logs/$number.log" >&2
+    read -r ended code <"$logs/$number.end"
+    result "${names[number]}" $((ended - begun)) "$code"
+done
 
 if ((${#failed[@]} > 0)); then
     printf 'FAILED: %s\n' "${failed[@]}" >&2

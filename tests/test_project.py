@@ -25,7 +25,7 @@ def yaml_of(name: str) -> Any:
 
 def steps() -> dict[str, list[str]]:
     """Name -> command of every step of scripts/test.sh, tools without the path of their environment."""
-    found = re.findall(r'^step "([^"]+)" (.+)$', read("scripts/test.sh"), flags=re.MULTILINE)
+    found = re.findall(r'^(?:step|beside) "([^"]+)" (.+)$', read("scripts/test.sh"), flags=re.MULTILINE)
     assert len(found) >= 4
     return {name: [word.removeprefix("$venv/bin/") for word in shlex.split(command)] for name, command in found}
 
