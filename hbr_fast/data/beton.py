@@ -46,7 +46,8 @@ _AT = np.dtype("<u8")
 _FLOAT, _INT, _RGB, _ARRAYS = 0, 1, 2, (4, 6)
 _ENTRY = {_FLOAT: np.dtype("<f8"), _INT: np.dtype("<i8"), _RGB: _IMAGE, 3: _BYTES, 4: _AT, 5: _BYTES, 6: _AT}
 _ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_bytes", "<u8")])
-_JPEG, _RAW = 0, 1
+JPEG, RAW = 0, 1  # modes of RGB images
+_STORED = np.dtype([("mode", "<u1"), ("height", "<i8"), ("width", "<i8"), ("at", "<i8"), ("size", "<i8")])
 
 MOST_CLASSES = 100_000  # that are named by numbers where there are fewer samples
 _MOST_CHANNELS = 4  # an axis this short holds channels
@@ -78,6 +79,8 @@ class Beton:
         (C, H, W), or None if images differ in size.
     read : callable
         Takes a position in the file, returns its decoded image: uint8 [H, W, C].
+    images : structured array [N] or None
+        Of RGB images, in the file's order: mode, height, width, and where their bytes are and how many.
     """
 
     path: Path
@@ -92,6 +95,7 @@ class Beton:
     planar: bool
     shape: tuple[int, int, int] | None
     read: Callable[[int], np.ndarray]
+    images: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -123,9 +127,9 @@ def open_beton(
     label: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> Split:
-    """Open a `.beton` as a split, its images decoded into memory.
+    """Open a `.beton` as a split: images of one size are decoded into memory, others stay encoded pictures.
 
-    A file too large for that is converted first: `hbr-fast convert beton NAME.hbr --root FOLDER`.
+    A file too large for memory is converted first: `hbr-fast convert beton NAME.hbr --root FOLDER`.
 
     Parameters
     ----------
@@ -138,7 +142,8 @@ def open_beton(
     image, label : str, optional
         Names of the fields; by default the only field of images, and "label" or else the only whole number.
     size : (int, int), optional
-        Height and width to resize to, which images of different sizes need.
+        Height and width to resize to. Without it, images of different sizes stay in the file, which is read once for
+        their checksums; `split.at_size` chooses their size, as of other encoded pictures.
 
     Returns
     -------
@@ -154,9 +159,11 @@ def open_beton(
         If it is not a complete `.beton` of version 2 with images and labels; the message says what is wrong.
     """
     found = read_beton(path, image=image, label=label)
-    shape = shape_of(found, size)
     names = numbered_classes(found) if classes is None else tuple(classes)
     labels_n = checked_labels(found.labels, len(names), where=f"{found.path} {found.label}")
+    if size is None and found.shape is None:
+        return _of_pictures(found, name or found.path.stem, names, labels_n)
+    shape = shape_of(found, size)
     try:
         images_nchw = np.empty((len(found), *shape), np.uint8)
     except (MemoryError, ValueError):
@@ -189,6 +196,16 @@ def open_beton(
         beton=found.path if size is None else None,
         sources=found.sources,
     )
+
+
+def _of_pictures(found: Beton, name: str, classes: tuple[str, ...], labels_n: np.ndarray) -> Split:
+    from hbr_fast.data.beton_pictures import pictures_of
+    from hbr_fast.data.convert_encoded import pictures_mean_std
+
+    store = pictures_of(found)
+    mean, std = (np.array(values, np.float32) for values in pictures_mean_std(store))
+    labels_n.setflags(write=False)
+    return Split(name, store, labels_n, classes, mean, std, beton=found.path, sources=found.sources)
 
 
 def numbered_classes(*files: Beton) -> tuple[str, ...]:
@@ -260,9 +277,14 @@ def read_beton(path: str | os.PathLike[str], *, image: str | None = None, label:
     column = columns[image]
     encoded = planar = False
     shape: tuple[int, int, int] | None
+    images = None
     if kinds[image] == _RGB:
         sizes = _sizes(path, column, allocations, start)
-        encoded = bool((column["mode"] != _RAW).any())
+        images = np.empty(samples, _STORED)
+        images["size"] = sizes
+        for part in ("mode", "height", "width", "at"):
+            images[part] = column[part]
+        encoded = bool((column["mode"] != RAW).any())
         height, width = int(column["height"][0]), int(column["width"][0])
         one_size = (column["height"] == height).all() and (column["width"] == width).all()
         shape = (3, height, width) if one_size else None
@@ -286,7 +308,9 @@ def read_beton(path: str | os.PathLike[str], *, image: str | None = None, label:
     labels_n = np.ascontiguousarray(columns[label][place], np.int64)
     if labels_n.min() < 0:
         raise ValueError(f"{path}: label {labels_n.min()} of sample {labels_n.argmin()} is negative: correct it")
-    return Beton(path, tuple(kinds), image, label, kinds[image], labels_n, place, has_ids, encoded, planar, shape, read)
+    return Beton(
+        path, tuple(kinds), image, label, kinds[image], labels_n, place, has_ids, encoded, planar, shape, read, images
+    )
 
 
 def _part(path: Path, dtype: np.dtype[Any], count: int, at: int, length: int) -> np.ndarray:
@@ -328,7 +352,7 @@ def _sizes(path: Path, column: np.ndarray, allocations: np.ndarray, end: int) ->
         raise ValueError(f"{path} is damaged: its list of allocations lacks an image: write it again")
     sizes = allocations["size"][order[found]].astype(np.int64)
     raw = 3 * column["height"].astype(np.int64) * column["width"]
-    wrong = (column["mode"] > _RAW) | ((column["mode"] == _RAW) & (sizes != raw)) | (sizes <= 0) | (sizes > end)
+    wrong = (column["mode"] > RAW) | ((column["mode"] == RAW) & (sizes != raw)) | (sizes <= 0) | (sizes > end)
     # Compare unsigned first: a position beyond 2^63 would turn negative and pass.
     if wrong.any() or (column["at"] > end).any() or (column["at"].astype(np.int64) + sizes > end).any():
         raise ValueError(f"{path} is damaged: an image's position or size is impossible: write it again")
@@ -338,7 +362,7 @@ def _sizes(path: Path, column: np.ndarray, allocations: np.ndarray, end: int) ->
 def _rgb(path: Path, pages: np.ndarray, entry: np.ndarray, size: int) -> np.ndarray:
     at, height, width = int(entry["at"]), int(entry["height"]), int(entry["width"])
     content = pages[at : at + size]
-    if entry["mode"] == _RAW:
+    if entry["mode"] == RAW:
         return content.reshape(height, width, 3)
     try:
         with Image.open(io.BytesIO(content.tobytes()), formats=("JPEG",)) as image:

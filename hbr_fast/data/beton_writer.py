@@ -25,7 +25,9 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from hbr_fast import progress
+from hbr_fast.data.beton_pictures import Stored, largest_picture, stored_picture
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.files import DISK_FULL, atomic_path
 from hbr_fast.machine import usable_cpus
 
@@ -49,7 +51,9 @@ def write_beton(
 ) -> Split:
     """Write a split as a `.beton` with the fields `image`, `label` and `id`, whole or not at all.
 
-    Images of three channels become FFCV's RGB images, others arrays of uint8 [H, W, C].
+    Images of three channels become FFCV's RGB images, others arrays of uint8 [H, W, C]. Encoded pictures without a size
+    become RGB images, too: JPEGs byte for byte, others as upright pixels. FFCV's own decoders do not turn JPEGs that
+    have an EXIF orientation; the backend does.
 
     Parameters
     ----------
@@ -58,6 +62,7 @@ def write_beton(
         The file to write; its name ends in `.beton`.
     mode : "auto", "raw" or "jpg"
         How images are stored; "auto" is raw up to 64 KiB and JPEG, which changes pixels, above. Arrays are always raw.
+        Encoded pictures without a size are kept as they are, which is "auto".
     quality : int
         JPEG quality, in [1, 100].
     workers : int, optional
@@ -97,14 +102,37 @@ def write_beton(
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already: choose another name or replace it with --force")
     require_ffcv()
+    if split.store.image_shape is None:
+        _check_pictures(split, mode)
+    else:
+        mode = _mode_of(split, mode)
+    with atomic_path(path) as temporary:
+        _write(split, temporary, path, mode, quality, min(workers, len(split)))
+    return dataclasses.replace(split, beton=path)
+
+
+def _check_pictures(split: Split, mode: Mode) -> None:
+    assert isinstance(split.store, EncodedImages)
+    if mode != "auto":
+        raise ValueError(
+            f"pictures of split {split.name!r} vary in size and are written as they are: leave mode at auto, or choose "
+            "a size, e.g. split.at_size(224)"
+        )
+    sides = np.maximum(split.store.index["height"], split.store.index["width"])
+    if len(large := np.flatnonzero(sides >= 2**16)):
+        raise ValueError(
+            f"a .beton holds pictures of at most 65,535 pixels a side, and picture {large[0]} of split {split.name!r} "
+            f"has {sides[large[0]]:,}: convert it with --shortest"
+        )
+
+
+def _mode_of(split: Split, mode: Mode) -> Mode:
     channels, height, width = split.image_shape
     if mode == "jpg" and channels != 3:
         raise ValueError(f"JPEG is for 3 channels, and split {split.name!r} has {channels}: mode must be raw")
     if mode == "auto":
-        mode = "raw" if channels * height * width <= RAW_BYTES or channels != 3 else "jpg"
-    with atomic_path(path) as temporary:
-        _write(split, temporary, path, mode, quality, min(workers, len(split)))
-    return dataclasses.replace(split, beton=path)
+        return "raw" if channels * height * width <= RAW_BYTES or channels != 3 else "jpg"
+    return mode
 
 
 def require_ffcv() -> None:
@@ -185,12 +213,18 @@ def _run(split: Split, temporary: Path, mode: Mode, quality: int, workers: int, 
                 self.metadata_sm.unlink()
                 self.metadata_sm = _Nameless(self.num_samples * self.metadata_type.itemsize)
 
-        channels, height, width = split.image_shape
-        if channels == 3:
+        largest = int(np.prod(split.store.image_shape or 0))
+        if split.store.image_shape is None:
+            assert isinstance(split.store, EncodedImages)
+            largest = largest_picture(split.store)
+            image = RGBImageField()
+            image.encode = _encode_stored  # of this one: a class of our own would be a kind that FFCV does not know
+        elif split.image_shape[0] == 3:
             image = RGBImageField(write_mode=mode, jpeg_quality=quality)
         else:
+            channels, height, width = split.image_shape
             image = NDArrayField(np.dtype(np.uint8), (height, width, channels))
-        page = max(_PAGE_BYTES, 1 << (channels * height * width - 1).bit_length())
+        page = max(_PAGE_BYTES, 1 << (largest - 1).bit_length())
         fields = {"image": image, "label": IntField(), "id": IntField()}
         signal.signal(signal.SIGCHLD, _end_if_failed)
         writer = Writer(str(temporary), fields, page_size=page, num_workers=workers)
@@ -238,6 +272,14 @@ class _Nameless:
     unlink = close
 
 
+def _encode_stored(destination: Any, picture: Stored, malloc: Any) -> None:
+    """What FFCV's RGB field does, without encoding."""
+    mode, height, width, content = picture
+    destination["mode"], destination["height"], destination["width"] = mode, height, width
+    destination["data_ptr"], storage = malloc(len(content))
+    storage[:] = content
+
+
 class _Samples:
     """A split in the form FFCV's writer takes: [H, W, C], label and id, counted as they are read."""
 
@@ -247,8 +289,11 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray | Stored, int, int]:
         with self.done.get_lock():
             self.done.value += 1
-        image = np.ascontiguousarray(self.split.store.gather([index])[0].transpose(1, 2, 0))
+        store = self.split.store
+        if isinstance(store, EncodedImages) and store.size is None:
+            return stored_picture(store, index), int(self.split.labels[index]), int(index)
+        image = np.ascontiguousarray(store.gather([index])[0].transpose(1, 2, 0))
         return image, int(self.split.labels[index]), int(index)

@@ -92,6 +92,10 @@ class EncodedImages:
             raise BadPicture(row, "lies outside of its shard")
         return self.shards[shard][begin:end].tobytes()
 
+    def opened(self, row: int) -> Image.Image:
+        """A picture as Pillow opens it, before it is turned upright."""
+        return Image.open(io.BytesIO(self.content(row)), formats=STORED_FORMATS)
+
     def is_intact(self, row: int) -> bool:
         """Whether the bytes of a picture are as they were converted."""
         try:
@@ -194,7 +198,7 @@ class EncodedImages:
         """By Pillow: what libjpeg does not decode."""
         mode, entry = "RGB" if self.channels == 3 else "L", self.index[row]
         try:
-            picture = Image.open(io.BytesIO(self.content(row)), formats=STORED_FORMATS)
+            picture = self.opened(row)
             turn = TURNS.get(int(entry["orientation"]))
             height, width = int(entry["height"]), int(entry["width"])
             if picture.size != ((height, width) if turn in _SIDEWAYS else (width, height)):

@@ -84,7 +84,7 @@ BACKENDS: dict[str, Backend] = {
     ),
     "ffcv": Backend(
         classes={"cpu": "ffcv:FfcvBackend"},
-        features=_COMMON | _CROPS,
+        features=_COMMON | _CROPS | {"encoded pictures", "cache of decoded pictures"},
         keyed=True,
         prefetch=2,
         extra="ffcv",

@@ -10,6 +10,7 @@ and its label becomes `IGNORED`, which losses and recorders leave out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,6 +38,10 @@ class Pictures:
         self.image_shape = job.split.image_shape
         self._caches = caches_of(self._splits, 0 if self._crop else job.cache)
         self.bad: dict[int, str] = {}  # reasons by sample id
+
+    def take_from(self, splits: Sequence[Split]) -> None:
+        """Take the pictures from other stores, that hold the same ones."""
+        self._splits = tuple(splits)
 
     def words(self, keys_b: np.ndarray, epoch: int) -> np.ndarray:
         """The random words of rows with these keys, as `words_of` takes them: uint64 [4, B]."""

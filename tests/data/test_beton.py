@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import pickle
 import re
 import signal
 import threading
@@ -14,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from loaders.contracts import make_split
+from photographs import encoded, photograph, write_photographs
 
 from hbr_fast import cli
 from hbr_fast.data import beton_writer
-from hbr_fast.data.beton import open_beton, read_beton
+from hbr_fast.data.beton import RAW, open_beton, read_beton
+from hbr_fast.data.beton_pictures import pictures_of
 from hbr_fast.data.beton_writer import write_beton
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
+from hbr_fast.data.encoded_images import BadPicture, EncodedImages
 
 pytest.importorskip("ffcv")
 
@@ -179,13 +184,18 @@ def test_open_beton_uint8_arrays_in_either_layout(tmp_path: Path) -> None:
         open_beton(path)
 
 
-def test_open_beton_mixed_sizes_require_a_size(tmp_path: Path) -> None:
+def test_open_beton_of_mixed_sizes_keeps_them_or_takes_a_size(tmp_path: Path) -> None:
     from ffcv.fields import IntField, RGBImageField
 
     samples = [(np.full((8 + i, 10, 3), 9 * i, np.uint8), i % 2) for i in range(4)]
     path = foreign(tmp_path / "a.beton", {"image": RGBImageField("jpg"), "label": IntField()}, samples)
-    with pytest.raises(ValueError, match=r"images differ in size: give a size \(height, width\) to resize them to"):
-        open_beton(path)
+    opened = open_beton(path)
+    assert opened.store.image_shape is None
+    for i, image in enumerate(opened.at_size(6, "stretch").store.gather(range(4))):
+        assert (image == 9 * i).all()
+    change_byte(path, int(read_beton(path).images["at"][2]) + 300)  # type: ignore[index]
+    with pytest.raises(BadPicture, match=r"picture 2 is not as it was converted \(another checksum\)"):
+        opened.at_size(6).store.gather(range(4))
     opened = open_beton(path, size=(6, 5))
     assert opened.images.shape == (4, 3, 6, 5)
     assert opened.beton is None  # its pixels differ from the file's
@@ -193,7 +203,48 @@ def test_open_beton_mixed_sizes_require_a_size(tmp_path: Path) -> None:
         assert (opened.images[i] == 9 * i).all()
 
 
+# --- encoded pictures ---
+
+
+def test_write_beton_keeps_encoded_pictures(tmp_path: Path) -> None:
+    """JPEGs byte for byte, others as pixels; the file opens as the same pictures, for any backend."""
+    root = write_photographs(tmp_path / "root", per_class=3)
+    photograph(30, 41, seed=7).save(root / "train/cat/1.png")
+    (root / "train/dog/0.jpg").write_bytes(encoded(photograph(33, 60, seed=8), orientation=6))
+    train = convert("folder", tmp_path / "p.hbr", root=root, store="encoded").train
+    store = train.store
+    assert isinstance(store, EncodedImages)
+    path = tmp_path / "p.beton"
+    written = write_beton(train, path, workers=1)
+    assert written.beton == path
+    found = read_beton(path)
+    assert found.images is not None
+    assert train.sources is not None
+    raw = [row for row in range(len(train)) if train.sources[row].endswith("png")]
+    assert len(raw) == 1
+    assert np.flatnonzero(found.images["mode"] == RAW).tolist() == raw
+    content = path.read_bytes()
+    for row, entry in enumerate(found.images):
+        if row not in raw:
+            assert content[entry["at"] : entry["at"] + entry["size"]] == store.content(row)
+    kept = pickle.loads(pickle.dumps(pictures_of(found, like=store)))
+    np.testing.assert_array_equal(kept.at_size(24).gather(range(7)), store.at_size(24).gather(range(7)))
+    again = write_beton(dataclasses.replace(train, store=kept), tmp_path / "again.beton", workers=1)
+    assert again.beton is not None
+    assert again.beton.read_bytes() == content
+    with pytest.raises(ValueError, match="vary in size and are written as they are: leave mode at auto, or choose"):
+        write_beton(train, tmp_path / "x.beton", mode="jpg")
+    with pytest.raises(ValueError, match=r"has a picture 0 of \d+ x \d+ pixels, the split another: write it again"):
+        pictures_of(found, like=dataclasses.replace(store, index=store.index[::-1]))
+
+
 # --- damage ---
+
+
+def change_byte(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x55
+    path.write_bytes(content)
 
 
 def test_open_beton_rejects_damaged_files(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ place; a backend that draws its own augmentation (not keyed) must pass everythin
 
 import ctypes
 import dataclasses
+import functools
 import gc
+import io
 import itertools
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hbr_fast.data.dataset import Split
+from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import RawImages
 from hbr_fast.data.plan import Plan
+from hbr_fast.data.shards import INDEX, ShardFiles
 from hbr_fast.kernels import reference
 from hbr_fast.loaders import backends
 from hbr_fast.loaders.augment import KEYS, Augment
@@ -60,17 +66,30 @@ ON_BATCHES = (
 
 @dataclass(frozen=True)
 class MakeLoader:
-    """Makes loaders of one backend."""
+    """Makes loaders of one backend, `encoded` of the same pixels in pictures."""
 
     backend: str
     device: str = "cpu"
+    encoded: bool = False
 
     def __call__(self, **arguments: Any) -> Loader:
+        if self.encoded:
+            arguments["split"] = encoded_split(arguments["split"])
+            arguments["stores"] = [encoded_split(store) for store in arguments.get("stores", ())]
         return Loader(**{"backend": self.backend, "device": self.device, **arguments})
 
     @property
     def entry(self) -> Backend:
         return BACKENDS[self.backend]
+
+    @property
+    def fused(self) -> list[Augment]:
+        """Those of `AUGMENTS` that the backend has and `reference.make_batch` defines.
+
+        Of encoded pictures, a random-resized crop is of the stored picture: `test_random_crops_follow_the_definition`.
+        """
+        known = [augment for augment in AUGMENTS if self.entry.features.issuperset(augment.features)]
+        return [augment for augment in known if not (self.encoded and augment.resized_crop)]
 
     @property
     def augment(self) -> Augment:
@@ -100,6 +119,13 @@ def checks_of(backend: str) -> list[Callable[[MakeLoader], None]]:
     return [check for check in CHECKS if has.issuperset(NEEDS.get(check.__name__, ()))]
 
 
+def checks_of_pictures(backend: str) -> list[Callable[[MakeLoader], None]]:
+    """Those that say something of encoded pictures: not of arguments, nor of what is done with finished batches."""
+    others = ["invalid", "out_of_range", "unsupported", "early_exit", "memory_is_not", "writing_into", "derived"]
+    others += ["stay_valid", "operations_on_batches"]
+    return [check for check in checks_of(backend) if not any(part in check.__name__ for part in others)]
+
+
 def make_split(images_nchw: np.ndarray, *, mean: float = 0.0, std: float = 1 / 255) -> Split:
     """A split in memory, read-only as one on disk is."""
     channels = images_nchw.shape[1]
@@ -114,6 +140,34 @@ def make_split(images_nchw: np.ndarray, *, mean: float = 0.0, std: float = 1 / 2
         mean=np.full(channels, mean, np.float32),
         std=np.full(channels, std, np.float32),
     )
+
+
+class HeldShards(ShardFiles):
+    """A shard in memory."""
+
+    def __init__(self, content: np.ndarray) -> None:
+        super().__init__([Path("in memory")])
+        self._mapped = [content]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldShards, (self._mapped[0],)
+
+
+@functools.lru_cache(maxsize=4)
+def encoded_split(split: Split) -> Split:
+    """A split of PNGs, which keep every pixel, at the size that they have; of two channels, the last is there twice."""
+    index, files, end = np.zeros(len(split), INDEX), [], 0
+    channels = [0, 1, 1] if split.image_shape[0] == 2 else list(range(split.image_shape[0]))
+    for row, image in enumerate(split.images[:, channels]):
+        file = io.BytesIO()
+        Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(file, "PNG", compress_level=0)
+        content = file.getvalue()
+        index[row] = end, len(content), 0, *image.shape[1:], zlib.crc32(content), 1
+        files.append(content)
+        end += len(content)
+    shards = HeldShards(np.frombuffer(b"".join(files), np.uint8))
+    store = EncodedImages(shards, index, len(channels), split.image_shape[1:], "stretch")
+    return dataclasses.replace(split, store=store, mean=split.mean[channels], std=split.std[channels])
 
 
 def coded_split(samples: int) -> Split:
@@ -234,14 +288,13 @@ def check_drop_last(make_loader: MakeLoader) -> None:
 def check_augmentation_is_the_reference(make_loader: MakeLoader) -> None:
     split = textured_split(40)
     plan = Plan.of_rows(np.arange(40))
-    for augment in AUGMENTS:
-        if make_loader.entry.features.issuperset(augment.features):
-            loader = make_loader(split=split, batch_size=16, augment=augment, seed=5)
-            for epoch in (2, 3):
-                for number, batch in enumerate(loader.epoch(epoch)):
-                    assert_is_reference(
-                        batch, plan, split, first_position=16 * number, epoch=epoch, seed=5, augment=augment
-                    )  # fmt: skip
+    for augment in make_loader.fused:
+        loader = make_loader(split=split, batch_size=16, augment=augment, seed=5)
+        for epoch in (2, 3):
+            for number, batch in enumerate(loader.epoch(epoch)):
+                assert_is_reference(
+                    batch, plan, split, first_position=16 * number, epoch=epoch, seed=5, augment=augment
+                )  # fmt: skip
 
 
 @needs("keyed", *backends.ON_BATCH)
@@ -331,7 +384,6 @@ def check_augmentation_keyed_by_sample_follows_the_sample(make_loader: MakeLoade
 @needs("keyed", "interpolated rows")
 def check_interpolated_rows(make_loader: MakeLoader) -> None:
     split = textured_split(20)
-    augments = [augment for augment in AUGMENTS if make_loader.entry.features.issuperset(augment.features)]
     rng = np.random.default_rng(1)
     plan = Plan(
         store=np.zeros(50, np.int16),
@@ -339,7 +391,7 @@ def check_interpolated_rows(make_loader: MakeLoader) -> None:
         partner=rng.integers(-1, 20, 50),
         weight=rng.choice(np.array([0, 0.3, 0.5, 1], np.float32), 50),
     )
-    for augment in augments:
+    for augment in make_loader.fused:
         loader = make_loader(split=split, plan=plan, batch_size=16, augment=augment, seed=2)
         for number, batch in enumerate(loader.epoch(1)):
             assert_is_reference(batch, plan, split, first_position=16 * number, epoch=1, seed=2, augment=augment)

@@ -7,7 +7,7 @@ import torch
 from hbr_fast.data.plan import Plan
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
-from loaders.contracts import MakeLoader, checks_of, make_split, textured_split
+from loaders.contracts import MakeLoader, checks_of, checks_of_pictures, make_split, textured_split
 
 pytest.importorskip("nvidia.dali")
 
@@ -15,6 +15,11 @@ pytest.importorskip("nvidia.dali")
 @pytest.mark.parametrize("check", checks_of("dali"), ids=lambda check: check.__name__)
 def test_dali_contract(check: Callable[[MakeLoader], None]) -> None:
     check(MakeLoader("dali"))
+
+
+@pytest.mark.parametrize("check", checks_of_pictures("dali"), ids=lambda check: check.__name__)
+def test_dali_contract_of_pictures(check: Callable[[MakeLoader], None]) -> None:
+    check(MakeLoader("dali", encoded=True))
 
 
 def test_dali_pixels_are_close_to_native() -> None:

@@ -15,7 +15,7 @@ from hbr_fast.data.beton_writer import write_beton
 from hbr_fast.data.plan import Plan
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
-from loaders.contracts import MakeLoader, assert_same, checks_of, make_split, textured_split
+from loaders.contracts import MakeLoader, assert_same, checks_of, checks_of_pictures, make_split, textured_split
 
 pytest.importorskip("ffcv")
 
@@ -26,6 +26,11 @@ STRONG = Augment(flip=0.5, alternating_flip=True, pad=3, padding="reflect", cuto
 @pytest.mark.parametrize("check", checks_of("ffcv"), ids=lambda check: check.__name__)
 def test_ffcv_contract(check: Callable[[MakeLoader], None]) -> None:
     check(MakeLoader("ffcv"))
+
+
+@pytest.mark.parametrize("check", checks_of_pictures("ffcv"), ids=lambda check: check.__name__)
+def test_ffcv_contract_of_pictures(check: Callable[[MakeLoader], None]) -> None:
+    check(MakeLoader("ffcv", encoded=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

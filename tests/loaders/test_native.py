@@ -8,7 +8,7 @@ from hbr_fast.loaders import native
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import Sampler, quota_order, uniform_order
-from loaders.contracts import MakeLoader, checks_of, coded_split, textured_split, wait_until
+from loaders.contracts import MakeLoader, checks_of, checks_of_pictures, coded_split, textured_split, wait_until
 
 
 @pytest.mark.parametrize("check", checks_of("native"), ids=lambda check: check.__name__)
@@ -19,6 +19,11 @@ def test_native_contract(
     # One batch a block, a few of them (not a divisor of the epoch), and the whole of a small epoch at once.
     monkeypatch.setattr(native, "BLOCK_BYTES", block_bytes)
     check(MakeLoader("native"))
+
+
+@pytest.mark.parametrize("check", checks_of_pictures("native"), ids=lambda check: check.__name__)
+def test_native_contract_of_pictures(check: Callable[[MakeLoader], None]) -> None:
+    check(MakeLoader("native", encoded=True))
 
 
 def test_native_aligns_batches_to_cache_lines() -> None:

@@ -45,6 +45,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return convert("folder", tmp_path_factory.mktemp("out") / "photos.hbr", root=root, store="encoded")
 
 
+def require(backend: str) -> None:
+    """Skip the test where the backend is not installed."""
+    if backend in (extras := {"dali": "nvidia.dali", "ffcv": "ffcv"}):
+        pytest.importorskip(extras[backend])
+
+
 def same_pixels_raw(split: Split) -> Split:
     """The split with its pictures stored as pixels, at the size it has."""
     images = split.store.gather(np.arange(len(split)))
@@ -57,8 +63,7 @@ def same_pixels_raw(split: Split) -> Split:
     "augment", [Augment(), Augment(flip=0.5, alternating_flip=True, pad=3, cutout=5)], ids=["plain", "augmented"]
 )
 def test_pictures_without_a_crop_are_those_of_stored_pixels(dataset: Dataset, backend: str, augment: Augment) -> None:
-    if backend == "dali":
-        pytest.importorskip("nvidia.dali")
+    require(backend)
     split = dataset.train.at_size(24)
     for dtype in (torch.float32, torch.bfloat16):
         of_pictures, of_pixels = (
@@ -82,8 +87,7 @@ def test_pictures_on_a_gpu_are_those_of_the_cpu(dataset: Dataset, monkeypatch: p
 def test_pictures_are_the_same_in_every_backend(
     dataset: Dataset, backend: str, keyed_by: Literal["position", "sample"]
 ) -> None:
-    if backend == "dali":
-        pytest.importorskip("nvidia.dali")
+    require(backend)
     plan = Plan.of_rows(np.arange(30) % 16)
     augment = dataclasses.replace(CROPPED, keyed_by=keyed_by)
     arguments: dict[str, Any] = {"plan": plan, "augment": augment, "batch_size": 7, "seed": 5, "size": 24}
@@ -171,8 +175,7 @@ def test_pictures_beside_a_pool_of_pixels(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("backend", DECODING)
 def test_bad_pictures_are_set_aside(dataset: Dataset, tmp_path: Path, backend: str) -> None:
-    if backend == "dali":
-        pytest.importorskip("nvidia.dali")
+    require(backend)
     path = Path(shutil.copytree(dataset.path, tmp_path / "damaged.hbr"))
     shard = path / "train.00000.tar"
     store = dataset.train.store
@@ -203,14 +206,6 @@ def test_pictures_need_a_size(dataset: Dataset) -> None:
     assert len(Loader(raw, batch_size=4, size=24)) == 4
 
 
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - set(DECODING)))
-def test_backends_that_do_not_decode_say_so(dataset: Dataset, backend: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"backend '{backend}' has no encoded pictures: use native or dali or torchvision"
-    ):
-        Loader(dataset.train, batch_size=4, size=24, backend=backend)
-
-
 def test_pictures_in_a_copy_of_the_loader(dataset: Dataset) -> None:
     import pickle
 
@@ -222,11 +217,10 @@ def test_pictures_in_a_copy_of_the_loader(dataset: Dataset) -> None:
     assert_same(again.epoch(0), copies(fixed.epoch(0)))
 
 
-@pytest.mark.parametrize("backend", ["native", "dali"])
+@pytest.mark.parametrize("backend", ["native", "ffcv", "dali"])
 def test_cached_pictures_are_the_same(dataset: Dataset, backend: str) -> None:
     """Ten of sixteen pictures fit; from the second epoch on these are not decoded, and nothing else changes."""
-    if backend == "dali":
-        pytest.importorskip("nvidia.dali")
+    require(backend)
     plan = Plan(np.zeros(20, np.int16), np.arange(20) % 16, np.where(np.arange(20) < 5, 3, -1), np.full(20, 0.5, "f4"))
     arguments: dict[str, Any] = {"plan": plan, "augment": Augment(flip=0.5, pad=2), "batch_size": 7, "size": 24}
     cached = Loader(dataset.train, **arguments, backend=backend, cache=10 * 3 * 24 * 24)
@@ -261,7 +255,9 @@ def test_cached_pictures_are_not_decoded_again(dataset: Dataset, monkeypatch: py
 
 
 def test_worker_processes_share_no_cache(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="backend 'torchvision' has no cache of decoded pictures: use native or dali"):
+    with pytest.raises(
+        ValueError, match="backend 'torchvision' has no cache of decoded pictures: use native or ffcv or dali"
+    ):
         Loader(dataset.train, size=24, batch_size=4, backend="torchvision", cache="1 MB")
 
 

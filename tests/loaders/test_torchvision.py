@@ -8,12 +8,17 @@ import torch
 from hbr_fast.data.plan import Plan
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
-from loaders.contracts import MakeLoader, assert_same, checks_of, textured_split
+from loaders.contracts import MakeLoader, assert_same, checks_of, checks_of_pictures, textured_split
 
 
 @pytest.mark.parametrize("check", checks_of("torchvision"), ids=lambda check: check.__name__)
 def test_torchvision_contract(check: Callable[[MakeLoader], None]) -> None:
     check(MakeLoader("torchvision"))
+
+
+@pytest.mark.parametrize("check", checks_of_pictures("torchvision"), ids=lambda check: check.__name__)
+def test_torchvision_contract_of_pictures(check: Callable[[MakeLoader], None]) -> None:
+    check(MakeLoader("torchvision", encoded=True))
 
 
 def test_torchvision_leaves_no_processes_after_early_break() -> None:

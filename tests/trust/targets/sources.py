@@ -266,7 +266,7 @@ def _write_beton(path: Path) -> None:
     listed = np.zeros(2, beton._ALLOCATION)
     at = header.nbytes + fields.nbytes + table.nbytes
     for row, content in enumerate(contents):
-        table[row] = ((beton._RAW, beton._JPEG)[row], 4, 4, at), row
+        table[row] = ((beton.RAW, beton.JPEG)[row], 4, 4, at), row
         listed[row] = row, at, len(content)
         at += len(content)
     header["version"], header["fields"], header["samples"], header["allocations_at"] = beton.VERSION, 2, 2, at
