@@ -556,6 +556,10 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
         (["convert", "synthetic", "x.hbr", "--classes", "1"], "synthetic: classes must be in 2..256, got 1"),
         (["verify", "x.hbr"], "there is no dataset at x.hbr: make one with hbr-fast convert SOURCE x.hbr"),
         (["info", "x.hbr"], "there is no dataset at x.hbr"),
+        (
+            ["info", "."],
+            ". is a plain folder, not a dataset (it has no meta.json): give the dataset that hbr-fast convert folder ",
+        ),
         (["train", "x.hbr", "run"], "there is no dataset at x.hbr"),
         (["train", "x.hbr", "run", "--recipe", "quick"], "unknown recipe 'quick': available are quickstart, "),
         (["train", "x.hbr", "run", "--set", "epoch=1"], "unknown recipe field 'epoch': the fields are name, model, "),

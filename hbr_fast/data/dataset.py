@@ -16,6 +16,7 @@ from hbr_fast.data.images import ImageStore, RawImages
 from hbr_fast.data.npy import read_npy
 from hbr_fast.data.sample_sources import PARTS, NamedSources, SampleSources, numbered_of_meta
 from hbr_fast.data.shards import INDEX, INDEX_PART, SHARD_PART, STORE, ShardFiles
+from hbr_fast.data.unconverted import not_a_dataset
 from hbr_fast.data.views import Fit, checked_size
 from hbr_fast.files import content_hash, sha256_of_file
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema
@@ -286,11 +287,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     True
     """
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no dataset at {path}: make one with hbr-fast convert SOURCE {path}")
     meta_path = path / META
     if not meta_path.is_file():
-        raise FileNotFoundError(f"{meta_path} is missing, so {path} is not a dataset: {REMEDY}")
+        raise not_a_dataset(path, missing=META, remedy=REMEDY)
     meta = _checked_meta(read_sealed_json(meta_path, remedy=REMEDY), meta_path)
     files = meta["files"]
     for name, entry in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,6 +103,36 @@ def checked_job(
         cache=cache,
     )
     return job, backend
+
+
+def normalised_by(split: Split, *, mean: Sequence[float] | None, std: Sequence[float] | None) -> Split:
+    """The split with another mean or standard deviation for its images; None keeps its own.
+
+    Raises
+    ------
+    ValueError
+        If it is not one number a channel, or not of pixels in [0, 1].
+    """
+    if mean is not None:
+        split = dataclasses.replace(split, mean=_of_channels("mean", mean, len(split.mean)))
+    if std is not None:
+        split = dataclasses.replace(split, std=_of_channels("std", std, len(split.std)))
+    return split
+
+
+def _of_channels(name: str, values: Sequence[float], channels: int) -> np.ndarray:
+    try:
+        values_c = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be {channels} numbers, one a channel, got {values!r}") from None
+    if values_c.shape != (channels,):
+        raise ValueError(f"{name} must be one number a channel, {channels} here, got {np.asarray(values).tolist()}")
+    if not ((values_c >= 0) & (values_c <= 1)).all() or (name == "std" and not values_c.all()):
+        interval = "(0, 1]" if name == "std" else "[0, 1]"
+        bytes_ = np.isfinite(values_c).all() and values_c.max() > 1
+        hint = ": divide those of pixels in 0..255 by 255" if bytes_ else ""
+        raise ValueError(f"{name} must lie in {interval}, as pixels in [0, 1] do, got {values_c.tolist()}{hint}")
+    return values_c
 
 
 def _device(name: torch.device | str) -> torch.device:

@@ -18,7 +18,7 @@ from hbr_fast.loaders import backends
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.loaders.batch_transforms import BatchTransforms, level_job
-from hbr_fast.loaders.checks import checked_job
+from hbr_fast.loaders.checks import checked_job, normalised_by
 from hbr_fast.loaders.iteration import Batches, Place
 from hbr_fast.loaders.picture_cache import CacheUse
 from hbr_fast.loaders.pictures import decoding_job
@@ -64,6 +64,9 @@ class Loader:
     size, fit : optional
         For encoded pictures: `split.at_size(size, fit)`, and the same of the stores. A random-resized crop is taken
         from the picture as it is stored.
+    mean, std : sequence of float, optional
+        What images are normalised by, one number a channel, of pixels in [0, 1]: e.g. those that a pretrained model was
+        trained with. By default the split's, which are those of the dataset's train split.
     cache : int or str
         Memory for decoded pictures, in bytes or e.g. "256 MB": those decoded first are not decoded again, as far as
         they fit (`cache_use`). Random-resized crops, which are new in every epoch, are not kept.
@@ -101,10 +104,13 @@ class Loader:
         backend: str = "auto",
         size: int | tuple[int, int] | None = None,
         fit: Fit = "crop",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         cache: int | str = 0,
     ) -> None:
         if size is not None:
             split, stores = split.at_size(size, fit), [one.at_size(size, fit) for one in stores]
+        split = normalised_by(split, mean=mean, std=std)
         job, backend = checked_job(
             split,
             plan=plan,

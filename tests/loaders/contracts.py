@@ -251,6 +251,18 @@ def check_shapes_and_types(make_loader: MakeLoader) -> None:
                 assert column.dtype == torch.int64
 
 
+def check_mean_and_std_may_be_given(make_loader: MakeLoader) -> None:
+    split = textured_split(6)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    batch = next(make_loader(split=split, batch_size=6, mean=mean, std=std).epoch(0))
+    own = dataclasses.replace(split, mean=np.array(mean, np.float32), std=np.array(std, np.float32))
+    plan = Plan.of_rows(np.arange(6))
+    assert_is_reference(batch, plan, own, first_position=0, epoch=0, seed=0, augment=Augment())
+    only_std = next(make_loader(split=split, batch_size=6, std=std).epoch(0))
+    own = dataclasses.replace(split, std=np.array(std, np.float32))
+    assert_is_reference(only_std, plan, own, first_position=0, epoch=0, seed=0, augment=Augment())
+
+
 def check_pixels_labels_and_ids_belong_together(make_loader: MakeLoader) -> None:
     split = coded_split(300)
     plan = Plan.of_rows(np.random.default_rng(0).integers(0, 300, 450))
@@ -780,6 +792,12 @@ def check_invalid_arguments_are_named(make_loader: MakeLoader) -> None:
             {"split": dataclasses.replace(split, mean=np.array([0, np.nan], np.float32))},
             r"mean and std of split 'train' must be finite, got \[0.0, nan\]",
         ),
+        ({"mean": [0.5] * 3}, r"mean must be one number a channel, 2 here, got \[0.5, 0.5, 0.5\]"),
+        ({"std": 0.5}, r"std must be one number a channel, 2 here, got 0.5"),
+        ({"mean": ["a", "b"]}, r"mean must be 2 numbers, one a channel, got \['a', 'b'\]"),
+        ({"mean": [124, 117]}, r"mean must lie in \[0, 1\].* got \[124.0, 117.0\]: divide those of pixels in 0..255"),
+        ({"std": [0.5, 0]}, r"std must lie in \(0, 1\], as pixels in \[0, 1\] do, got \[0.5, 0.0\]$"),
+        ({"std": [0.5, np.nan]}, r"std must lie in \(0, 1\].* got \[0.5, nan\]$"),
         ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
         ({"seed": 2**63, "order": sequential_order(10)}, r"seed must be in \[0, 2\*\*63\)"),
