@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,47 @@ class HardLabels:
                 "labels_n, the hard labels by sample id"
             )
         return labels
+
+
+class LabelsOfIds:
+    """Warns, once, of ids that come with different labels, which are then not the ids of samples.
+
+    Two parts of a `ConcatDataset` that were numbered apart share ids, and many samples share the number of a group in
+    the place of an id: their visits are recorded as those of one sample.
+
+    Parameters
+    ----------
+    recorder : HardnessRecorder
+    """
+
+    def __init__(self, recorder: HardnessRecorder) -> None:
+        self._samples = recorder.num_samples
+        self._numbered = not isinstance(recorder, GrowingRecorder)
+        device = recorder.sums.device
+        self._label_n = torch.full((self._samples if self._numbered else 0,), -1, device=device)
+        self._first = torch.tensor(self._samples, device=device)  # of the ids with different labels
+        self._warned = False
+
+    def see(self, labels: torch.Tensor, ids: Any) -> None:
+        """Note the labels of a recorded batch; nothing is read from the device. Tokens and pixels have other labels."""
+        if not self._numbered or labels.ndim != 1 or labels.is_floating_point() or ids.shape != labels.shape:
+            return
+        ids, known = ids.long(), self._label_n[ids]
+        differ = (known >= 0) & (labels >= 0) & (known != labels)
+        self._first = torch.minimum(self._first, torch.where(differ, ids, self._samples).min())
+        self._label_n[ids] = labels.long()
+
+    def warn(self) -> None:
+        """Warn if there were any so far."""
+        if self._warned or not self._numbered or int(self._first) == self._samples:
+            return
+        self._warned = True
+        warnings.warn(
+            f"sample id {int(self._first)} came with different labels: ids must number the samples of the whole "
+            "training set (WithIds around a ConcatDataset, not inside it; no numbers of groups), else several are "
+            "recorded as one",
+            stacklevel=2,
+        )
 
 
 class NextTokens:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.utils.data
 
+from hbr_fast.loaders.batch import Batch
+
 KEY = "sample_id"
 
 IdOf = Callable[[Any], Any]
@@ -100,7 +102,7 @@ def labels_and_ids(batch: Any) -> tuple[torch.Tensor, Any]:
     """Labels and sample ids of a batch of a `WithIds` dataset, or of any batch laid out like one.
 
     In a sequence the labels are the second element and the ids the last, whatever is between them; in a mapping they
-    have the keys "labels" or "label", and "sample_id".
+    have the keys "labels" or "label", and "sample_id". A `Batch` of our `Loader` has its own.
 
     Returns
     -------
@@ -112,6 +114,8 @@ def labels_and_ids(batch: Any) -> tuple[torch.Tensor, Any]:
     ValueError
         If they are missing, or what is in their place cannot be ids; the message says what was found.
     """
+    if isinstance(batch, Batch):  # its last part are rows of the plan
+        return batch.labels, batch.ids
     if isinstance(batch, Mapping):
         label = next((name for name in ("labels", "label") if name in batch), None)
         if label is None or KEY not in batch:

@@ -10,18 +10,20 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hbr_fast.hardness import HardnessRecorder
-from hbr_fast.integrations.batches import Attempt, HardLabels, NextTokens, require_distributed
+from hbr_fast.integrations.batches import Attempt, HardLabels, LabelsOfIds, NextTokens, require_distributed
 from hbr_fast.integrations.ids import labels_and_ids
+
+_EPOCHS_BEFORE = "epochs_before"  # in a callback's state, beside the recorder's
 
 
 class HardnessCallback(Callback):
     """Records every training step of a Lightning module.
 
     `training_step` returns a dict with "loss" and "logits" [B, C], or None to skip the batch, which then does not count
-    as a visit; the batch carries labels and sample ids (see `WithIds`). Gradient accumulation needs no special care.
-    The recording is saved in Lightning's checkpoints and restored with them, and the ranks of a distributed run are
-    merged at the end of every epoch. The recording of a failed attempt is dropped when `fit` restarts from the first
-    step.
+    as a visit; the batch carries labels and sample ids (see `WithIds`), or comes from our `Loader`. Gradient
+    accumulation needs no special care, and a second `fit` counts its epochs on from those of the first. The recording
+    is saved in Lightning's checkpoints and restored with them, and the ranks of a distributed run are merged at the end
+    of every epoch. The recording of a failed attempt is dropped when `fit` restarts from the first step.
 
     Parameters
     ----------
@@ -50,6 +52,8 @@ class HardnessCallback(Callback):
         self.recorder = recorder
         self._labels = HardLabels(labels_n, recorder.sums.device)
         self._attempt = Attempt(recorder)
+        self._labels_of_ids = LabelsOfIds(recorder)
+        self._epochs_before = 0  # of earlier trainings
         self._tokens = NextTokens(shift_labels, recorder.ignore_index)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,6 +62,7 @@ class HardnessCallback(Callback):
         self._tokens.begin()
         if trainer.global_step == 0:
             self._attempt.begin()
+            self._epochs_before = self.recorder.epochs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,12 +77,14 @@ class HardnessCallback(Callback):
         labels = self._labels.of(labels, ids, kept_from_us="the batch has no labels")
         loss, parts = outputs.get("loss"), trainer.accumulate_grad_batches
         logits, labels, ids = self._tokens.paired(outputs["logits"], labels, ids, loss=loss, parts=parts)
-        self.recorder.record(logits, labels, ids, epoch=trainer.current_epoch)
+        self.recorder.record(logits, labels, ids, epoch=self._epochs_before + trainer.current_epoch)
+        self._labels_of_ids.see(labels, ids)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge the ranks' visits of this epoch."""
         if self.recorder.distributed:
             self.recorder.merge_ranks()
+        self._labels_of_ids.warn()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the recording."""
@@ -87,9 +94,10 @@ class HardnessCallback(Callback):
         """The recording, for a checkpoint; Lightning asks every rank."""
         if self.recorder.distributed:
             self.recorder.merge_ranks()
-        return self.recorder.state_dict()
+        return {**self.recorder.state_dict(), _EPOCHS_BEFORE: self._epochs_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a checkpoint."""
-        self.recorder.load_state_dict(state_dict)
+        self.recorder.load_state_dict({name: value for name, value in state_dict.items() if name != _EPOCHS_BEFORE})
+        self._epochs_before = int(state_dict.get(_EPOCHS_BEFORE, 0))
         self._attempt.end()

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hbr_fast.hardness import HardnessRecorder
 from hbr_fast.hardness.state_file import load_state, save_state
-from hbr_fast.integrations.batches import Attempt, HardLabels, NextTokens, require_distributed
+from hbr_fast.integrations.batches import Attempt, HardLabels, LabelsOfIds, NextTokens, require_distributed
 from hbr_fast.integrations.ids import KEY
 
 FILE = "hardness.safetensors"  # of a checkpoint
@@ -73,6 +73,7 @@ class HardnessCallback(TrainerCallback):
         self._resume_from = resume_from
         self._tokens = NextTokens(shift_labels, recorder.ignore_index)
         self._attempt = Attempt(recorder)
+        self._labels_of_ids = LabelsOfIds(recorder)
         self._state: TrainerState | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._ids: Any = None
@@ -138,6 +139,7 @@ class HardnessCallback(TrainerCallback):
         self._in_epoch = False
         if self.recorder.distributed:
             self.recorder.merge_ranks()
+        self._labels_of_ids.warn()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the recording with the checkpoint; every rank takes part, one writes."""
@@ -217,6 +219,7 @@ class HardnessCallback(TrainerCallback):
             else:
                 own = shifted
             self.recorder.record(logits, own, ids, epoch=self._epoch)
+            self._labels_of_ids.see(own, ids)
         except Exception:
             self.detach()
             raise

@@ -23,7 +23,7 @@ from hbr_fast.members.preflight import check_fit
 from hbr_fast.members.store import CHECKPOINTS, StoredMember, open_member
 from hbr_fast.members.trial import try_step
 from hbr_fast.seeding import member_seed
-from hbr_fast.training.components import sources
+from hbr_fast.training.components import changed, sources
 from hbr_fast.training.device import resolve_precision
 from hbr_fast.training.distributed import ranks
 from hbr_fast.training.recipe import Recipe, stored_recipe
@@ -246,11 +246,8 @@ def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_h
 
 def _require_same_components(run: Path, ensemble: Ensemble, recipe: Recipe) -> None:
     """Refuse to add members to those of other functions under the same names, or of other weights to start from."""
-    then, now = ensemble.members[0].info.get("components", {}), sources(recipe)
-    changed = [kind for kind in {**then, **now} if then.get(kind) != now.get(kind)]
-    if changed:
-        names = {kind: recipe.augment.transform if kind == "transform" else getattr(recipe, kind) for kind in changed}
-        words = "; ".join(f"{kind} {names[kind]!r} ({then.get(kind)}, now {now.get(kind)})" for kind in sorted(changed))
+    differing = changed(recipe, ensemble.members[0].info.get("components", {}), sources(recipe))
+    if differing:
         raise ValueError(
-            f"{run} was trained with other components, which have changed since: {words}: choose another one"
+            f"{run} was trained with other components, which have changed since: {differing}: choose another one"
         )

@@ -57,6 +57,11 @@ class ImportedRun:
     member: int = 0
     ids: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("outputs", "ids"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _array(f"{name} of {self.name}", getattr(self, name)))
+
     @property
     def name(self) -> str:
         """The run in error messages."""
@@ -141,7 +146,8 @@ def import_runs(
     ...     pl.read_csv(out / "comparisons.csv").filter(quantity="recall_max_min")["treatment"].item()
     0.0
     """
-    labels = np.asarray(labels_n)
+    labels = _array("labels", labels_n)
+    ids = None if ids is None else _array("ids of the labels", ids)
     require_labels(labels, where="labels")
     num_classes = len(classes) if classes is not None else max([int(labels.max()) + 1, *map(_columns, runs)])
     named = tuple(classes) if classes is not None else tuple(map(str, range(num_classes)))
@@ -153,6 +159,10 @@ def import_runs(
         *_faults_of_scores(scores, estimator, named),
         *(fault for run in runs for fault in _faults_of(run, labels, ids, num_classes)),
     ]
+    if ids is not None and ids.shape != labels.shape:
+        faults.insert(0, f"the labels are {len(labels)}, their ids {list(ids.shape)}")
+    elif ids is not None and len(np.unique(ids)) != len(ids):
+        faults.insert(0, "the labels have sample ids that occur twice")
     if labels.max() >= num_classes:
         faults.insert(0, f"label {labels.max()} is outside the {num_classes} classes")
     if faults:
@@ -226,6 +236,14 @@ def require_labels(labels: np.ndarray, *, where: str) -> None:
 
 def _is_numbered(run: ImportedRun) -> bool:
     return 0 <= run.variant < MOST_NUMBER and 0 <= run.member < MOST_NUMBER
+
+
+def _array(what: str, value: Any) -> np.ndarray:
+    """A value as an array; torch's tensors are taken where numpy can."""
+    try:
+        return np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be an array ({str(error).partition(chr(10))[0]})") from None
 
 
 def _columns(run: ImportedRun) -> int:

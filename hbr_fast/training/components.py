@@ -192,6 +192,13 @@ def sources(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def changed(recipe: Recipe, then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which components of a recipe have other `sources` now than then, in words; empty if none has."""
+    kinds = sorted(kind for kind in {**then, **now} if then.get(kind) != now.get(kind))
+    names = {kind: recipe.augment.transform if kind == "transform" else getattr(recipe, kind) for kind in kinds}
+    return "; ".join(f"{kind} {names[kind]!r} ({then.get(kind)}, now {now.get(kind)})" for kind in kinds)
+
+
 def _is_torchvisions(recipe: Recipe) -> bool:
     return recipe.augment.transform.startswith("torchvision:")
 

@@ -12,6 +12,7 @@ import torch
 
 from hbr_fast import HardnessRecorder, uniform_order
 from hbr_fast.report import figures
+from integrations.two_processes import join_group, run_by_two
 
 EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples"
 LIBRARY = {
@@ -22,19 +23,19 @@ LIBRARY = {
 }
 
 
-def run_example(name: str) -> HardnessRecorder:
-    pytest.importorskip(LIBRARY[name])
+def run_example(name: str, *, says: bool = True) -> HardnessRecorder:
+    pytest.importorskip(LIBRARY.get(name, "timm"))
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         recorder = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]()
-    assert "aum" in said.getvalue()
+    assert ("aum" in said.getvalue()) == says
     assert isinstance(recorder, HardnessRecorder)
     return recorder
 
 
 def test_examples_are_all_run() -> None:
-    of_the_tutorial = {"draw_shapes"}  # run by tests/test_tutorial.py
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(LIBRARY) | of_the_tutorial
+    elsewhere = {"draw_shapes", "timm_torchrun"}  # run by tests/test_tutorial.py, and in two processes below
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(LIBRARY) | elsewhere
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -61,6 +62,23 @@ def test_examples_end_with_a_page_of_their_runs(name: str, tmp_path: Path, monke
     accuracies = pl.read_csv(tmp_path / "runs" / "per_member.csv")
     assert accuracies.height == 2 * module["SEEDS"]
     assert min(accuracies["accuracy"].to_list()) > 0.5, "models that were trained"
+
+
+def test_example_of_timm_in_two_processes(tmp_path: Path) -> None:
+    one, other = run_by_two(_timm_by_two, tmp_path)
+    assert one == other, "every process has the recording of all"
+    assert one["observations"] == [4] * 300
+    assert int(np.argmin(one["aum"])) == 2
+    assert one["aum"][2] < min(one["aum"][:2])
+
+
+def _timm_by_two(folder: Path) -> dict[str, list[float]]:
+    join_group(folder)
+    scores = run_example("timm_torchrun", says=torch.distributed.get_rank() == 0).scores()
+    return {
+        "observations": scores.observations[0].tolist(),
+        "aum": scores.class_means("aum", np.arange(300) % 3, 3).tolist(),
+    }
 
 
 def test_examples_lightning_and_accelerate_match_plain_loop() -> None:

@@ -1,12 +1,14 @@
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from loaders.contracts import coded_split
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
-from hbr_fast import HardnessRecorder
+from hbr_fast import HardnessRecorder, Loader, Plan
 from hbr_fast.integrations.ids import WithIds
 from hbr_fast.kernels.hardness.layout import OBSERVATIONS
 
@@ -114,6 +116,52 @@ def test_callback_discards_failed_attempt(tmp_path: Path) -> None:
     fit(whole, epochs=2, folder=tmp_path)
     for name, values in whole.scores().values.items():
         np.testing.assert_array_equal(callback.recorder.scores().values[name], values, err_msg=name)
+
+
+def test_callback_counts_epochs_of_a_second_fit_on_from_the_first(tmp_path: Path) -> None:
+    recorder, resumed, model = HardnessRecorder(N, 3), HardnessRecorder(N, 3), Model()
+    fit(recorder, epochs=2, folder=tmp_path, model=model)
+    callback = HardnessCallback(resumed)
+    resumed.load_state_dict(recorder.state_dict())
+    fit(recorder, epochs=2, folder=tmp_path, model=copy.deepcopy(model))
+    assert (recorder.epochs, recorder.scores().provenance["epochs"]) == (4, 4)
+    fit(callback, epochs=1, folder=tmp_path, model=model)
+    fit(callback, epochs=2, folder=tmp_path, model=model, checkpoint=tmp_path / "after-1.ckpt")
+    assert resumed.epochs == 4
+    for name, values in recorder.scores().values.items():
+        np.testing.assert_allclose(resumed.scores().values[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_callback_records_a_loaders_batches_by_sample_id(tmp_path: Path) -> None:
+    split = coded_split(N)
+    plan = Plan.of_rows(np.array([5, 5, 7, 20, 20, 20]))
+
+    class Flat(Model):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            logits = self.layer(batch.images[:, :1].flatten(1)[:, :4])
+            return {"loss": logits.square().mean(), "logits": logits}
+
+    recorder = HardnessRecorder(N, split.num_classes)
+    model = Flat()
+    model.layer = torch.nn.Linear(4, split.num_classes)
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[HardnessCallback(recorder)], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
+    trainer.fit(model, Loader(split, plan=plan, batch_size=4))
+    assert dict(enumerate(recorder.scores().observations[0])) == {
+        **dict.fromkeys(range(N), 0), 5: 2, 7: 1, 20: 3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["parts numbered apart", "groups for ids"])
+def test_callback_warns_of_ids_that_are_not_those_of_samples(case: str, tmp_path: Path) -> None:
+    inputs, labels = torch.randn(N, 4), torch.arange(N) % 3
+    if case == "groups for ids":
+        data: Any = TensorDataset(inputs, labels, torch.arange(N) % 2)
+    else:
+        parts = (slice(0, 10), slice(10, N))
+        data = ConcatDataset([WithIds(TensorDataset(inputs[rows], labels[rows])) for rows in parts])
+    with pytest.warns(UserWarning, match=r"sample id 0 came with different labels: .*WithIds around a ConcatDataset"):
+        fit(HardnessRecorder(N, 3), epochs=1, folder=tmp_path, data=data)
 
 
 def test_callback_soft_labels(tmp_path: Path) -> None:

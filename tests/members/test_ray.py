@@ -61,6 +61,16 @@ def cluster(cluster_of_two: Any) -> Execution:
     return Execution(cluster=cluster_of_two.address)
 
 
+USERS = """
+from torch import nn
+
+
+def linear(image_shape, num_classes):
+    channels, height, width = image_shape
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+"""
+
+
 def run_jobs(
     dataset: Dataset, recipe: Recipe, jobs: list[Job], store: Path, on: Execution
 ) -> tuple[dict[int, FloatingPointError], int]:
@@ -132,6 +142,31 @@ def test_ray_reraises_error_of_node(tiny: Dataset, recipe: Recipe, cluster: Exec
     with pytest.raises(ValueError, match="unknown model 'nonsense'"):
         train(tiny, dataclasses.replace(recipe, model="nonsense"), [Job(1)], tmp_path, cluster)
     assert not (tmp_path / "members").exists()
+
+
+def test_ray_trains_a_users_network_and_one_of_timm(
+    tiny: Dataset, recipe: Recipe, cluster: Execution, tmp_path: Path, in_process: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "for_ray.py").write_text(USERS)
+    monkeypatch.syspath_prepend(mine)
+    chosen = dataclasses.replace(recipe, model="for_ray:linear", optimizer="adamw", lr=0.01, epochs=1)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ValueError, match=r"^node .*: model 'for_ray:linear': for_ray cannot be imported .*PYTHONPATH"):
+        train(tiny, chosen, [Job(1)], tmp_path / "store", cluster)
+    monkeypatch.setenv("PYTHONPATH", str(mine))
+    train(tiny, chosen, [Job(1)], tmp_path / "store", cluster)
+    assert_as_in_process(tiny, chosen, [Job(1)], tmp_path / "store", in_process)
+    of_timm = dataclasses.replace(chosen, model="timm:test_efficientnet", batch_size=120)
+    train(tiny, of_timm, [Job(1)], tmp_path / "timm", cluster)
+    assert_as_in_process(tiny, of_timm, [Job(1)], tmp_path / "timm", in_process)
+    another = tmp_path / "another"
+    another.mkdir()
+    (another / "for_ray.py").write_text(USERS + "# another version")
+    monkeypatch.setenv("PYTHONPATH", str(another))
+    with pytest.raises(ValueError, match=r"node .* has other components than the driver: model 'for_ray:linear'.*same"):
+        train(tiny, chosen, [Job(2)], tmp_path / "store", cluster)
 
 
 def test_ray_replaces_killed_worker(

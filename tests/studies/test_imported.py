@@ -1,12 +1,14 @@
 """Trainings from elsewhere: the same comparisons as a study's, every file format, and all faults at once."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from hbr_fast import cli
 from hbr_fast.data.dataset import Dataset
@@ -145,6 +147,8 @@ def test_import_names_all_faults_at_once(tmp_path: Path) -> None:
             {"classes": "ab"},
             "label 2 is outside the 2 classes; baseline, variant 0, member 0 has logits of 3",
         ),
+        (two_arms(ids=np.arange(30)), {"ids": np.arange(29)}, r"the labels are 30, their ids \[29\]"),
+        (two_arms(ids=np.arange(30)), {"ids": np.arange(30) // 2}, "the labels have sample ids that occur twice"),
         (two_arms(), {"metric": "luck"}, "unknown metric 'luck': known are recall, "),
         (two_arms(), {"scores": pl.DataFrame({"sample_id": [0]})}, "scores lack 'class_index', 'class_name', 'aum'"),
         (
@@ -159,6 +163,21 @@ def test_import_refuses_bad_input(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         import_runs(runs, LABELS, out=tmp_path / "out", **options)
+
+
+def test_import_takes_lists_and_tensors_and_refuses_graphs(tmp_path: Path) -> None:
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "tensor": torch.from_numpy,
+        "list": np.ndarray.tolist,
+        "array": np.asarray,
+    }
+    for name, kind in kinds.items():
+        runs = [ImportedRun(arm, kind(outputs(seed))) for seed, arm in enumerate(("baseline", "mine"))]
+        import_runs(runs, kind(LABELS), out=tmp_path / name)
+    first, *others = ((tmp_path / name / "comparisons.csv").read_bytes() for name in kinds)
+    assert others == [first, first]
+    with pytest.raises(ValueError, match=r"outputs of mine, variant 0, member 0 must be an array \(Can't call numpy"):
+        ImportedRun("mine", torch.zeros(3, 2, requires_grad=True))  # type: ignore[arg-type]
 
 
 def test_outputs_and_labels_are_the_same_from_every_format(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Only the driver writes to the store, one finished member at a time, so a worker, a node or the driver may die at any
 moment: the store stays consistent, Ray restarts lost tasks, and a restarted driver trains the rest. A node reads the
-dataset at the driver's path if it can see it there; otherwise it fetches one copy.
+dataset at the driver's path if it can see it there; otherwise it fetches one copy. It imports the modules of a user's
+components from its own path or else from the directories of the driver's PYTHONPATH; they must be the driver's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from hbr_fast.members.jobs import Job, PackedJob, packed, train_packed
 from hbr_fast.members.store import member_key, member_path, open_member
 from hbr_fast.members.telemetry import Board
 from hbr_fast.training import signals
+from hbr_fast.training.components import changed, sources
 from hbr_fast.training.recipe import Recipe
 
 PIECE_BYTES = 32 * 2**20  # a dataset is sent in pieces of this size
@@ -79,12 +82,24 @@ def run(
         )
         threads = max(1, int(execution.cpus_per_member))
         plans = {job.plan.content_hash(): ray.put(job.plan) for job in jobs if job.plan is not None}
+        components = sources(recipe)
         keys = [member_key(dataset, recipe, seed=job.seed, plan=job.plan) for job in jobs]
         pending = {}
         for place, job in enumerate(jobs):
             plan = None if job.plan is None else plans[job.plan.content_hash()]
             bare = dataclasses.replace(packed(job), plan=None)  # send a plan that jobs share only once
-            task = train.remote(bare, plan, depot, str(dataset.path), dataset.fingerprint, recipe, keys[place], threads)
+            task = train.remote(
+                bare,
+                plan,
+                depot,
+                str(dataset.path),
+                dataset.fingerprint,
+                recipe,
+                keys[place],
+                components,
+                module_directories(),
+                threads,
+            )
             pending[task] = place
         diverged: dict[int, FloatingPointError] = {}
         reported = 0
@@ -244,6 +259,8 @@ def _train_on_node(
     fingerprint: str,
     recipe: Recipe,
     key: str,
+    components: Mapping[str, str],
+    directories: Sequence[str],
     threads: int,
 ) -> dict[str, bytes]:
     """Train one member here and return its files by name; the job's plan is passed separately."""
@@ -258,12 +275,16 @@ def _train_on_node(
         files=lambda: ray.get(depot.files.remote()),
         piece=lambda name, offset: ray.get(depot.piece.remote(name, offset)),
     )
-    own = member_key(dataset, recipe, seed=job.seed, plan=plan)
-    if own != key:
-        raise ValueError(
-            f"node {socket.gethostname()} would compute different results: install the driver's hbr-fast version on "
-            "both"
-        )
+    sys.path.extend(path for path in directories if path not in sys.path)
+    node = f"node {socket.gethostname()}"
+    try:
+        differing = changed(recipe, components, sources(recipe))
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{node}: {error}") from None
+    if differing:
+        raise ValueError(f"{node} has other components than the driver: {differing}: put the same files there")
+    if member_key(dataset, recipe, seed=job.seed, plan=plan) != key:
+        raise ValueError(f"{node} would compute different results: install the driver's hbr-fast version on both")
     with scratch_directory(on_node, "member-") as scratch:
         member = train_packed(
             job,
@@ -276,6 +297,11 @@ def _train_on_node(
             interval_s=REPORT_INTERVAL_S,
         )
         return {file.name: file.read_bytes() for file in member.path.iterdir()}
+
+
+def module_directories() -> list[str]:
+    """The directories of this process's PYTHONPATH, absolute."""
+    return [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def dataset_on_node(path: Path, fingerprint: str, *, cache: Path, files: Any, piece: Any) -> Dataset:
