@@ -38,10 +38,10 @@ class RecipeOptions:
     Attributes
     ----------
     recipe : str, optional
-        A name (quickstart, small-cnn, paper-resnet18, fast-resnet18) or a file: .toml, or .json such as a run's
-        recipe.json.
+        A name (quickstart, small-cnn, paper-resnet18, fast-resnet18, cifar-fast, cifar-quick) or a file: .toml, or
+        .json such as a run's recipe.json.
     model : str, optional
-        resnet18, cnn-W-W-..., vgg-W-W-..., whitened-W-W-..., torchvision:NAME, timm:NAME or
+        resnet18, cnn-W-W-..., vgg-W-W-..., whitened-W-W-..., whitened2-W-W-..., torchvision:NAME, timm:NAME or
         package.module:function.
     model_args : str, optional
         Keyword arguments of the model, as a JSON object.

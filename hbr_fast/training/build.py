@@ -109,7 +109,14 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"model {recipe.model!r} has no parameters to train")
     make = component("optimizer", recipe)
     try:
-        made = make(parameter_groups(model, recipe.no_decay))
+        groups = parameter_groups(
+            model,
+            recipe.no_decay,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            norm_bias_lr=recipe.norm_bias_lr,
+        )
+        made = make(groups)
     except Exception as error:  # of third-party code
         raise ValueError(
             f"optimizer {recipe.optimizer!r} cannot be made with optimizer_args {dict(recipe.optimizer_args)}: "

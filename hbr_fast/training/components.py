@@ -134,7 +134,9 @@ def named(kind: str, name: str) -> Callable[..., Any]:
 def available(kind: str) -> str:
     """The names that a kind has, in words."""
     own = (
-        "resnet18, cnn-W-W-..., vgg-W-W-..., whitened-W-W-..., torchvision:NAME, timm:NAME" if kind == "model" else None
+        "resnet18, cnn-W-W-..., vgg-W-W-..., whitened-W-W-..., whitened2-W-W-..., torchvision:NAME, timm:NAME"
+        if kind == "model"
+        else None
     )
     libraries = " (torch.optim:Adam, ...)" if kind == "optimizer" else ""
     return f"{own or ', '.join(BUILT_IN[kind])} and package.module:function{libraries}"

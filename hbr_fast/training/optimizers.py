@@ -41,20 +41,44 @@ def adamw(
     return torch.optim.AdamW(parameters, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=True)
 
 
-def parameter_groups(model: nn.Module, no_decay: NoDecay) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """The parameters of a model as an optimiser takes them: one list, or two groups if some are not to decay.
+def parameter_groups(
+    model: nn.Module, no_decay: NoDecay, *, lr: float = 0.0, weight_decay: float = 0.0, norm_bias_lr: float = 1.0
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """The parameters of a model as an optimiser takes them: one list, or groups if some are treated otherwise.
 
     Parameters
     ----------
     model : nn.Module
     no_decay : "none" or "norm-and-bias"
-        "norm-and-bias" gives parameters of at most one dimension, and those called "bias", a group of weight decay 0.
+        "norm-and-bias" gives parameters of at most one dimension, and those called "bias", a weight decay of 0.
+    lr, weight_decay : float
+        Of the others.
+    norm_bias_lr : float
+        Factor of the learning rate of the biases of norms, whose weight decay is divided by it.
     """
-    if no_decay == "none":
+    if no_decay == "none" and norm_bias_lr == 1:
         return list(model.parameters())
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    norm_biases = {id(module.bias) for module in model.modules() if _is_norm(module)} if norm_bias_lr != 1 else ()
+    plain: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    faster: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (others if parameter.ndim <= 1 or name.endswith("bias") else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        if id(parameter) in norm_biases:
+            faster.append(parameter)
+        elif no_decay != "none" and (parameter.ndim <= 1 or name.endswith("bias")):
+            spared.append(parameter)
+        else:
+            plain.append(parameter)
+    shrinking = weight_decay / norm_bias_lr if no_decay == "none" else 0.0
+    groups: list[dict[str, Any]] = [
+        {"params": plain},
+        {"params": spared, "weight_decay": 0.0},
+        {"params": faster, "weight_decay": shrinking, "lr": lr * norm_bias_lr},
+    ]
     return [group for group in groups if group["params"]]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    from torch import nn
+
+    return isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm)

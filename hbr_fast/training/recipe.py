@@ -94,6 +94,9 @@ class Recipe:
         A file of weights to start from, safetensors or of `torch.save`; a classifier of another width starts anew.
     no_decay : "none" or "norm-and-bias"
         Which parameters have no weight decay: those of norms, and biases.
+    norm_bias_lr : float
+        Factor of the learning rate of the biases of norms; their weight decay is divided by it, so that they shrink as
+        fast as other parameters.
     clip_norm : float
         Largest norm of a step's gradient, to which a larger one is scaled; 0 does not clip.
     accumulate : int
@@ -145,6 +148,7 @@ class Recipe:
     loss_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     weights: str = ""
     no_decay: NoDecay = "none"
+    norm_bias_lr: float = 1.0
     clip_norm: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
@@ -170,6 +174,7 @@ class Recipe:
             "online_max_change": 0 <= self.online_max_change <= 1,
             "precision": self.precision in get_args(Precision),
             "no_decay": self.no_decay in get_args(NoDecay),
+            "norm_bias_lr": 0 < self.norm_bias_lr < math.inf,
             "clip_norm": 0 <= self.clip_norm < math.inf,
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "ema": 0 <= self.ema < 1,
@@ -258,7 +263,19 @@ def stored_recipe(path: str | os.PathLike[str], *, remedy: str) -> Recipe:
 
 
 # Fields added after the first keys.
-_ADDED = ("optimizer", "loss", "size", "weights", "no_decay", "clip_norm", "accumulate", "ema", "mixup", "cutmix")
+_ADDED = (
+    "optimizer",
+    "loss",
+    "size",
+    "weights",
+    "no_decay",
+    "norm_bias_lr",
+    "clip_norm",
+    "accumulate",
+    "ema",
+    "mixup",
+    "cutmix",
+)
 _AUGMENT_DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Augment())))
 
 

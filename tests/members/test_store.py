@@ -96,6 +96,7 @@ OTHER: dict[str, Any] = {
     "loss_args": {"label_smoothing": 0.2},
     "weights": __file__,  # any file: a key hashes its content
     "no_decay": "norm-and-bias",
+    "norm_bias_lr": 8.0,
     "clip_norm": 1.0,
     "accumulate": 2,
     "ema": 0.9,

@@ -25,6 +25,8 @@ def model(name: str, *, channels: int = 3, size: int = 32, classes: int = 10) ->
         ("vgg-4-8", 2, (10, 14), 3),
         ("whitened-4-8", 3, (8, 10), 3),
         ("whitened-16-32-32", 1, (28, 28), 10),
+        ("whitened2-16-32", 3, (9, 12), 3),
+        ("whitened2-4", 1, (3, 3), 2),
         ("resnet18", 3, (16, 16), 7),
     ],
 )
@@ -119,11 +121,32 @@ def test_models_return_float32_logits_under_bfloat16_autocast(name: str) -> None
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
+def test_whitened2_is_evaluated_on_both_mirror_images() -> None:
+    net, images = model("whitened2-16-32", size=12), torch.randn(3, 3, 12, 12)
+    plain = net(images)
+    assert not torch.allclose(plain, net(images.flip(-1)), atol=1e-3), "in training an image is taken as it is"
+    net.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(net(images), net(images.flip(-1)))
+
+
+def test_whitened2_norms_have_no_scale_to_learn() -> None:
+    net = model("whitened2-16-32", size=12)
+    norms = [one for one in net.modules() if isinstance(one, nn.BatchNorm2d)]
+    assert len(norms) == 4
+    net(torch.randn(4, 3, 12, 12)).sum().backward()
+    for norm in norms:
+        assert norm.weight.grad is None
+        assert norm.bias.grad is not None
+        torch.testing.assert_close(norm.weight, torch.ones_like(norm.weight))
+
+
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
         ("cnn-4-8", (3, 8), "halves the image 2 times: images of 3x8 are too small, it needs at least 4 pixels"),
         ("cnn-4", (1, 1), "needs at least 2 pixels"),
+        ("whitened2-4-8", (8, 4), "halves the image 2 times: images of 8x4 are too small, it needs at least 5 pixels"),
         ("vgg-4-8", (28, 7), "halves the image 3 times: images of 28x7 are too small, it needs at least 8 pixels"),
     ],
 )

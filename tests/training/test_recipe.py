@@ -4,8 +4,11 @@ import math
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hbr_fast.loaders.augment import Augment
+from hbr_fast.training.models.networks import build_model
 from hbr_fast.training.recipe import ARGUMENTS, Recipe, changed_recipe
 from hbr_fast.training.recipes import RECIPES, named_recipe
 
@@ -40,6 +43,7 @@ def test_paper_resnet18_matches_section_1_of_the_method() -> None:
         **{name: {} for name in ARGUMENTS},
         "weights": "",
         "no_decay": "none",
+        "norm_bias_lr": 1.0,
         "clip_norm": 0.0,
         "accumulate": 1,
         "ema": 0.0,
@@ -49,9 +53,21 @@ def test_paper_resnet18_matches_section_1_of_the_method() -> None:
 
 
 def test_recipes_of_the_issue_exist_under_their_names() -> None:
-    assert list(RECIPES) == ["quickstart", "small-cnn", "paper-resnet18", "fast-resnet18"]
+    assert list(RECIPES) == [
+        *("quickstart", "small-cnn", "paper-resnet18", "fast-resnet18"),
+        *("cifar-fast", "cifar-quick"),
+    ]
     assert all(named_recipe(name).name == name for name in RECIPES)
-    assert len({dataclasses.replace(named_recipe(name), name="") for name in RECIPES}) == 4
+    assert len({dataclasses.replace(named_recipe(name), name="") for name in RECIPES}) == 6
+
+
+@pytest.mark.parametrize(("name", "most"), [("cifar-fast", 4e14), ("cifar-quick", 1.2e14)])
+def test_cifar_recipes_stay_within_their_operations(name: str, most: float) -> None:
+    recipe = named_recipe(name)
+    network = build_model(recipe.model, channels=3, image_size=(32, 32), classes=10)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    assert 0.9 * most < recipe.epochs * 50_000 * counter.get_total_flops() / 2 < most
 
 
 def test_fast_resnet18_trains_the_same_network_in_a_tenth_of_the_epochs() -> None:
@@ -81,6 +97,7 @@ def test_recipe_json_round_trip(recipe: Recipe) -> None:
         ("epochs=3", "epochs", 3),
         ("weights=start.safetensors", "weights", "start.safetensors"),
         ("no_decay=norm-and-bias", "no_decay", "norm-and-bias"),
+        ("norm_bias_lr=64", "norm_bias_lr", 64.0),
         ("clip_norm=0.5", "clip_norm", 0.5),
         ("accumulate=2", "accumulate", 2),
         ("ema=0.999", "ema", 0.999),

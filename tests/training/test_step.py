@@ -17,7 +17,7 @@ from hbr_fast.members.store import train_and_store
 from hbr_fast.training.averaging import Averaged
 from hbr_fast.training.build import make_loss, make_optimizer
 from hbr_fast.training.checkpoint import CheckpointEvery
-from hbr_fast.training.optimizers import parameter_groups
+from hbr_fast.training.optimizers import NoDecay, parameter_groups
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.step import train_step
 from hbr_fast.training.trainer import train_member
@@ -103,6 +103,20 @@ def test_make_optimizer_without_decay_of_norms_and_biases(recipe: Recipe, optimi
     assert [group["initial_lr"] for group in groups] == [recipe.lr] * 2
 
 
+@pytest.mark.parametrize("no_decay", ["none", "norm-and-bias"])
+def test_make_optimizer_trains_the_biases_of_norms_faster(recipe: Recipe, no_decay: NoDecay) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    chosen = dataclasses.replace(recipe, weight_decay=0.1, no_decay=no_decay, norm_bias_lr=4.0)
+    groups = make_optimizer(chosen, model).param_groups
+    (faster,) = groups[-1]["params"]
+    assert faster is model[1].bias
+    assert groups[-1]["initial_lr"] == pytest.approx(4 * recipe.lr)
+    # Weight decay times rate, by which it shrinks, is that of the others.
+    assert groups[-1]["weight_decay"] == (0.025 if no_decay == "none" else 0)
+    assert sum(len(group["params"]) for group in groups) == 4
+    assert {group["initial_lr"] for group in groups[:-1]} == {recipe.lr}
+
+
 def test_averaged_follows_its_definition() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     averaged = Averaged(model, 0.5)
@@ -150,7 +164,7 @@ def dropping(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     "changes",
     [
         {"optimizer": "adamw", "no_decay": "norm-and-bias", "schedule": "cosine", "lr": 0.01},
-        {"clip_norm": 0.5, "accumulate": 2},
+        {"clip_norm": 0.5, "accumulate": 2, "norm_bias_lr": 8.0, "model": "whitened2-16"},
         {"ema": 0.9},
         {"mixup": 0.4, "cutmix": 1.0, "loss": "focal"},
         {"model": f"{__name__}:dropping"},

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.training.build import initial_model, make_optimizer, untrained_model
-from hbr_fast.training.models.whitening import STRIDE, WhitenedPatches
+from hbr_fast.training.models.whitening import WhitenedPatches
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.trainer import train_member
 
@@ -23,21 +24,23 @@ def correlated_images(count: int = 200) -> torch.Tensor:
     return smooth * torch.tensor([1.0, 3.0, 0.5]).reshape(3, 1, 1)
 
 
-def test_whitened_patches_have_unit_covariance() -> None:
-    images, layer = correlated_images(), WhitenedPatches(3)
+@pytest.mark.parametrize(("side", "stride"), [(4, 2), (2, 1)])
+def test_whitened_patches_have_unit_covariance(side: int, stride: int) -> None:
+    images, layer = correlated_images(), WhitenedPatches(3, side=side)
     layer.fit(images)
-    assert layer.out_channels == 96
+    size = 3 * side**2
+    assert layer.out_channels == 2 * size
     # Inside the border: patches that reach into the padding are not of the kind that the layer was fitted to.
-    out = torch.nn.functional.conv2d(images, layer.weight, stride=STRIDE).double()
-    rows = out.permute(0, 2, 3, 1).reshape(-1, 48)
+    out = torch.nn.functional.conv2d(images, layer.weight, stride=stride).double()
+    rows = out.permute(0, 2, 3, 1).reshape(-1, size)
     covariance = rows.T @ rows / len(rows)
     # Directions of small variance are held back by the epsilon, the others have variance 1 and are uncorrelated.
     assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-3
     assert covariance.diagonal().max() < 1 + 1e-3
-    assert covariance.diagonal()[:24].min() > 0.98
-    spread = torch.nn.functional.unfold(images, 4, stride=2).std()
+    assert covariance.diagonal()[: size // 2].min() > 0.98
+    spread = torch.nn.functional.unfold(images, side, stride=stride).std()
     assert not torch.allclose(
-        covariance.diagonal(), torch.full((48,), float(spread) ** 2, dtype=torch.float64), atol=0.1
+        covariance.diagonal(), torch.full((size,), float(spread) ** 2, dtype=torch.float64), atol=0.1
     )
 
 
@@ -47,6 +50,7 @@ def test_whitened_patches_give_both_signs_at_half_the_size() -> None:
     out = layer(images)
     assert out.shape == (2, 96, 5, 5)
     torch.testing.assert_close(out[:, :48], -out[:, 48:])
+    assert WhitenedPatches(3, side=2)(images).shape == (2, 24, 9, 9)
     for dtype in (torch.bfloat16, torch.float16):
         assert layer(images.to(dtype)).dtype == dtype
 

@@ -9,7 +9,7 @@ from hbr_fast.arguments import did_you_mean
 from hbr_fast.training.models.layers import FusedSequential, add_and_relu
 from hbr_fast.training.models.whitening import WhitenedPatches
 
-KINDS = ("cnn", "vgg", "whitened")
+KINDS = ("cnn", "vgg", "whitened", "whitened2")
 MAX_WIDTH = 8192  # of a layer: twice as wide as any in common use
 
 
@@ -22,8 +22,10 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
         "cnn-W-W-..." : one 3x3 convolution, batch norm, ReLU and max-pool for each width W, then a mean and a linear
         layer. "vgg-W-W-...": the image in 2x2 blocks as channels, then two 3x3 convolutions and a max-pool for each
         width, then a linear layer. "whitened-W-W-...": whitened 4x4 patches (`WhitenedPatches`), then a convolution, a
-        max-pool and a convolution for each width, then a max and a linear layer. "resnet18": for small images, with a
-        3x3 stride-1 stem and no max-pool (He et al. 2016, as in the paper).
+        max-pool and a convolution for each width, then a max and a linear layer. "whitened2-W-W-...": the same with
+        2x2 patches at every pixel and norms without scale; it is evaluated as the mean over an image and its mirror
+        image, so it is for images that may be mirrored. "resnet18": for small images, with a 3x3 stride-1 stem and no
+        max-pool (He et al. 2016, as in the paper).
     channels, image_size, classes : int, (int, int), int
         Shape of the images, (height, width), and number of classes.
 
@@ -43,11 +45,12 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
     if name == "resnet18":
         return Classifier(resnet18_features(channels), 512, classes)
     if kind in KINDS and widths and all(width.isdecimal() and int(width) > 0 for width in widths):
-        halvings = len(widths) if kind == "cnn" else len(widths) + 1
-        if smallest < 2**halvings:
+        halvings = len(widths) if kind in ("cnn", "whitened2") else len(widths) + 1
+        least = 2**halvings + (kind == "whitened2")  # whose patches leave a pixel less
+        if smallest < least:
             raise ValueError(
                 f"model {name!r} halves the image {halvings} times: images of {image_size[0]}x{image_size[1]} are "
-                f"too small, it needs at least {2**halvings} pixels a side"
+                f"too small, it needs at least {least} pixels a side"
             )
         if kind == "vgg" and (image_size[0] % 2 or image_size[1] % 2):
             raise ValueError(
@@ -56,6 +59,8 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
         numbers = [int(width) for width in widths]
         if max(numbers) > MAX_WIDTH:
             raise ValueError(f"model {name!r} has a layer of width {max(numbers)}: widths are 1 to {MAX_WIDTH}")
+        if kind == "whitened2":
+            return Classifier(whitened2_features(channels, numbers), numbers[-1], classes, scale=1 / 8, mirrored=True)
         if kind == "whitened":
             return Classifier(whitened_features(channels, numbers), numbers[-1], classes, scale=1 / 8)
         if kind == "cnn":
@@ -70,14 +75,25 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
 
 
 class Classifier(nn.Module):
-    """Features under the current autocast, times `scale`, with a linear layer in float32 on top."""
+    """Features under the current autocast, times `scale`, with a linear layer in float32 on top.
 
-    def __init__(self, features: nn.Module, width: int, classes: int, *, scale: float = 1.0) -> None:
+    With `mirrored`, the mean over each image and its mirror image, in evaluation.
+    """
+
+    def __init__(
+        self, features: nn.Module, width: int, classes: int, *, scale: float = 1.0, mirrored: bool = False
+    ) -> None:
         super().__init__()
-        self.features, self.scale = features, scale
+        self.features, self.scale, self.mirrored = features, scale, mirrored
         self.head = nn.Linear(width, classes)
 
     def forward(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 [B, classes]."""
+        if self.mirrored and not self.training:
+            return (self._logits(images_bchw) + self._logits(images_bchw.flip(-1))) / 2
+        return self._logits(images_bchw)
+
+    def _logits(self, images_bchw: torch.Tensor) -> torch.Tensor:
         features = self.features(images_bchw)
         with torch.autocast(features.device.type, enabled=False):
             logits: torch.Tensor = self.head(features.float() * self.scale)
@@ -113,7 +129,10 @@ def whitened_features(channels: int, widths: list[int]) -> nn.Sequential:
     The second convolution of a width sees a quarter of the positions of the first. Convolutions begin as near to the
     identity as their widths allow, so that a training of a few epochs need not learn to pass the image on.
     """
-    patches = WhitenedPatches(channels)
+    return _whitened_features(WhitenedPatches(channels), widths)
+
+
+def _whitened_features(patches: WhitenedPatches, widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = [patches, nn.ReLU(inplace=True)]
     channels = patches.out_channels
     for width in widths:
@@ -123,6 +142,20 @@ def whitened_features(channels: int, widths: list[int]) -> nn.Sequential:
     for module in features.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.dirac_(module.weight[: module.in_channels].data)
+    return features
+
+
+def whitened2_features(channels: int, widths: list[int]) -> nn.Sequential:
+    """Whitened patches of 2x2 pixels, then per width a convolution, a max-pool and a convolution; [B, widths[-1]].
+
+    Norms have no scale to learn, which the next convolution has already, and follow the batches closely, as short
+    trainings need. Convolutions begin as in `whitened_features`.
+    """
+    features = _whitened_features(WhitenedPatches(channels, side=2), widths)
+    for module in features.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.requires_grad_(False)
+            module.momentum = 0.4
     return features
 
 

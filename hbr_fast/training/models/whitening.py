@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-SIDE, STRIDE, PADDING = 4, 2, 1
 _EPSILON = 5e-4  # added to the variances: directions that hardly occur are not blown up to noise
 
 
 class WhitenedPatches(nn.Module):
-    """Patches of 4x4 pixels at every second position, whitened, and their negatives: [B, 2 * channels * 16, H/2, W/2].
+    """Patches of pixels, whitened, and their negatives.
+
+    Patches of 4x4 pixels at every second position give [B, 2 * channels * 16, H/2, W/2], those of 2x2 pixels at every
+    position [B, 2 * channels * 4, H - 1, W - 1].
 
     The weights are eigenvectors of the patches' covariance over their standard deviations: a buffer, which the
     optimiser does not see, so that the backward pass ends above the largest layer. Until `fit` they are those of
@@ -22,16 +24,17 @@ class WhitenedPatches(nn.Module):
 
     weight: torch.Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, side: int = 4) -> None:
         super().__init__()
-        size = channels * SIDE * SIDE
-        self.out_channels = 2 * size
-        self.register_buffer("weight", torch.eye(size).reshape(size, channels, SIDE, SIDE))
+        size = channels * side * side
+        self.out_channels, self.side = 2 * size, side
+        self.stride, self.padding = (2, 1) if side == 4 else (1, 0)
+        self.register_buffer("weight", torch.eye(size).reshape(size, channels, side, side))
 
     def fit(self, images_nchw: torch.Tensor) -> None:
         """Take the weights from normalised images, float [N, channels, H, W]."""
         size = len(self.weight)
-        patches = functional.unfold(images_nchw.float(), SIDE, stride=STRIDE)  # [N, size, positions]
+        patches = functional.unfold(images_nchw.float(), self.side, stride=self.stride)  # [N, size, positions]
         rows = patches.permute(0, 2, 1).reshape(-1, size).double()
         variances, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
         scaled = directions / (variances + _EPSILON).sqrt()
@@ -39,5 +42,6 @@ class WhitenedPatches(nn.Module):
 
     def forward(self, images_bchw: torch.Tensor) -> torch.Tensor:
         """Whitened patches of normalised images, float [B, channels, H, W]."""
-        found = functional.conv2d(images_bchw, self.weight.to(images_bchw.dtype), stride=STRIDE, padding=PADDING)
+        weight = self.weight.to(images_bchw.dtype)
+        found = functional.conv2d(images_bchw, weight, stride=self.stride, padding=self.padding)
         return torch.cat([found, -found], dim=1)
