@@ -37,6 +37,7 @@ from .orders.batch_quota import batch_quota_order as batch_quota_order
 from .orders.order import Sampler as Sampler
 from .orders.quota import quota_order as quota_order
 from .orders.quota import ratio_order as ratio_order
+from .orders.shards import shard_order as shard_order
 from .orders.torch_sampler import OrderSampler as OrderSampler
 from .orders.uniform import sequential_order as sequential_order
 from .orders.uniform import uniform_order as uniform_order

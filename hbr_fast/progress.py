@@ -9,8 +9,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 Advance = Callable[[int], None]
+
+
+class AdvanceBytes(Protocol):
+    """Called with the units just done and, where that says more, the bytes in them."""
+
+    def __call__(self, units: int, size: int = 0, /) -> None: ...
+
 
 PLAIN_INTERVAL_S = 10.0  # log files need a sign of life, not a flood
 
@@ -21,7 +29,7 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def task(description: str, *, total: int, unit: str) -> Iterator[Advance]:
+def task(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
     """Show the progress of `total` units of work; the block calls the yielded function with the units just done.
 
     Examples
@@ -38,36 +46,51 @@ def task(description: str, *, total: int, unit: str) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _bar(description: str, *, total: int, unit: str) -> Iterator[Advance]:
+def _bar(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
+    sizes = 0
+
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed else "", style="cyan")
+            speed, seconds = task.finished_speed or task.speed, task.elapsed
+            return Text(_rate(speed, unit, sizes / seconds if seconds else 0) if speed else "", style="cyan")
 
     columns = (TextColumn("{task.description}"), BarColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         handle = progress.add_task(description, total=total)
-        yield lambda units: progress.advance(handle, units)
+
+        def advance(units: int, size: int = 0, /) -> None:
+            nonlocal sizes
+            sizes += size
+            progress.advance(handle, units)
+
+        yield advance
 
 
 @contextlib.contextmanager
-def _lines(description: str, *, total: int, unit: str) -> Iterator[Advance]:
+def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
     start = last = time.monotonic()
-    done = 0
+    done = sizes = 0
 
-    def advance(units: int) -> None:
-        nonlocal done, last
-        done += units
+    def advance(units: int, size: int = 0, /) -> None:
+        nonlocal done, last, sizes
+        done, sizes = done + units, sizes + size
         now = time.monotonic()
         if now - last >= PLAIN_INTERVAL_S and 0 < done < total:
             last = now
             rate = done / (now - start)
-            say(f"{description}: {done:,}/{total:,} {unit}, {rate:,.0f} {unit}/s, {(total - done) / rate:,.0f} s left")
+            rates = _rate(rate, unit, sizes / (now - start))
+            say(f"{description}: {done:,}/{total:,} {unit}, {rates}, {(total - done) / rate:,.0f} s left")
 
     yield advance
     seconds = time.monotonic() - start
-    say(f"{description}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f} {unit}/s)")
+    rates = _rate(done / max(seconds, 1e-9), unit, sizes / max(seconds, 1e-9))
+    say(f"{description}: {done:,} {unit} in {seconds:.1f} s ({rates})")
+
+
+def _rate(units: float, unit: str, size: float) -> str:
+    """Per second."""
+    return f"{units:,.0f} {unit}/s" + (f", {size / 1e6:,.1f} MB/s" if size else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,14 @@ def write_photographs(root: Path, *, per_class: int = 6, classes: tuple[str, ...
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encoded(photograph(40 + 7 * number, 70 - 5 * number, seed=seed)))
     return root
+
+
+# `photograph(40, 56)` with arithmetic coding, which Pillow does not write: by cjpeg -arithmetic -quality 30.
+ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6j"
+    "q62rZ4C8ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSk"
+    "pKSkpKSkpKT/yQARCAAoADgDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwDdYpHQ8nxyXsJ2oT0HkUUrOcq7MfK2"
+    "x1oRwrQN7MuVohe4c9zVAzaM4DvZUhxHSRkVambRTGrM+W/KGt7XAqsT8FpWu0fw2ZXlWuzeETPo511H4yWpqNRHK5thBQGkKjWv"
+    "z8y0S7MM+e/eYOL6EVSFcBOki5s8hKDe1Aq0BU2uohY5gs5Lg8c8eCcqEOyIjjiZIYH3SKNwXQ8hLGYNfADQIBkbRVmyVTxtdQn3"
+    "it0cT6MaH9tfuWdus3rjaDip+Af/2Q=="
+)

@@ -56,6 +56,18 @@ def test_progress_short_work_gives_one_line(capsys: pytest.CaptureFixture[str], 
     assert captured.out == ""
 
 
+def test_progress_gives_bytes_where_they_are_told(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with progress.task("convert train", total=40, unit="images") as advance:
+        clock.now += progress.PLAIN_INTERVAL_S
+        advance(20, 30_000_000)
+        clock.now += progress.PLAIN_INTERVAL_S
+        advance(20, 50_000_000)
+    assert capsys.readouterr().err == (
+        "convert train: 20/40 images, 2 images/s, 3.0 MB/s, 10 s left\n"
+        "convert train: 40 images in 20.0 s (2 images/s, 4.0 MB/s)\n"
+    )
+
+
 def test_progress_failure_prints_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     def fail_halfway() -> None:
         with progress.task("convert", total=10, unit="images") as advance:

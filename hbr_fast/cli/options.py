@@ -153,9 +153,9 @@ def refuse_to_overwrite(out: Path, force: bool) -> None:
 
 def dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
     """The dataset that a run was trained on, at its recorded path and unchanged."""
-    from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.data.dataset import open_recorded
 
-    opened = open_dataset(run.resolve() / about["dataset"]["path"])
+    opened = open_recorded(run, about["dataset"]["path"])
     if opened.fingerprint != about["dataset"]["fingerprint"]:
         raise ValueError(f"{opened.path} is not the dataset that {run} was trained on: it has changed since")
     return opened

@@ -176,9 +176,10 @@ def _tiny_data(directory: Path, dataset: Path | None, pool: Path | None) -> tupl
     """Small generated images with known hardness, and more of them as a pool, unless others are given."""
     from hbr_fast.data.convert import convert as convert_source
     from hbr_fast.data.dataset import open_dataset
+    from hbr_fast.data.remote import url_of
 
     path = dataset or directory / "tiny.hbr"
-    if not path.exists():
+    if url_of(path) is None and not path.exists():
         convert_source("synthetic", path, classes=4, train_per_class=80, test_per_class=40, shape=(1, 8, 8))
     more = pool or directory / "tiny-pool.hbr"
     if dataset is None and not more.exists():
@@ -199,6 +200,6 @@ def _verified(dataset: Path | None, directory: Path, *, root: Path | None, downl
             root = directory / "downloads"
             root.mkdir(parents=True, exist_ok=True)
         convert_source("fashion-mnist", path, root=root, download=download)
-    found = verify_dataset(path)
+    found = verify_dataset(path, fetch=False)
     progress.say(f"verify: {path} is good, {found.samples:,} samples in {found.bytes / 1e6:,.1f} MB")
     return open_dataset(path)

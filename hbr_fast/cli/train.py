@@ -53,7 +53,9 @@ def train(
         with ranks.agreed():
             execution.checked(processes=ranks.size)
             settings = recipe_of(recipe.recipe or "small-cnn", recipe.changes())
-            verify_dataset(dataset)  # results are keyed by the hash of what was converted: refuse changed data
+            verify_dataset(
+                dataset, fetch=False
+            )  # results are keyed by the hash of what was converted: refuse changed data
             opened = open_dataset(dataset).at_size(settings.size)
             rows = None if plan is None else Plan.load(plan)
             pools = [] if pool is None else [open_pool(pool, dataset=opened, cache=out / "cache")]

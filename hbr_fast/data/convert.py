@@ -362,7 +362,7 @@ def _write_images(
             digest.update(block_nchw.data)
             file.write(block_nchw.data)
             written += len(block_nchw)
-            advance(len(block_nchw))
+            advance(len(block_nchw), block_nchw.nbytes)
     checksum = digest.hexdigest()
     if written < len(split):  # the source left some out: the count is known only now
         shorter = _npy_header(np.dtype(np.uint8), (written, *split.shape))

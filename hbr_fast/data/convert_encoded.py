@@ -48,7 +48,7 @@ def write_pictures(directory: Path, name: str, split: EncodedSplit, unfinished: 
         def outcomes() -> Iterator[Outcome]:
             for outcome in split.outcomes(known):
                 yield outcome
-                advance(1)
+                advance(1, 0 if outcome.picture is None else len(outcome.picture.content))
 
         advance(len(known))
         for shard in write_shards(unfinished.directory, name, outcomes(), split.labels_n, finished=shards):

@@ -11,14 +11,16 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from hbr_fast.data import remote
 from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import ImageStore, RawImages
 from hbr_fast.data.npy import read_npy
+from hbr_fast.data.remote_shards import RemoteShards
 from hbr_fast.data.sample_sources import PARTS, NamedSources, SampleSources, numbered_of_meta
 from hbr_fast.data.shards import INDEX, INDEX_PART, SHARD_PART, STORE, ShardFiles
 from hbr_fast.data.unconverted import not_a_dataset
 from hbr_fast.data.views import Fit, checked_size
-from hbr_fast.files import content_hash, sha256_of_file
+from hbr_fast.files import content_hash, relative_path, sha256_of_file
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema
 
 SCHEMA, SCHEMA_ENCODED = 2, 3
@@ -248,6 +250,15 @@ class Dataset:
         """The split to choose by, if the dataset has one."""
         return self.splits.get("validation")
 
+    @property
+    def location(self) -> str:
+        """What opens it in another process or on another machine: its URL if it is at one, else its path."""
+        return remote.remote_url(self.path) or str(self.path)
+
+    def seen_from(self, directory: Path) -> str:
+        """What a file in a directory records of where the dataset is: a relative path, or its URL."""
+        return remote.remote_url(self.path) or relative_path(self.path, directory)
+
     def at_size(self, size: int) -> Dataset:
         """The dataset with every split `at_size`; 0 is the dataset as it is.
 
@@ -264,7 +275,10 @@ class Dataset:
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Open a dataset without reading its images.
+    """Open a dataset without reading its images: a directory, or what fsspec finds at a URL, e.g. `s3://bucket/a.hbr`.
+
+    Of a dataset at a URL, small files are copied to a local directory, and pictures when they are needed
+    ([docs/photos.md](photos.md)).
 
     Checks schema, presence, sizes, shapes and types of the files and the checksums of `meta.json`, labels and truth.
     `verify_dataset` checks the images too, and `require_unchanged` does if they changed since they were last checked.
@@ -286,7 +300,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     >>> open_dataset(f"{folder.name}/toy.hbr").fingerprint == data.fingerprint
     True
     """
-    path = Path(path)
+    url = remote.url_of(path)
+    path = Path(path) if url is None else remote.local_copy(url, META)
     meta_path = path / META
     if not meta_path.is_file():
         raise not_a_dataset(path, missing=META, remedy=REMEDY)
@@ -324,6 +339,11 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
+def open_recorded(directory: Path, recorded: str) -> Dataset:
+    """Open the dataset whose `seen_from` a file in a directory has."""
+    return open_dataset(recorded if remote.url_of(recorded) else directory.resolve() / recorded)
+
+
 def _opened_store(path: Path, name: str, entry: Mapping[str, Any], *, channels: int) -> RawImages | EncodedImages:
     samples, parts = entry["samples"], entry["files"]
     shape = (entry["channels"],) if entry.get("store") == STORE else tuple(entry["shape"])
@@ -331,8 +351,11 @@ def _opened_store(path: Path, name: str, entry: Mapping[str, Any], *, channels: 
         raise ValueError(f"{path / META}: shape {shape} of split {name!r} does not fit mean and std: {REMEDY}")
     if len(shape) == 3:
         return RawImages(_load(path / parts["images"], np.uint8, (samples, *shape), mapped=True))
-    shards = [path / parts[part] for part in sorted(parts) if part.startswith(SHARD_PART)]
-    return EncodedImages(ShardFiles(shards), _load(path / parts[INDEX_PART], INDEX, (samples,), mapped=True), shape[0])
+    paths = [path / parts[part] for part in sorted(parts) if part.startswith(SHARD_PART)]
+    index = _load(path / parts[INDEX_PART], INDEX, (samples,), mapped=True)
+    url = remote.remote_url(path)
+    shards = ShardFiles(paths) if url is None else RemoteShards(paths, url, index)
+    return EncodedImages(shards, index, shape[0])
 
 
 def fingerprint_of(files: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import io
 import zlib
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hbr_fast.data.images import rows_per_block
-from hbr_fast.data.shards import INDEX, ShardFiles
+from hbr_fast.data.shards import INDEX, Located, ShardFiles
 from hbr_fast.data.views import Fit, checked_size, views
 from hbr_fast.machine import usable_cpus
 
@@ -86,11 +87,10 @@ class EncodedImages:
         BadPicture
             If its shard is too short.
         """
-        entry = self.index[row]
-        begin, end, shard = int(entry["offset"]), int(entry["offset"]) + int(entry["length"]), int(entry["shard"])
-        if not 0 <= shard < len(self.shards) or not 0 <= begin < end <= len(self.shards[shard]):
+        located = self.shards.located(np.array([row]), self.index[row : row + 1])
+        if located.length[0] == 0:
             raise BadPicture(row, "lies outside of its shard")
-        return self.shards[shard][begin:end].tobytes()
+        return ctypes.string_at(int(located.data[0]), int(located.length[0]))
 
     def opened(self, row: int) -> Image.Image:
         """A picture as Pillow opens it, before it is turned upright."""
@@ -152,7 +152,9 @@ class EncodedImages:
         _, channels, height, width = images.shape
         if not (places_b == (0, 0, height, width)).all():
             images[:] = 0
-        tasks = self._tasks(rows_b, boxes_b, places_b, images)
+        entries = self.index[rows_b]
+        located = self.shards.located(rows_b, entries)
+        tasks = self._tasks(entries, located, boxes_b, places_b, images)
         found = tasks["length"] > 0
         made = tasks[found]
         cpu_decode.decode(made, channels, threads=threads)
@@ -169,27 +171,24 @@ class EncodedImages:
                 images[b] = 0
                 bad.append(error)
         self.shards.count_read(int(tasks["length"].sum()))
+        del located  # not before: the tasks have its addresses
         return bad
 
-    def _tasks(self, rows_b: np.ndarray, boxes_b: np.ndarray, places_b: np.ndarray, images: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _tasks(
+        entries: np.ndarray, located: Located, boxes_b: np.ndarray, places_b: np.ndarray, images: np.ndarray
+    ) -> np.ndarray:
         from hbr_fast.kernels.images import cpu_decode
 
-        entries = self.index[rows_b]
-        tasks = np.zeros(len(rows_b), cpu_decode.TASK)
-        shards = np.clip(entries["shard"], 0, len(self.shards) - 1)
-        for shard in np.unique(shards).tolist():
-            mapped, own = self.shards[shard], shards == shard
-            tasks["data"][own] = mapped.ctypes.data + entries["offset"][own]
-            fits = (entries["offset"][own] >= 0) & (entries["length"][own] > 0)
-            fits &= entries["offset"][own] + entries["length"][own] <= len(mapped)
-            tasks["length"][own] = np.where(fits & (entries["shard"][own] == shard), entries["length"][own], 0)
+        tasks = np.zeros(len(entries), cpu_decode.TASK)
+        tasks["data"], tasks["length"] = located.data, located.length
         tasks["crc"] = entries["crc"]
         tasks["height"], tasks["width"], tasks["box"] = entries["height"], entries["width"], boxes_b
         _, _, height, width = images.shape
         tasks["plane"], tasks["down"], tasks["right"] = height * width, width, 1
         tasks["tall"], tasks["wide"] = places_b[:, 2], places_b[:, 3]
         first = places_b[:, 0] * width + places_b[:, 1]
-        tasks["out"] = images.ctypes.data + np.arange(len(rows_b)) * images[:1].nbytes + first
+        tasks["out"] = images.ctypes.data + np.arange(len(entries)) * images[:1].nbytes + first
         for b in np.flatnonzero(entries["orientation"] != 1).tolist():
             _turn(tasks[b : b + 1], int(entries["orientation"][b]))
         return tasks

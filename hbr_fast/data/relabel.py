@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hbr_fast.data import remote
 from hbr_fast.data.convert import check_output
 from hbr_fast.data.dataset import META, Dataset, fingerprint_of, open_dataset
 from hbr_fast.data.npy import read_npy, read_npz
@@ -65,6 +66,10 @@ def relabel(
     >>> swapped.fingerprint != data.fingerprint
     True
     """
+    if remote.remote_url(dataset.path) is not None:
+        raise ValueError(
+            f"{dataset.location} is at a URL: copy it to this machine first, to write one with other labels"
+        )
     if Path(out).exists() and Path(out).samefile(dataset.path):
         raise ValueError(f"{out} is the dataset itself, whose true labels would be lost: choose another name")
     check_output(out, force=force)

@@ -225,6 +225,22 @@ def _tar_header(name: str, size: int) -> bytes:
     return bytes(header)
 
 
+class Located(NamedTuple):
+    """Where the bytes of pictures are in memory.
+
+    Attributes
+    ----------
+    data, length : int64 [B]
+        Address and number of bytes; 0 bytes if a picture lies outside of its shard.
+    held : list
+        Keeps the memory.
+    """
+
+    data: np.ndarray
+    length: np.ndarray
+    held: list[np.ndarray]
+
+
 class ShardFiles(Sequence[np.ndarray]):
     """The bytes of shards, uint8 [size] each, memory-mapped when first used."""
 
@@ -253,6 +269,22 @@ class ShardFiles(Sequence[np.ndarray]):
             if mapped is None:
                 mapped = self._mapped[shard] = np.memmap(self.paths[shard], np.uint8, mode="r")
         return mapped
+
+    def located(self, rows_b: np.ndarray, entries: np.ndarray) -> Located:
+        """Where pictures are in memory: of these rows, and their `entries` in the index [B]."""
+        data, length, held = np.zeros(len(entries), np.int64), np.zeros(len(entries), np.int64), []
+        shards = np.clip(entries["shard"], 0, len(self) - 1)
+        for shard in np.unique(shards).tolist():
+            mapped, own = self[shard], shards == shard
+            held.append(mapped)
+            data[own] = mapped.ctypes.data + entries["offset"][own]
+            fits = (entries["offset"][own] >= 0) & (entries["length"][own] > 0)
+            fits &= entries["offset"][own] + entries["length"][own] <= len(mapped)
+            length[own] = np.where(fits & (entries["shard"][own] == shard), entries["length"][own], 0)
+        return Located(data, length, held)
+
+    def expect(self, rows: np.ndarray, *, first: bool) -> None:
+        """Be told which pictures are needed next, in this sequence; `first` if an epoch begins."""
 
     def count_read(self, size: int) -> None:
         """Count bytes that were read; now and then, release their pages, so that an epoch's memory does not grow."""

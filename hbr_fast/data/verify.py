@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hbr_fast import progress
+from hbr_fast.data import remote
 from hbr_fast.data.checksums import require_checksums
 from hbr_fast.data.convert_encoded import pictures_mean_std
 from hbr_fast.data.dataset import META, REMEDY, Dataset, open_dataset
@@ -33,11 +34,17 @@ class Verification:
     fingerprint: str
 
 
-def verify_dataset(path: str | os.PathLike[str]) -> Verification:
+def verify_dataset(path: str | os.PathLike[str], *, fetch: bool = True) -> Verification:
     """Read the whole dataset and check everything that can be checked.
 
     Beyond `open_dataset`: every checksum, the range of every label, the offsets of source names, that train has a
     sample of every class, the range of the truth, and channel mean and standard deviation recomputed from the pixels.
+
+    Parameters
+    ----------
+    path : path or URL
+    fetch : bool
+        Whether to read the shards of a dataset at a URL, too. Otherwise each picture is checked when it is read.
 
     Raises
     ------
@@ -55,13 +62,17 @@ def verify_dataset(path: str | os.PathLike[str]) -> Verification:
     12
     """
     dataset = open_dataset(path)
-    files = dataset.meta["files"]
+    local = remote.local_files(dataset.path, dataset.meta)
+    files = dataset.meta["files"] if fetch else local
     total = sum(entry["bytes"] for entry in files.values())
     damaged: list[str] = []
     with progress.task(f"verify {dataset.path.name}", total=total, unit="bytes") as advance:
         for name, entry in files.items():
-            changed = sha256_of_file(dataset.path / name) != entry["sha256"]
-            if changed and (pictures := _damaged_pictures(dataset, name)):
+            if name in local:
+                changed = sha256_of_file(dataset.path / name) != entry["sha256"]
+            else:
+                changed = remote.sha256_at(f"{dataset.location}/{name}") != entry["sha256"]
+            if changed and name in local and (pictures := _damaged_pictures(dataset, name)):
                 damaged += pictures
             elif changed:
                 raise ValueError(f"{dataset.path / name} was changed after conversion (another checksum): {REMEDY}")
@@ -115,7 +126,7 @@ def require_unchanged(dataset: Dataset) -> None:
     FileNotFoundError, ValueError
         Names the files that are missing or have other checksums.
     """
-    read = require_checksums(dataset.path, dataset.meta["files"], remedy=REMEDY)
+    read = require_checksums(dataset.path, remote.local_files(dataset.path, dataset.meta), remedy=REMEDY)
     if read and CHECKSUM not in dataset.meta:  # of an earlier version: nothing else protects mean and std
         _check_statistics(dataset)
 

@@ -82,6 +82,9 @@ class NativeBackend:
         at_once = step * max(1, ROWS_AT_ONCE // (step * size))
         for first in range(start, self.job.batches, at_once):
             rows = torch.from_numpy(self._rows(epoch, first, min(first + at_once, self.job.batches)))
+            if self.job.pictures is not None:
+                plan, some = self.job.plan, rows.numpy()
+                self.job.pictures.expect(plan.store[some], plan.index[some], plan.partner[some], first=first == start)
             count = rows.numel()  # `len` of a tensor takes a microsecond
             labels, ids = torch.empty_like(rows), torch.empty_like(rows)
             # `unsafe_split` is `split` without autograd's bookkeeping, and takes a third of the time.

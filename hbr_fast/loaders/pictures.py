@@ -49,6 +49,13 @@ class Pictures:
         words_of(keys_b, epoch, 0, self._key0, self._key1, words)
         return words
 
+    def expect(self, store_r: np.ndarray, index_r: np.ndarray, partner_r: np.ndarray, *, first: bool) -> None:
+        """Tell the stores which pictures rows need next, as in `Plan`; `first` if an epoch begins."""
+        for number, split in enumerate(self._splits):
+            if isinstance(split.store, EncodedImages):
+                both = np.stack([index_r, partner_r], axis=1)[store_r == number].ravel()
+                split.store.shards.expect(both[both >= 0], first=first)
+
     def decode(
         self, store_b: np.ndarray, index_b: np.ndarray, words_4b: np.ndarray, out: np.ndarray, *, threads: int
     ) -> np.ndarray:

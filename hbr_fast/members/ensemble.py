@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict, Unpack
 from hbr_fast.data.dataset import META, Dataset
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
-from hbr_fast.files import locked, make_directory, relative_path, write_json
+from hbr_fast.files import locked, make_directory, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema, write_sealed_json
 from hbr_fast.members.execution import Deprecated, Execution, execution_of
@@ -161,7 +161,7 @@ def train_ensemble(
                 {
                     "schema": SCHEMA,
                     "dataset": {
-                        "path": relative_path(dataset.path, run),
+                        "path": dataset.seen_from(run),
                         "name": dataset.name,
                         "fingerprint": dataset.fingerprint,
                     },

@@ -7,6 +7,7 @@ directly; `orders/torch_sampler.py` adapts one to torch's `DataLoader`.
 from hbr_fast.orders.batch_quota import BatchQuotaOrder, batch_quota_order
 from hbr_fast.orders.order import PARALLEL_ROWS, Sampler, Shard, Uneven
 from hbr_fast.orders.quota import QuotaOrder, quota_order, ratio_order
+from hbr_fast.orders.shards import ShardOrder, shard_order
 from hbr_fast.orders.uniform import SequentialOrder, UniformOrder, sequential_order, uniform_order
 from hbr_fast.orders.weighted import WeightedOrder, weighted_order
 
@@ -17,6 +18,7 @@ __all__ = [
     "Sampler",
     "SequentialOrder",
     "Shard",
+    "ShardOrder",
     "Uneven",
     "UniformOrder",
     "WeightedOrder",
@@ -24,6 +26,7 @@ __all__ = [
     "quota_order",
     "ratio_order",
     "sequential_order",
+    "shard_order",
     "uniform_order",
     "weighted_order",
 ]

@@ -23,7 +23,7 @@ STATE_SCHEMA = 1
 PARALLEL_ROWS = 2**16  # minimum rows per thread when a call is split: for fewer, starting the thread costs more
 
 # The last word of the order stream's counters says their use. 0 to 2 belong to the kernels of weighted draws.
-ROUND_KEYS, MEMBER_KEYS, CLASS_SALTS = 3, 4, 5
+ROUND_KEYS, MEMBER_KEYS, CLASS_SALTS, SHARD_KEYS = 3, 4, 5, 6
 
 
 class Sampler:

@@ -16,7 +16,7 @@ import jinja2
 import markupsafe
 from plotly.offline import get_plotlyjs
 
-from hbr_fast.data.dataset import open_dataset
+from hbr_fast.data.dataset import open_recorded
 from hbr_fast.data.images import ImageStore
 from hbr_fast.files import atomic_directory, foreign_entries, read_json, write_json
 from hbr_fast.report import drawing, figures, tables
@@ -141,7 +141,7 @@ def _images(study: StudyFiles, dataset: Any) -> tuple[ImageStore | None, str]:
             )
         return dataset.train.store, ""
     try:
-        opened = open_dataset(study.path.resolve() / study.meta["dataset"].get("path", ""))
+        opened = open_recorded(study.path, study.meta["dataset"].get("path", ""))
     except (FileNotFoundError, ValueError) as error:
         return None, f"the dataset could not be opened ({error})"
     if opened.fingerprint != wanted:

@@ -183,7 +183,7 @@ def write_results(
             "schema": SCHEMA,
             "study": study.name,
             "dataset": {
-                "path": relative_path(dataset.path, directory),
+                "path": dataset.seen_from(directory),
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
                 "classes": list(dataset.classes),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from photographs import encoded, photograph, write_photographs
+from photographs import ARITHMETIC, encoded, photograph, write_photographs
 from PIL import Image
 
 from hbr_fast.data import shards, unfinished
@@ -111,11 +111,20 @@ def test_encoded_shortest_never_enlarges(tmp_path: Path) -> None:
     assert store_of(split).index[["height", "width"]][0].tolist() == (20, 30)
 
 
+def ycck(image: Image.Image) -> bytes:
+    """A JPEG of luma, chroma and black, whose colours are others than the image's."""
+    content = bytearray(encoded(image.convert("CMYK")))
+    content[content.index(b"Adobe") + 11] = 2
+    return bytes(content)
+
+
 KINDS = {  # what becomes of a file: kept, or made a PNG of the pixels that conversion to pixels gives
     "progressive": (encoded(photograph(40, 56), progressive=True), "jpg"),
     "gray": (encoded(photograph(40, 56).convert("L")), "jpg"),
     "not-subsampled": (encoded(photograph(40, 56), subsampling=0), "jpg"),
     "cmyk": (encoded(photograph(40, 56).convert("CMYK")), "png"),
+    "ycck": (ycck(photograph(40, 56)), "png"),
+    "arithmetic": (ARITHMETIC, "png"),
     "lab": (encoded(photograph(40, 56).convert("LAB"), "TIFF"), "png"),
     "palette": (encoded(photograph(40, 56).convert("P"), "PNG"), "png"),
     "transparent": (encoded(photograph(40, 56).convert("RGBA"), "PNG"), "png"),

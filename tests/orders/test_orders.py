@@ -24,6 +24,7 @@ from hbr_fast.orders import (
     quota_order,
     ratio_order,
     sequential_order,
+    shard_order,
     uniform_order,
     weighted_order,
 )
@@ -123,6 +124,8 @@ ORDERS: dict[str, Sampler] = {
     "ratio": ratio_order(LABELS, [0.3, 0.01, 0.2, 0, 0.5], length=501, seed=1),
     "weighted": weighted_order(WEIGHTS, seed=1),
     "without replacement": weighted_order(WEIGHTS, seed=1, length=700, replacement=False),
+    "shards": shard_order(1000, seed=1, run=64, runs_at_once=4),
+    "shards of a plan": shard_order(np.arange(1000)[::-1].copy(), seed=1, run=64, runs_at_once=4),
     "shard that pads": uniform_order(1000, seed=1).shard(2, 3),
     "shard of a shard": uniform_order(1000, seed=1).shard(1, 2, origin=5).shard(2, 3, uneven="drop"),
 }
@@ -136,6 +139,8 @@ PINNED = {
     "ratio": [392, 92, 303, 415, 185, 253, 339, 344, 300, 408],
     "weighted": [803, 668, 183, 24, 381, 169, 393, 293, 322, 903],
     "without replacement": [918, 847, 624, 707, 833, 84, 657, 418, 553, 363],
+    "shards": [532, 547, 534, 549, 548, 66, 517, 572, 700, 537],
+    "shards of a plan": [467, 452, 465, 450, 451, 933, 482, 427, 299, 462],
     "shard that pads": [374, 747, 637, 234, 974, 852, 141, 411, 47, 304],
     "shard of a shard": [547, 67, 195, 594, 913, 847, 430, 681, 297, 30],
 }
@@ -207,6 +212,40 @@ def test_orders_refuse_positions_outside_epoch(name: str) -> None:
 def test_orders_are_pinned() -> None:
     # As above: stored studies are repeated from these.
     assert {name: order.rows(123, 10, epoch=3).tolist() for name, order in ORDERS.items()} == PINNED
+
+
+# Shards
+
+
+@pytest.mark.parametrize(("length", "run", "at_once"), [(100, 10, 2), (103, 10, 3), (7, 3, 1), (5, 100, 9), (64, 1, 8)])
+def test_shard_order_draws_every_row_once_from_few_runs(length: int, run: int, at_once: int) -> None:
+    order = shard_order(length, seed=3, run=run, runs_at_once=at_once)
+    epochs = [order.rows(0, length, epoch=epoch) for epoch in range(2)]
+    for rows in epochs:
+        np.testing.assert_array_equal(np.sort(rows), np.arange(length))
+    assert length < 50 or (epochs[0] != epochs[1]).mean() > 0.5
+    first = epochs[0][: min(length, run) * at_once // 2]
+    assert len(set((first // run).tolist())) <= at_once
+    assert length != 100 or sorted(first) != first.tolist()
+
+
+def test_shard_order_follows_where_rows_are_stored() -> None:
+    places = np.random.default_rng(0).permutation(60) // 2  # a plan that has every sample twice
+    order = shard_order(places, seed=0, run=12, runs_at_once=1)
+    rows = order.rows(0, 60, epoch=1)
+    np.testing.assert_array_equal(np.sort(rows), np.arange(60))
+    for group in places[rows].reshape(5, 12):
+        assert np.ptp(group) == 5
+    other = shard_order(places[::-1].copy(), seed=0, run=12, runs_at_once=1)
+    with pytest.raises(ValueError, match="this state is from another order: its sequence is"):
+        order.restore(other.state(epoch=0, position=12))
+    for wrong, message in (
+        ({"places": places / 2}, "places must be whole numbers"),
+        ({"run": 0}, "run and runs_at_once must be at least 1, got 0 and 16"),
+        ({"runs_at_once": 1.5}, "runs_at_once must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shard_order(**{"places": 10, "seed": 0, **wrong})  # type: ignore[arg-type]
 
 
 # Class quotas

@@ -92,7 +92,7 @@ def run(
                 bare,
                 plan,
                 depot,
-                str(dataset.path),
+                dataset.location,
                 dataset.fingerprint,
                 recipe,
                 keys[place],
