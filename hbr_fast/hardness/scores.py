@@ -222,6 +222,11 @@ class HardnessScores:
             If the provenance names another dataset.
         """
         own = self.provenance.get("dataset")
+        if own is None:
+            raise ValueError(
+                "these scores do not say which dataset they were recorded on: make the recorder with "
+                "provenance={'dataset': dataset.fingerprint}"
+            )
         if own != fingerprint:
             raise ValueError(
                 f"these scores were recorded on dataset {str(own)[:12]}, not on {fingerprint[:12]}: record them again"

@@ -79,7 +79,7 @@ def test_require_dataset_rejects_scores_of_another_dataset() -> None:
     some_scores(dataset="f" * 64).require_dataset("f" * 64)
     with pytest.raises(ValueError, match=r"recorded on dataset ffffffffffff, not on eeeeeeeeeeee: record them again"):
         some_scores(dataset="f" * 64).require_dataset("e" * 64)
-    with pytest.raises(ValueError, match="recorded on dataset None"):
+    with pytest.raises(ValueError, match="do not say which dataset they were recorded on"):
         some_scores(dataset=None).require_dataset("e" * 64)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from hbr_fast import HardnessRecorder, uniform_order
+from hbr_fast import HardnessRecorder, convert, uniform_order
 from hbr_fast.report import figures
 from integrations.two_processes import join_group, run_by_two
 
@@ -34,7 +34,8 @@ def run_example(name: str, *, says: bool = True) -> HardnessRecorder:
 
 
 def test_examples_are_all_run() -> None:
-    elsewhere = {"draw_shapes", "timm_torchrun"}  # run by tests/test_tutorial.py, and in two processes below
+    # Run by tests/test_tutorial.py, in two processes below, and on synthetic pictures below.
+    elsewhere = {"draw_shapes", "timm_torchrun", "photographs_lightning"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(LIBRARY) | elsewhere
 
 
@@ -62,6 +63,20 @@ def test_examples_end_with_a_page_of_their_runs(name: str, tmp_path: Path, monke
     accuracies = pl.read_csv(tmp_path / "runs" / "per_member.csv")
     assert accuracies.height == 2 * module["SEEDS"]
     assert min(accuracies["accuracy"].to_list()) > 0.5, "models that were trained"
+
+
+def test_example_of_photographs_ends_with_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning")
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **options: [])  # drawing takes seconds
+    data, out = tmp_path / "small.hbr", tmp_path / "runs"
+    convert("synthetic", data, classes=3, train_per_class=12, test_per_class=4, shape=(3, 32, 32))
+    example = runpy.run_path(str(EXAMPLES / "photographs_lightning.py"))["main"]
+    recorder = example(data, out, network="shufflenet_v2_x0_5", size=0, epochs=1, seeds=2)
+    assert recorder.scores().observations.tolist() == [[1] * 36]
+    assert "resampled" in (out / "report" / "index.html").read_text()
+    assert pl.read_csv(out / "samples.csv").height == 36
+    rows = pl.read_csv(out / "comparisons.csv").filter(pl.col("quantity") == "accuracy")
+    assert rows["variants"].to_list() == [2]
 
 
 def test_example_of_timm_in_two_processes(tmp_path: Path) -> None:
