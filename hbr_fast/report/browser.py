@@ -29,8 +29,9 @@ def write_browser(study: StudyFiles, images: ImageStore, folder: Path) -> int:
     """Write the samples and their thumbnails; the number of samples, at most about `MOST_SAMPLES`.
 
     `samples.js` sets `hbrSamples`: ``classes`` and ``estimators`` (name, which end is hard, meaning); by sample and in
-    this order ``ids``, ``class``, ``predicted`` (-1: unknown), ``sources`` (if there are any) and ``scores`` by
-    estimator; ``total`` samples of the study; ``sheet``: how the thumbnails lie in `thumbnails/N.webp`.
+    this order ``ids``, ``class``, ``predicted`` (-1: unknown), ``changed`` (arms that predict another class),
+    ``sources`` (if there are any) and ``scores`` by estimator; ``total`` samples of the study; ``sheet``: how the
+    thumbnails lie in `thumbnails/N.webp`.
     """
     names = [name for name in ESTIMATORS if study.scored(name)]
     chosen = _chosen(study, names[0] if study.meta["estimator"] not in names else study.meta["estimator"])
@@ -46,6 +47,7 @@ def write_browser(study: StudyFiles, images: ImageStore, folder: Path) -> int:
         "ids": ids,
         "class": chosen["class_index"].to_list(),
         "predicted": _predicted(study, chosen),
+        "changed": chosen["changed"].fill_null("").to_list() if "changed" in chosen.columns else [""] * chosen.height,
         "sources": chosen["source"].to_list() if "source" in chosen.columns else None,
         "scores": {name: [_rounded(value) for value in chosen[name].to_list()] for name in names},
         "sheet": {"folder": SHEETS, "width": width, "height": height, "columns": COLUMNS, "per_sheet": PER_SHEET},

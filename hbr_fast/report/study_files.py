@@ -302,7 +302,7 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
     samples = pl.DataFrame(schema=SAMPLES_COLUMNS)
     if meta["estimator"] is not None:
         columns = {**SAMPLES_COLUMNS, meta["estimator"]: REAL}
-        others = {**dict.fromkeys(ESTIMATORS, REAL), "source": TEXT, "predicted": TEXT}
+        others = {**dict.fromkeys(ESTIMATORS, REAL), "source": TEXT, "predicted": TEXT, "changed": TEXT}
         samples = read_csv(path / SAMPLES, columns, optional=others, remedy=REMEDY)
 
     key = ["arm", "variant", "member"]

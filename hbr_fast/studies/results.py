@@ -150,8 +150,8 @@ def write_results(
         seed=study.seed,
         groups=groups,
     )
-    predicted = predicted_of_hardest(arms[0].cells, dataset, scores, study)
-    tables["samples.csv"] = sample_table(scores, dataset).with_columns(predicted)
+    predictions = predictions_of_hardest(arms, dataset, scores, study)
+    tables["samples.csv"] = sample_table(scores, dataset).with_columns(predictions)
     tables["history.csv"] = _histories(arms)
     extra: dict[str, Any] = {}
     if study.stability:
@@ -289,23 +289,33 @@ def _sides(arms: Sequence[ArmResult]) -> dict[str, Sides]:
     return {arm.name: by_hardness.get(arm.name) or first or Sides(arm.counts[0], own) for arm in arms}
 
 
-def predicted_of_hardest(cells: Sequence[Cell], dataset: Dataset, scores: HardnessScores, study: Study) -> pl.Series:
-    """What the baseline predicts for the hardest samples of each class: class names, null for all others.
+def predictions_of_hardest(
+    arms: Sequence[ArmResult], dataset: Dataset, scores: HardnessScores, study: Study
+) -> list[pl.Series]:
+    """Columns about the hardest samples of each class, null for all others.
 
-    By the mean probability of the members that define hardness, eval mode, no augmentation.
+    `predicted` is what the baseline takes a sample for: by the mean probability of as many members as define hardness,
+    eval mode, no augmentation. `changed` has the arms that take it for another class, each as "arm: class"; it is empty
+    where all agree.
     """
     labels, values = dataset.train.labels, scores.per_sample(study.estimator)
     sign = 1 if estimator(study.estimator).hard_is == "low" else -1
     per_class = min(MOST_OF_CLASS, MOST_PREDICTED // len(dataset.classes))
     hardest = np.argsort(sign * values, kind="stable")  # NaN last
     ids = np.sort(np.concatenate([hardest[labels[hardest] == c][:per_class] for c in range(len(dataset.classes))]))
-    mean = np.zeros((len(ids), len(dataset.classes)))
-    for cell in cells[: study.hardness_members]:
-        mean += softmax(logits_of(cell.stored, dataset, ids), axis=1)
-    names: list[str | None] = [None] * len(labels)
-    for sample, c in zip(ids.tolist(), mean.argmax(axis=1).tolist(), strict=True):
-        names[sample] = dataset.classes[c]
-    return pl.Series("predicted", names, dtype=pl.String)
+    guesses = []
+    for arm in arms:
+        mean = np.zeros((len(ids), len(dataset.classes)))
+        for cell in arm.cells[: study.hardness_members]:
+            mean += softmax(logits_of(cell.stored, dataset, ids), axis=1)
+        guesses.append([dataset.classes[c] for c in mean.argmax(axis=1).tolist()])
+    predicted: list[str | None] = [None] * len(labels)
+    changed: list[str | None] = [None] * len(labels)
+    for row, sample in enumerate(ids.tolist()):
+        predicted[sample] = guesses[0][row]
+        others = zip(arms[1:], guesses[1:], strict=True)
+        changed[sample] = "; ".join(f"{arm.name}: {of[row]}" for arm, of in others if of[row] != guesses[0][row])
+    return [pl.Series("predicted", predicted, dtype=pl.String), pl.Series("changed", changed, dtype=pl.String)]
 
 
 def _histories(arms: Sequence[ArmResult]) -> pl.DataFrame:

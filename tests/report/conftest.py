@@ -95,6 +95,7 @@ def write_study(
     settings: dict[str, dict[str, Any]] | None = None,
     ensemble_size: bool = False,
     sources: bool = False,
+    changed: str | None = None,
     metric: str = "recall",
 ) -> Path:
     """Write a study; `recall` is `[members, classes]` by arm, `variants` (variant, member) by arm, `settings` what
@@ -164,6 +165,9 @@ def write_study(
         sample["forgetting"] = int(sample["sample_id"]) % 7
         if sources:
             sample["source"] = f"photos/{sample['class_name']}/DSC_{sample['sample_id']:010}_WIDEMM.jpeg"
+    if changed is not None:
+        for sample in samples:
+            sample["changed"] = changed if sample["sample_id"] % 50 == 3 else ""
     samples[0]["aum"] = float("nan")  # never observed
     path.mkdir(parents=True, exist_ok=True)
     for name, rows in (("per_class", per_class), ("per_member", per_member), ("samples", samples)):

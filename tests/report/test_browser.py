@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def study(study_writer: StudyWriter) -> Path:
-    return study_writer()
+    return study_writer(changed="hbr: Shirt")
 
 
 @pytest.fixture
@@ -103,6 +103,12 @@ def test_page_filters_and_orders_samples(page: Any, study: Path) -> None:
     form.get_by_label("score from").fill("-1.5")
     form.get_by_label("to", exact=True).fill("-0.5")
     assert shown(page) == [i for i in suspected if -1.5 <= round(scores[i], 4) <= -0.5] != suspected
+
+
+def test_page_filters_what_an_arm_predicts_differently(page: Any) -> None:
+    page.get_by_label("changed between arms").check()
+    assert sorted(shown(page)) == list(range(3, 500, 50))
+    assert "hbr: Shirt" in page.locator("#tiles li").first.inner_text()
 
 
 def test_page_shows_more_samples_on_request(page: Any) -> None:

@@ -312,6 +312,14 @@ def test_samples_csv_names_predictions_of_the_hardest(finished: Path, data: Data
         guesses = [data.classes[np.argmax(probability[sample])] for sample in own["sample_id"][:20].to_list()]
         assert own["predicted"][:20].to_list() == guesses
         assert name in table["predicted"].to_list()
+    # The same of the other arm, where it differs.
+    others = [open_member(finished, m["key"]) for m in about["arms"][1]["members"]]
+    other = sum(softmax(choice.logits_of(one, data, np.arange(240)), axis=1) for one in others)
+    looked_at = table.filter(pl.col("predicted").is_not_null())
+    for sample, changed in looked_at.select("sample_id", pl.col("changed").fill_null("")).rows():
+        first, second = (data.classes[np.argmax(of[sample])] for of in (probability, other))
+        assert changed == ("" if first == second else f"hbr: {second}")
+    assert 0 < (looked_at["changed"].fill_null("") != "").sum() < 60
 
 
 def test_history_csv_has_every_epoch(finished: Path) -> None:

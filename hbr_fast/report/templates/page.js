@@ -75,7 +75,7 @@ if (typeof hbrSamples !== "undefined") {
   const form = document.getElementById("browser"), tiles = document.getElementById("tiles");
   const found = document.getElementById("found"), meaning = document.getElementById("meaning");
   const more = document.getElementById("more");
-  const { order, estimator, search, low, high, suspected, mistaken } = form.elements, ofClass = form.elements.class;
+  const { order, estimator, search, low, high, suspected, mistaken, changed } = form.elements, ofClass = form.elements.class;
   let rest = [];
 
   ofClass.append(new Option("all", ""));
@@ -83,6 +83,7 @@ if (typeof hbrSamples !== "undefined") {
   for (const { name } of samples.estimators) estimator.append(new Option(name, name));
   if (!samples.scores.aum) suspected.disabled = true;
   if (samples.predicted.every((c) => c < 0)) mistaken.disabled = true;
+  if (samples.changed.every((arms) => !arms)) changed.disabled = true;
 
   // A sheet of thumbnails is loaded when one of its images comes into view.
   const seen = new IntersectionObserver((entries) => {
@@ -124,9 +125,11 @@ if (typeof hbrSamples !== "undefined") {
     entry.append(image, line(`${samples.ids[i]}: ${score === null ? "never seen" : score.toFixed(2)}`));
     entry.append(line(name, "source"));
     if (guess && guess !== name) entry.append(line(`as ${guess}`, "source"));
+    for (const arm of samples.changed[i].split("; ").filter(Boolean)) entry.append(line(arm, "source"));
     if (source) entry.append(line(source.split("/").at(-1), "source"));
     const facts = samples.estimators.map((about) => `${about.name} ${samples.scores[about.name][i]}`);
-    entry.title = [...(source ? [source] : []), ...facts].join("\n");
+    const arms = samples.changed[i] ? [samples.changed[i]] : [];
+    entry.title = [...(source ? [source] : []), ...arms, ...facts].join("\n");
     return entry;
   }
 
@@ -147,6 +150,7 @@ if (typeof hbrSamples !== "undefined") {
       && (!words || String(samples.ids[i]) === words || samples.sources?.[i]?.toLowerCase().includes(words))
       && (!suspected.checked || (samples.scores.aum[i] !== null && samples.scores.aum[i] < 0))
       && (!mistaken.checked || (samples.predicted[i] >= 0 && samples.predicted[i] !== samples.class[i]))
+      && (!changed.checked || samples.changed[i])
       && (scores[i] === null ? low.value === "" && high.value === "" : scores[i] >= least && scores[i] <= most));
     // Never seen samples come last.
     rest.sort((a, b) => (scores[a] === null) - (scores[b] === null) || sign * (scores[a] - scores[b]) || a - b);
