@@ -18,6 +18,11 @@ import torch
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 KEYS: dict[str, dict[str, set[str] | None]] = {
     "bench_convert": {"cpu_time_over_fastest_loop": None, "cpu_time_over_pillow": None},
+    "bench_decoders": {
+        "native_over_pillow_whole": None,
+        "native_over_pillow_evaluation": None,
+        "native_over_draft": None,
+    },
     "bench_loading": {
         "native_over_ffcv": None,
         "native_over_dali": None,

@@ -203,6 +203,12 @@ def _write(source: Source, directory: Path, unfinished: Unfinished | None) -> No
     findings = source.findings() if source.findings is not None else Findings(source.origin)
     kept = {name: _kept_rows(len(split), findings.left_out.get(name)) for name, split in source.splits.items()}
     labels = {name: split.labels_n[kept[name]] for name, split in source.splits.items()}
+    for name, split in source.splits.items():
+        if len(split) and not len(labels[name]):
+            raise ValueError(
+                f"{source.name}: none of the {len(split):,} images of {name} can be used: without --skip-bad the "
+                "reasons are given"
+            )
     _check_labels(source, labels)
     for name, split in source.splits.items():
         parts = {**written[name].parts, "labels": f"{name}.labels.npy"}

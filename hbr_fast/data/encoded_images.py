@@ -164,9 +164,13 @@ class EncodedImages:
         for b in np.flatnonzero(status != cpu_decode.MADE).tolist():
             row = int(rows_b[b])
             try:
-                if status[b] == cpu_decode.DAMAGED:
+                if status[b] == cpu_decode.DAMAGED and self.shards.forget(row):  # and fetch it anew
+                    one = slice(b, b + 1)
+                    bad += self.decode(rows_b[one], boxes_b[one], places_b[one], images[one], threads=1)
+                elif status[b] == cpu_decode.DAMAGED:
                     raise BadPicture(row, "is not as it was converted (another checksum)")
-                self._decode_otherwise(row, boxes_b[b], places_b[b], images[b])
+                else:
+                    self._decode_otherwise(row, boxes_b[b], places_b[b], images[b])
             except BadPicture as error:
                 images[b] = 0
                 bad.append(error)

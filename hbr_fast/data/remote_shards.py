@@ -93,6 +93,12 @@ class RemoteShards(ShardFiles):
         self._fetch_ahead()
         return found._replace(held=held)
 
+    def forget(self, row: int) -> bool:
+        """See `ShardFiles.forget`: of pictures on the local disk."""
+        was_kept = bool(self._kept[row])
+        self._kept[row] = 0
+        return was_kept
+
     def _contents(self, rows: list[int]) -> dict[int, bytes]:
         """The bytes of pictures: fetched ahead, or now."""
         contents: dict[int, bytes] = {}

@@ -286,6 +286,10 @@ class ShardFiles(Sequence[np.ndarray]):
     def expect(self, rows: np.ndarray, *, first: bool) -> None:
         """Be told which pictures are needed next, in this sequence; `first` if an epoch begins."""
 
+    def forget(self, row: int) -> bool:
+        """Forget a copy of a picture that turned out to be damaged; False if there is only the picture itself."""
+        return False
+
     def count_read(self, size: int) -> None:
         """Count bytes that were read; now and then, release their pages, so that an epoch's memory does not grow."""
         with self._lock:

@@ -191,6 +191,10 @@ def test_encoded_bad_files_are_named_or_skipped(tmp_path: Path) -> None:
     assert made.train.sources[0] == "train/cat/1.jpg"
     assert (made.path / "skipped.csv").read_text().count("is not a readable image") == 2
     assert names_in(store_of(made.train).shards.paths[0])[-1] == "000000009.cls"
+    for path in (root / "test").rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"none of the 6 images of test can be used: without --skip-bad the reasons"):
+        convert("folder", tmp_path / "y.hbr", root=root, store="encoded", skip_bad=True)
 
 
 def test_encoded_large_pictures_are_refused(photos: Path, tmp_path: Path) -> None:

@@ -189,6 +189,17 @@ def test_a_picture_that_is_damaged_at_the_url_is_set_aside(url: str, dataset: Da
         verify_dataset(url)
 
 
+def test_a_copy_that_is_damaged_is_fetched_again(url: str, dataset: Dataset) -> None:
+    opened = open_dataset(url)
+    expected = copies(train_loader(dataset).epoch(0))
+    for _ in range(2):
+        loader = train_loader(opened)
+        assert_same(loader.epoch(0), expected)
+        assert loader.bad_pictures == {}
+        for path in shards_of(opened).paths:
+            path.write_bytes(bytes(path.stat().st_size))
+
+
 def test_verify_reads_everything_or_only_what_is_local(url: str, dataset: Dataset, tmp_path: Path) -> None:
     assert verify_dataset(url).fingerprint == dataset.fingerprint
     opened = open_dataset(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from photographs import write_photographs
+from PIL import Image
 
+from hbr_fast.data import shards
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, Split, open_dataset
 from hbr_fast.data.encoded_images import EncodedImages
@@ -274,6 +277,39 @@ def test_bad_pictures_are_not_cached(dataset: Dataset, tmp_path: Path) -> None:
         assert batch.labels[batch.ids == 6].tolist() == [-100]
         assert batch.images[batch.ids == 6].abs().max() < 0.01
     assert loader.cache_use.pictures == 15
+
+
+def mapped_bytes(path: Path) -> int:
+    """What a mapped file takes of this process's memory."""
+    total, is_its = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            is_its = line.endswith(str(path))
+        elif is_its and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell what is in memory")
+def test_memory_of_an_epoch_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_photographs(tmp_path / "photos", per_class=10)
+    noise = np.random.default_rng(0)
+    for path in sorted(root.rglob("*.jpg")):
+        Image.fromarray(noise.integers(0, 256, (400, 400, 3), np.uint8)).save(path, quality=95)
+    split = convert("folder", tmp_path / "large.hbr", root=root, store="encoded").train
+    shard = tmp_path / "large.hbr" / "train.00000.tar"
+    loader = Loader(split, size=24, augment=CROPPED, batch_size=2)
+    list(loader.epoch(0))
+    assert mapped_bytes(shard) > 0.9 * split.store.nbytes
+    split.store.release_memory()
+    monkeypatch.setattr(shards, "RELEASE_BYTES", split.store.nbytes // 8)
+    most = max(mapped_bytes(shard) for _ in loader.epoch(0))
+    assert most < split.store.nbytes / 2
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    importlib.import_module("epoch_memory").main([str(tmp_path / "large.hbr"), "--size", "24", "--epochs", "1"])
+    assert "MB of pictures in 1 batches: resident memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cache", ["lots", "3 pictures", "-1 MB", -1, 2.5])
