@@ -23,9 +23,9 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
         layer. "vgg-W-W-...": the image in 2x2 blocks as channels, then two 3x3 convolutions and a max-pool for each
         width, then a linear layer. "whitened-W-W-...": whitened 4x4 patches (`WhitenedPatches`), then a convolution, a
         max-pool and a convolution for each width, then a max and a linear layer. "whitened2-W-W-...": the same with
-        2x2 patches at every pixel and norms without scale; it is evaluated as the mean over an image and its mirror
-        image, so it is for images that may be mirrored. "resnet18": for small images, with a 3x3 stride-1 stem and no
-        max-pool (He et al. 2016, as in the paper).
+        2x2 patches at every pixel, norms without scale, and GELU; it is evaluated as the mean over an image and its
+        mirror image, so it is for images that may be mirrored. "resnet18": for small images, with a 3x3 stride-1 stem
+        and no max-pool (He et al. 2016, as in the paper).
     channels, image_size, classes : int, (int, int), int
         Shape of the images, (height, width), and number of classes.
 
@@ -129,33 +129,40 @@ def whitened_features(channels: int, widths: list[int]) -> nn.Sequential:
     The second convolution of a width sees a quarter of the positions of the first. Convolutions begin as near to the
     identity as their widths allow, so that a training of a few epochs need not learn to pass the image on.
     """
-    return _whitened_features(WhitenedPatches(channels), widths)
-
-
-def _whitened_features(patches: WhitenedPatches, widths: list[int]) -> nn.Sequential:
+    patches = WhitenedPatches(channels)
     layers: list[nn.Module] = [patches, nn.ReLU(inplace=True)]
     channels = patches.out_channels
     for width in widths:
         layers += [_convolution(channels, width), nn.MaxPool2d(2), _convolution(width, width)]
         channels = width
-    features = FusedSequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-    for module in features.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.dirac_(module.weight[: module.in_channels].data)
-    return features
+    return _begun_as_identity(FusedSequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()))
 
 
 def whitened2_features(channels: int, widths: list[int]) -> nn.Sequential:
     """Whitened patches of 2x2 pixels, then per width a convolution, a max-pool and a convolution; [B, widths[-1]].
 
-    Norms have no scale to learn, which the next convolution has already, and follow the batches closely, as short
-    trainings need. Convolutions begin as in `whitened_features`.
+    Norms come after the pools, have no scale to learn, which the next convolution has already, and follow the batches
+    closely, as short trainings need. Convolutions begin as in `whitened_features`.
     """
-    features = _whitened_features(WhitenedPatches(channels, side=2), widths)
+    patches = WhitenedPatches(channels, side=2)
+    layers: list[nn.Module] = [patches, nn.GELU()]
+    channels = patches.out_channels
+    for width in widths:
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width)]
+        layers += [nn.GELU(), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU()]
+        channels = width
+    features = _begun_as_identity(FusedSequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()))
     for module in features.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.requires_grad_(False)
             module.momentum = 0.4
+    return features
+
+
+def _begun_as_identity(features: nn.Sequential) -> nn.Sequential:
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.dirac_(module.weight[: module.in_channels].data)
     return features
 
 

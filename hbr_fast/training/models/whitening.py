@@ -17,7 +17,7 @@ class WhitenedPatches(nn.Module):
 
     The weights are eigenvectors of the patches' covariance over their standard deviations: a buffer, which the
     optimiser does not see, so that the backward pass ends above the largest layer. Until `fit` they are those of
-    white noise. Followed by a ReLU, the negatives keep what it cuts off.
+    white noise. Followed by a ReLU or GELU, the negatives keep what it cuts off.
 
     Source: whitening as first layer, Page 2019, "How to train your ResNet"; Jordan 2024, arXiv 2404.00498.
     """
