@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from hbr_fast.arguments import near_names
-from hbr_fast.data.sources.members import Members
-from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, Entry, PassedOver, Tree, joined, plain_path
+from hbr_fast.data.sources.members import ArchiveTree, Members
+from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, PassedOver, Tree, joined, plain_path
 from hbr_fast.data.sources.zips import open_zip
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
@@ -54,12 +54,10 @@ def _near(place: Path) -> Path | None:
 
 
 @dataclass(frozen=True, eq=False)
-class TarTree:
+class TarTree(ArchiveTree):
     """A tar archive; if compressed, an unnamed decompressed copy, which the system removes."""
 
-    place: Path
     file: IO[bytes]
-    members: Members
     starts: array[int]  # by number of the file
     sizes: array[int]
 
@@ -68,27 +66,15 @@ class TarTree:
         lower = self.place.name.lower()
         return next((self.place.name[: -len(end)] for end in _TAR_SUFFIXES if lower.endswith(end)), self.place.stem)
 
-    def entries(self, folder: str, passed: PassedOver | None = None) -> Iterator[Entry]:
-        return self.members.entries(folder, passed)
-
-    def has_file(self, path: str) -> bool:
-        return self.members.find(path) is not None
-
-    def read(self, path: str) -> bytes:
-        return self.head(path, None)
-
-    def head(self, path: str, count: int | None) -> bytes:
-        at = self.members.find(path)
-        if at is None:
-            raise FileNotFoundError(f"the archive has no {path}")
-        size = self.sizes[at]
-        return os.pread(self.file.fileno(), size if count is None else min(count, size), self.starts[at])
+    def part(self, number: int, count: int | None) -> bytes:
+        size = self.sizes[number]
+        return os.pread(self.file.fileno(), size if count is None else min(count, size), self.starts[number])
 
 
 def _open_tar(place: Path, passed: PassedOver) -> TarTree:
     try:
         file = _uncompressed(place)
-        tree = TarTree(place, file, Members(), array("q"), array("q"))
+        tree = TarTree(place, Members(), file, array("q"), array("q"))
         links: list[tuple[str, str]] = []
         _index(tree, "", 0, os.fstat(file.fileno()).st_size, links, passed)
     except (tarfile.TarError, EOFError, zlib.error) as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -83,6 +86,33 @@ class Members:
             return None
         row = int(self._order[after - 1])
         return row if self._names[row] == name else None
+
+
+@dataclass(frozen=True, eq=False)
+class ArchiveTree(ABC):
+    """An archive as a `Tree`, read by the numbers of its files."""
+
+    place: Path
+    members: Members
+
+    def entries(self, folder: str, passed: PassedOver | None = None) -> Iterator[Entry]:
+        return self.members.entries(folder, passed)
+
+    def has_file(self, path: str) -> bool:
+        return self.members.find(path) is not None
+
+    def read(self, path: str) -> bytes:
+        return self.head(path, None)
+
+    def head(self, path: str, count: int | None) -> bytes:
+        number = self.members.find(path)
+        if number is None:
+            raise FileNotFoundError(f"the archive has no {path}")
+        return self.part(number, count)
+
+    @abstractmethod
+    def part(self, number: int, count: int | None) -> bytes:
+        """The first `count` bytes of a file, or all."""
 
 
 def _shown(name: str, folder: str, passed: PassedOver | None, *, is_folder: bool) -> Iterator[Entry]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hbr_fast.data.sources.members import Members
-from hbr_fast.data.sources.trees import Entry, PassedOver, plain_path
+from hbr_fast.data.sources.members import ArchiveTree, Members
+from hbr_fast.data.sources.trees import PassedOver, plain_path
 
 _END, _END_BYTES, _MOST_COMMENT = b"PK\5\6", 22, 1 << 16
 _LOCATOR, _LOCATOR_BYTES = b"PK\6\7", 20
@@ -44,12 +44,10 @@ class _Member:
 
 
 @dataclass(frozen=True, eq=False)
-class ZipTree:
+class ZipTree(ArchiveTree):
     """A zip archive."""
 
-    place: Path
     file: IO[bytes]
-    members: Members
     described_at: array[int]  # by number of the file
     shift: int  # bytes before the archive's own beginning
 
@@ -57,21 +55,9 @@ class ZipTree:
     def name(self) -> str:
         return self.place.stem
 
-    def entries(self, folder: str, passed: PassedOver | None = None) -> Iterator[Entry]:
-        return self.members.entries(folder, passed)
-
-    def has_file(self, path: str) -> bool:
-        return self.members.find(path) is not None
-
-    def read(self, path: str) -> bytes:
-        return self.head(path, None)
-
-    def head(self, path: str, count: int | None) -> bytes:
-        at = self.members.find(path)
-        if at is None:
-            raise FileNotFoundError(f"the archive has no {path}")
+    def part(self, number: int, count: int | None) -> bytes:
         try:
-            return self._content(_member(self.file, self.described_at[at]), count)
+            return self._content(_member(self.file, self.described_at[number]), count)
         except (DamagedZip, zlib.error, OSError) as error:
             raise OSError(f"the archive is damaged or encrypted there: {error}") from None
 
@@ -127,7 +113,7 @@ def open_zip(place: Path, passed: PassedOver) -> ZipTree:
         file.close()
         raise ValueError(f"{place} is a damaged zip archive ({error}): fetch it again") from None
     members.sort()
-    return ZipTree(place, file, members, described_at, shift)
+    return ZipTree(place, members, file, described_at, shift)
 
 
 def _directory(file: IO[bytes]) -> tuple[int, int, int, int]:
