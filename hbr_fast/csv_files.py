@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +66,11 @@ def read_table(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     try:
-        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema_length=None)
+        if path.suffix == ".parquet":
+            require_readable_parquet(path)
+            frame = pl.read_parquet(path)
+        else:
+            frame = pl.read_csv(path, infer_schema_length=None)
     except polars_faults() as error:
         raise ValueError(f"{path} cannot be read ({reason(error)}): give CSV or Parquet") from None
     for name, kind in frame.schema.items():
@@ -73,6 +79,28 @@ def read_table(path: Path) -> pl.DataFrame:
         if kind in (pl.Int128, pl.UInt128):
             raise ValueError(f"{path}: column {name!r} has numbers of more than 64 bits: correct them")
     return frame
+
+
+def require_readable_parquet(*files: Path | bytes) -> None:
+    """Read Parquet files, or the content of one, in another process first: damaged ones can abort the one that reads.
+
+    Raises
+    ------
+    OSError
+        If they did.
+    """
+    paths = [str(file) for file in files if isinstance(file, Path)]
+    content = next((file for file in files if isinstance(file, bytes)), None)
+    program = "import polars, sys; [polars.read_parquet(f) for f in sys.argv[1:] or [sys.stdin.buffer.read()]]"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program, *paths],
+        input=content,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if ended.returncode < 0:  # other errors occur here again, with their reason
+        raise OSError("it is damaged: reading it ends the process")
 
 
 def polars_faults() -> tuple[type[BaseException], ...]:

@@ -24,8 +24,8 @@ PLAIN_INTERVAL_S = 10.0  # log files need a sign of life, not a flood
 
 
 def say(line: str) -> None:
-    """Print one status line to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one status line to standard error; names in it may come from files of others."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -94,3 +94,22 @@ def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]
 def _rate(units: float, unit: str, size: float) -> str:
     """Per second."""
     return f"{units:,.0f} {unit}/s" + (f", {size / 1e6:,.1f} MB/s" if size else "")
+
+
+def printable(source: str) -> str:
+    r"""Text for display: anything unprintable, as line breaks and a terminal's commands are, is escaped.
+
+    Examples
+    --------
+    >>> printable("cats/one\ntwo.png"), printable("b\udcff.png")
+    ('cats/one\\ntwo.png', 'b\\xff.png')
+    """
+    if source.isprintable():
+        return source
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in source)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")

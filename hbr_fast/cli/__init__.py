@@ -28,6 +28,7 @@ from hbr_fast.cli.study import study
 from hbr_fast.cli.suspects import suspects
 from hbr_fast.cli.train import train
 from hbr_fast.cli.verify import verify
+from hbr_fast.progress import printable
 from hbr_fast.training.distributed import OtherRankFailed, own_rank, started_by_torchrun
 from hbr_fast.training.signals import EXIT_CODE as TERMINATED
 from hbr_fast.training.signals import Terminated, raised_at_once
@@ -97,5 +98,5 @@ def command_words(line: str) -> str:
 def _end(line: str, code: int) -> NoReturn:
     rank = own_rank()
     if rank == 0 or code == USER_ERROR:  # a signal reaches all processes of torchrun, an error may occur in one
-        print(f"hbr-fast: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr)
+        print(f"hbr-fast: {f'process {rank}: ' if rank else ''}{printable(line)}", file=sys.stderr)
     sys.exit(code)

@@ -36,11 +36,11 @@ def hardness(
         csv: Write every sample's source and its scores by every estimator to this file.
         force: Replace the file.
     """
-    from hbr_fast.data.sample_sources import printable
     from hbr_fast.files import atomic_write
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.members.ensemble import open_ensemble
     from hbr_fast.members.scoring.final_model import scores_by
+    from hbr_fast.progress import printable
     from hbr_fast.studies.results import sample_table
 
     if top is None and (class_ is not None or easiest):

@@ -15,7 +15,7 @@ def info(dataset: Positional[Path]) -> None:
     """
     from hbr_fast.data.dataset import open_dataset
     from hbr_fast.data.description import describe
-    from hbr_fast.data.sample_sources import printable
+    from hbr_fast.progress import printable
 
     about = describe(open_dataset(dataset))
     print(f"{about.name}  ({about.path}, {about.bytes / 1e6:,.1f} MB)")

@@ -28,7 +28,6 @@ from hbr_fast.data.sample_sources import (
     SampleSources,
     kept_sources,
     packed_names,
-    printable,
 )
 from hbr_fast.data.shards import BLOCK, INDEX, INDEX_PART, SHARD_PART, STORE
 from hbr_fast.data.sources import EncodedSplit, Findings, Source, SourceSplit
@@ -36,6 +35,7 @@ from hbr_fast.data.sources.opening import open_source
 from hbr_fast.data.unfinished import Unfinished, unfinished_shards
 from hbr_fast.files import DISK_FULL, atomic_directory, make_directory, remove_leftovers, sha256_of_file
 from hbr_fast.json_schema import write_sealed_json
+from hbr_fast.progress import printable
 
 
 def convert(

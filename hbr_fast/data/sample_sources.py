@@ -3,8 +3,8 @@
 Paths are stored in two `.npy` files: the concatenated bytes of the names (uint8) and their offsets (int64 [N + 1]).
 Rows of files of many images are stored as a few runs in `meta.json`. Both are read one sample at a time.
 
-A path is kept byte for byte, including newlines and bytes that are not UTF-8 (Python's `surrogateescape`); `printable`
-formats it for tables, pictures and terminals.
+A path is kept byte for byte, including newlines and bytes that are not UTF-8 (Python's `surrogateescape`);
+`hbr_fast.progress.printable` formats it for tables, pictures and terminals.
 """
 
 from __future__ import annotations
@@ -166,25 +166,6 @@ def numbered_of_meta(value: Any) -> NumberedSources:
     if not right:
         raise ValueError("is not a list of [name, rows]")
     return NumberedSources([(name, rows) for name, rows in value])
-
-
-def printable(source: str) -> str:
-    r"""A source for display: anything unprintable is escaped as `\n`, `\xff`, `\u202e`.
-
-    Examples
-    --------
-    >>> printable("cats/one\ntwo.png"), printable("b\udcff.png")
-    ('cats/one\\ntwo.png', 'b\\xff.png')
-    """
-    if source.isprintable():
-        return source
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in source)
-
-
-def _escaped(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode("ascii")
 
 
 def _checked(row: int, count: int) -> int:

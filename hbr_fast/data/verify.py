@@ -16,9 +16,10 @@ from hbr_fast.data.convert_encoded import pictures_mean_std
 from hbr_fast.data.dataset import META, REMEDY, Dataset, open_dataset
 from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import statistics_of
-from hbr_fast.data.sample_sources import NamedSources, printable
+from hbr_fast.data.sample_sources import NamedSources
 from hbr_fast.files import sha256_of_file
 from hbr_fast.json_schema import CHECKSUM
+from hbr_fast.progress import printable
 
 _NAMED = 100  # damaged pictures that a message lists
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import re
+from itertools import accumulate
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import ImageStore
@@ -134,12 +138,18 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
 
 def _short(source: str, width: float) -> str:
     """The end of a file's name, without its suffix, as far as it fits into `width` points."""
-    shown = name = re.sub(r"(?<=.)\.\w{1,5}$", "", source.rsplit("/", 1)[-1])
-    # "$" would begin a formula.
-    while len(shown) > 1 and TextPath((0, 0), shown.replace("$", "S"), size=SMALL).get_extents().width > width:
-        name = name[1:][-MOST_LETTERS:]
-        shown = f"…{name}"
-    return shown
+    name = re.sub(r"(?<=.)\.\w{1,5}$", "", source.rsplit("/", 1)[-1])
+    widths = list(accumulate(map(_width, reversed(name[-MOST_LETTERS:]))))
+    if len(name) <= MOST_LETTERS and sum(map(_width, name)) <= width:
+        return name
+    fitting = bisect.bisect_right(widths, width - _width("…"))
+    return f"…{name[-max(1, fitting) :]}"
+
+
+@functools.cache
+def _width(letter: str) -> float:
+    """Points that a letter takes in a line."""
+    return float(text_to_path.get_text_width_height_descent(letter, FontProperties(size=SMALL), ismath=False)[0])
 
 
 def tile(image_chw: np.ndarray) -> np.ndarray:

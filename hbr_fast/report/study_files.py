@@ -7,7 +7,8 @@ Everything the report says comes from here: `study.json`, `per_class.csv`, `per_
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hbr_fast.csv_files import read_csv
 from hbr_fast.evaluation import measures
 from hbr_fast.evaluation.measures import METRICS
 from hbr_fast.hardness import ESTIMATORS
+from hbr_fast.progress import printable
 from hbr_fast.report.columns import (
     COMPARISONS_COLUMNS,
     CONFUSION_COLUMNS,
@@ -35,6 +37,7 @@ from hbr_fast.report.columns import (
 from hbr_fast.studies.study_json import REMEDY, read_study_json
 
 BASELINE = "baseline"
+MOST_LETTERS = 100  # of a class's name
 FILES = ("study.json", "per_class.csv", "per_member.csv", "class_intervals.csv", "confusion.csv")
 SAMPLES = "samples.csv"  # left wherever the hardness of samples is known
 COMPARISONS = "comparisons.csv"  # left by a study with arms besides the baseline
@@ -114,7 +117,7 @@ class StudyFiles:
     per_class, per_member : data frames with their rows ordered by arm, variant, member (and class)
     samples : data frame, one row per sample of the train split; with `source` if the dataset stores it. It has no rows
         for imported runs without hardness
-    classes : names, by class index
+    classes : names as they are shown, by class index
     arms : names, the baseline first and the others in the order of `study.json`
     intervals, confusions : data frames of `class_intervals.csv` and `confusion.csv`
     comparisons : rows of `comparisons.csv`, by (arm, quantity)
@@ -261,6 +264,27 @@ class StudyFiles:
         return np.argsort(sign * self.class_hardness(), kind="stable")
 
 
+def shown_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as pictures and pages show them: printable, not too long, and different from one another."""
+    shown = []
+    for name in names:
+        text = printable(name[: MOST_LETTERS + 1])
+        shown.append(text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…")
+    times = Counter(shown)
+    return tuple(f"{text} ({c})" if times[text] > 1 else text for c, text in enumerate(shown))
+
+
+def _as_shown(frame: pl.DataFrame, names: Sequence[str], shown: Sequence[str]) -> pl.DataFrame:
+    """The same with names of classes and files as they are shown."""
+    columns = [column for column in ("class_name", "predicted") if column in frame.columns]
+    if tuple(names) != tuple(shown) and frame.height:
+        frame = frame.with_columns(pl.col(columns).replace(dict(zip(names, shown, strict=True))))
+    if "source" in frame.columns:
+        files = pl.Series("source", [file and printable(file) for file in frame["source"].to_list()], dtype=TEXT)
+        frame = frame.with_columns(files)
+    return frame
+
+
 def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
     """Read a study's files and check that they belong together.
 
@@ -323,13 +347,14 @@ def read_study(study_dir: str | os.PathLike[str]) -> StudyFiles:
     epochs, grouped = path / HISTORY, path / GROUPS
     history = read_csv(epochs, HISTORY_COLUMNS, remedy=REMEDY) if epochs.is_file() else None
     groups = read_csv(grouped, GROUPS_COLUMNS, remedy=REMEDY) if grouped.is_file() else None
+    shown = shown_names(classes)
     return StudyFiles(
         path,
         meta,
-        per_class,
+        _as_shown(per_class, classes, shown),
         per_member,
-        samples,
-        classes,
+        _as_shown(samples, classes, shown),
+        shown,
         arms,
         intervals,
         confusions,

@@ -105,9 +105,8 @@ def recall_of_arms(study: StudyFiles) -> Picture:
         f"{study.metric}_per_class",
         f"{study.metric_title} per class",
         f"{study.metric_title} on {study.evaluated} in percent, mean over the members of an arm "
-        f"({count(study, BASELINE)} of the "
-        "baseline), classes from the lowest to the highest baseline {study.metric_words}. Deviation and range: in "
-        "the CSV.",
+        f"({count(study, BASELINE)} of the baseline), classes from the lowest to the highest baseline "
+        f"{study.metric_words}. Deviation and range: in the CSV.",
         f"Heat map of the {study.metric_words} of {len(order)} classes in {len(study.arms)} arms. Worst class of "
         "the baseline, "
         f"{classes[0]}: {words}.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.trainer import train_member
 
 TIMED_BATCHES = 8
-PATIENCE_S = 10.0
+PROBED = 16  # images
+PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ def preview(
 def images_per_second(dataset: Dataset, recipe: Recipe, *, execution: Execution | None = None) -> float:
     """Measure how fast one member trains here: a few batches, after as many to warm up.
 
-    One batch where that many would take long, so that the answer comes in seconds.
+    First a small batch: where whole ones would take long, its rate is the answer.
     """
-    start = time.perf_counter()
-    rate = _timed(dataset, recipe, batches=1, execution=execution)
-    if TIMED_BATCHES * (time.perf_counter() - start) > PATIENCE_S:
+    probe = dataclasses.replace(recipe, batch_size=min(PROBED, recipe.batch_size))
+    rate = _timed(dataset, probe, batches=1, execution=execution)
+    if 2 * TIMED_BATCHES * recipe.batch_size / rate > PATIENCE_S:
         return rate
     return _timed(dataset, recipe, batches=TIMED_BATCHES, execution=execution)
 

@@ -15,7 +15,6 @@ from scipy.special import softmax
 
 from hbr_fast.csv_files import read_csv
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.data.sample_sources import printable
 from hbr_fast.evaluation.metrics import evaluate
 from hbr_fast.files import atomic_write, relative_path, sha256_of_file
 from hbr_fast.hardness import HardnessScores, estimator
@@ -24,6 +23,7 @@ from hbr_fast.json_schema import write_sealed_json
 from hbr_fast.machine import hardware, versions
 from hbr_fast.members.scoring.final_model import scores_by
 from hbr_fast.members.store import StoredMember
+from hbr_fast.progress import printable
 from hbr_fast.resampling.allocation import Allocation
 from hbr_fast.resampling.base import Base
 from hbr_fast.studies.choice import choose, logits_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,7 +92,7 @@ def read_runs(table: Path) -> tuple[list[ImportedRun], dict[str, str]]:
             frame = frame.with_columns(pl.lit(0).alias(column))
         elif not frame[column].dtype.is_integer() or frame[column].null_count():
             raise ValueError(f"{table}: {column} must be a whole number in every row")
-    missing = [name for name in frame["file"].to_list() if not (table.parent / str(name)).is_file()]
+    missing = [name for name in frame["file"].to_list() if not os.path.isfile(table.parent / str(name))]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise FileNotFoundError(f"{table} lists files that are not there: {', '.join(map(str, missing[:5]))}{more}")

@@ -14,7 +14,6 @@ import numpy as np
 from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.pool import Pool
-from hbr_fast.data.sample_sources import printable
 from hbr_fast.files import locked, make_directory, read_json
 from hbr_fast.members.execution import Deprecated, Execution, execution_of
 from hbr_fast.members.jobs import Job
@@ -22,6 +21,7 @@ from hbr_fast.members.obtain import MembersDiverged, obtain_members
 from hbr_fast.members.scoring.final_model import scores_by
 from hbr_fast.members.store import StoredMember
 from hbr_fast.members.trial import try_step
+from hbr_fast.progress import printable
 from hbr_fast.studies.groups import read_groups
 from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, said, study_rows
 from hbr_fast.studies.results import ArmResult, Cell, Failure, plan_path, write_results

@@ -54,5 +54,5 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         if not isinstance(values, dict):
             raise ValueError(f"it holds a {type(values).__name__}, not an object")
         return Recipe.from_json({"name": file.stem, **values})
-    except ValueError as error:  # of JSON, TOML or UTF-8 too
+    except (ValueError, RecursionError) as error:  # of JSON, TOML or UTF-8 too
         raise ValueError(f"{file} is not a recipe: {error}") from None

@@ -13,10 +13,10 @@ from hbr_fast import progress
 from hbr_fast.data.dataset import Dataset, Split
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
-from hbr_fast.data.sample_sources import printable
 from hbr_fast.hardness import ESTIMATORS, HardnessRecorder
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import QuotaOrder, Sampler, quota_order, sequential_order
+from hbr_fast.progress import printable
 from hbr_fast.resampling.allocation import reallocate
 from hbr_fast.training import signals
 from hbr_fast.training.averaging import Averaged

@@ -21,12 +21,12 @@ from hbr_fast.data.sample_sources import (
     RowsOf,
     SampleSources,
     packed_names,
-    printable,
 )
 from hbr_fast.data.sources import Source, array_split
 from hbr_fast.data.verify import verify_dataset
 from hbr_fast.files import sha256_of_file
 from hbr_fast.json_schema import write_sealed_json
+from hbr_fast.progress import printable
 
 HOSTILE = [
     "new\nline.png",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
@@ -57,6 +58,62 @@ def page(browser: Any, study: Path, dataset: SimpleNamespace) -> Iterator[Any]:
     yield opened
     opened.close()
     assert wrong == []
+
+
+HOSTILE = (
+    '<img src=x onerror="window.ran=1">',
+    "</script><script>window.ran=1</script>",
+    "line\nbreak\r\x00",
+    "\u202eesrever\u202c",
+    "\"'`${window.ran=1}`{{7*7}}",
+    "w" * 100_000,
+    r"$\frac{x}{$ %s",
+    '<a href="javascript:window.ran=1">%{y}</a>',
+    "&lt;b&gt;\u2028",
+    "Bag",
+)
+
+
+@pytest.fixture
+def hostile(study_writer: StudyWriter) -> Path:
+    """A study whose classes, and with them the files of its samples, have names made to break the page."""
+    return study_writer(classes=HOSTILE, sources=True)
+
+
+def test_page_shows_hostile_names_as_text(browser: Any, hostile: Path, dataset: SimpleNamespace) -> None:
+    index = write_report(hostile, dataset=dataset)
+    opened = browser.new_page(viewport={"width": 900, "height": 800})
+    wrong: list[str] = []
+    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("request", lambda request: None if ":" in request.url[:6] else wrong.append(request.url))
+    opened.goto(index.as_uri())
+    form = opened.locator("#browser")
+    names = [option.inner_text() for option in form.locator("select[name=class] option").all()]
+    text = opened.locator("main").inner_text()
+    for name in (
+        HOSTILE[0],
+        HOSTILE[1],
+        r"line\nbreak\r\x00",
+        r"\u202eesrever\u202c",
+        HOSTILE[4],
+        HOSTILE[6],
+        HOSTILE[7],
+    ):
+        assert name in names
+        assert name in text
+    assert max(map(len, names)) == 100
+    assert "\u202e" not in opened.content()
+    for place in ("#chart_recall", "#chart_confusion"):
+        opened.locator(place).scroll_into_view_if_needed()
+        opened.locator(place).hover()
+    assert opened.locator("main a[href^='javascript']").count() == 0
+    assert opened.evaluate("typeof window.ran") == "undefined"
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 900, "only tables scroll sideways"
+    opened.close()
+    assert wrong == []
+    for picture in index.parent.glob("*.svg"):
+        ElementTree.parse(picture)
 
 
 def shown(page: Any) -> list[int]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from hbr_fast.report.answers import answers
 from hbr_fast.report.study_files import read_study
 from hbr_fast.resampling import smote
 from hbr_fast.studies import choice
+from hbr_fast.studies import preview as preview_of
 from hbr_fast.studies.choice import logits_of
 from hbr_fast.studies.plans import baseline_plan, study_rows
 from hbr_fast.studies.preview import images_per_second, preview
 from hbr_fast.studies.recipes import STUDIES, TINY_RECIPE, named_study
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Choice, Pruning, Study
+from hbr_fast.training.recipes import named_recipe
 
 DATA: dict[str, Any] = {"classes": 4, "train_per_class": 80, "test_per_class": 40, "shape": (1, 8, 8)}
 
@@ -357,6 +360,22 @@ def test_preview_counts_finished_work_and_trains_nothing(small: Dataset, tmp_pat
     assert [(arm.name, arm.done) for arm in some.arms] == [("baseline", 2), ("half", 1), ("more", 2)]
     assert some.images == TINY_RECIPE.epochs * 160
     assert images_per_second(small, TINY_RECIPE) > 100
+
+
+@pytest.mark.parametrize(("rate", "measured"), [(40.0, [16]), (40_000.0, [16, 8 * 20])])
+def test_speed_is_measured_on_few_images_where_training_is_slow(
+    small: Dataset, monkeypatch: pytest.MonkeyPatch, rate: float, measured: list[int]
+) -> None:
+    rows: list[int] = []
+
+    def train(*_: Any, plan: Plan, **__: Any) -> Any:
+        rows.append(len(plan))
+        return SimpleNamespace(history=[SimpleNamespace(images_per_second=rate)])
+
+    monkeypatch.setattr(preview_of, "train_member", train)
+    recipe = named_recipe("small-cnn", ["batch_size=20", "precision=float32"])
+    assert preview_of.images_per_second(small, recipe) == rate
+    assert rows == measured
 
 
 def test_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

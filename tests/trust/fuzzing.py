@@ -19,6 +19,7 @@ import json
 import os
 import random
 import select
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -165,6 +166,8 @@ def run(directory: Path, count: int, *, seed: int = 0, names: Iterable[str] | No
     """Write examples into an empty directory and try this many mutations of them."""
     chosen = list(TARGETS if names is None else names)
     todo = cases(examples(directory, chosen), count, seed=seed)
+    places = {name: directory / str(number) / "in" for number, name in enumerate(chosen)}
+    whole = {name: shutil.copytree(place, place.parent / "whole") for name, place in places.items()}
     results = Results(Counter(), [])
     while todo:
         program = f"from trust.fuzzing import read_cases; read_cases({str(directory)!r}, {chosen!r})"
@@ -177,6 +180,8 @@ def run(directory: Path, count: int, *, seed: int = 0, names: Iterable[str] | No
                 if kind in BAD:
                     results.bad.append((case, kind, message))
                 if kind in ("hang", "crash"):
+                    shutil.rmtree(places[case.target])  # left as mutated
+                    shutil.copytree(whole[case.target], places[case.target])
                     break
         finally:
             reader.end()

@@ -23,11 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from photographs import write_photographs
+
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 SMALL = ["--set", "model=cnn-4-8", "epochs=2", "batch_size=20", "augment.flip=0", "augment.pad=0", "precision=float32"]
 ONE = ["--members-at-once", "1"]
 # Fields and columns that hold times; everything else must be equal.
 TIMES = {"seconds", "images_per_second", "train_seconds", "sha256", "files", "gpu_memory_mb", "gpu_utilisation"}
+PHOTOS = "photos"
+SHARD_BYTES = 8000  # of a few photographs, so that a conversion has several
 BYSTANDERS = {"notes.txt": b"mine", ".hidden": b"mine too", ".other.partial": b"of another program"}
 
 
@@ -53,6 +57,11 @@ COMMANDS = {
     for command in (
         Command("convert", (*_CONVERT, *_SHAPE), again=("--force",)),
         Command("convert again", (*_CONVERT, "--seed", "2", "--force"), needs=("convert",)),
+        Command(
+            "convert encoded",
+            ("convert", "folder", "p.hbr", "--root", PHOTOS, "--store", "encoded"),
+            again=("--force",),
+        ),
         Command("train", ("train", "a.hbr", "run", "--members", "2", *ONE, *SMALL), needs=("convert",)),
         Command(
             "train with checkpoints",
@@ -129,7 +138,9 @@ def forked(directory: Path, words: tuple[str, ...], *, kill_at: int | None = Non
 
 def _counted(words: tuple[str, ...], directory: Path, pipe: int, kill_at: int | None) -> int:
     from hbr_fast import cli
+    from hbr_fast.data import shards
 
+    shards.SHARD_BYTES = SHARD_BYTES
     inside = f"{directory}{os.sep}"
     done = 0
     busy = False
@@ -165,6 +176,8 @@ def prepared(directory: Path, command: Command) -> Path:
     work.mkdir(parents=True)
     for name, content in BYSTANDERS.items():
         (work / name).write_bytes(content)
+    if PHOTOS in command.words:
+        write_photographs(work / PHOTOS, per_class=4)
     for name in command.needs:
         code, _ = forked(work, COMMANDS[name].words)
         assert code == 0, f"{name} ended with {code}: {(directory / 'output').read_text()[-2000:]}"

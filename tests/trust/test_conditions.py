@@ -1,4 +1,4 @@
-"""A full disk, a directory that may not be written to, input that vanishes, two processes, a clock set back."""
+"""Full disks, no permission, inputs that vanish or end the process, two processes at once, a clock set back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 
+from hbr_fast import cli, csv_files, progress
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.sources import folder
+from hbr_fast.data.sources.tables import read_table as read_labels_table
 from hbr_fast.data.verify import verify_dataset
 from hbr_fast.files import atomic_directory, locked
 from hbr_fast.tensor_files import write_tensors
@@ -166,3 +170,36 @@ def test_stopped_and_continued(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (target / "file").read_text() == "stopped"
     assert [path.name for path in tmp_path.iterdir()] == ["a.hbr"]
+
+
+@pytest.mark.parametrize("ends", ["kill -9 $$", "exit 1"])
+def test_parquet_that_ends_the_process_which_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """polars aborts on some damaged files: another process reads them first."""
+    pl.DataFrame({"file": ["a.png", "b.png"], "label": [0, 1]}).write_parquet(tmp_path / "t.parquet")
+    reader = tmp_path / "python"
+    reader.write_text(f"#!/bin/sh\n{ends}\n")
+    reader.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    content = (tmp_path / "t.parquet").read_bytes()
+    if ends == "exit 1":  # an error that is raised here, too
+        assert csv_files.read_table(tmp_path / "t.parquet").height == 2
+        assert len(read_labels_table(content, "t.parquet").files) == 2
+        return
+    with pytest.raises(ValueError, match=r"t\.parquet cannot be read \(it is damaged: reading it ends the process\)"):
+        csv_files.read_table(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet is not a readable Parquet file \(it is damaged"):
+        read_labels_table(content, "t.parquet")
+
+
+def test_names_from_files_give_terminals_no_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    table.write_text("arm,file\nbaseline,\x1b[2Jgone\u202e.npy\n")
+    with pytest.raises(SystemExit):
+        cli.main(["import", str(table), str(tmp_path / "out"), "--labels", str(table)])
+    progress.say("a\x1b[2Jb")
+    said = capsys.readouterr().err
+    assert r"\x1b[2Jgone\u202e.npy" in said
+    assert said.endswith("a\\x1b[2Jb\n")
+    assert said.count("\n") == 2

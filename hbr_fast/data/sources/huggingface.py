@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from hbr_fast.arguments import near_names
-from hbr_fast.csv_files import polars_faults, reason
+from hbr_fast.csv_files import polars_faults, reason, require_readable_parquet
 from hbr_fast.data.sources.classes import Labelled, unified
 from hbr_fast.data.sources.encoded import Mode, picture_source
 from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, Listing, Place
@@ -22,6 +23,7 @@ from hbr_fast.data.sources.tables import LABEL_COLUMNS
 from hbr_fast.data.sources.trees import Entry, PackedNames, PassedOver
 from hbr_fast.files import read_json
 from hbr_fast.json_schema import require_schema
+from hbr_fast.progress import printable
 
 if TYPE_CHECKING:
     import polars
@@ -161,6 +163,7 @@ def _parquet(place: Path) -> tuple[Frames, Names]:
         )
     names: dict[str, Sequence[str]] = {}
     try:
+        require_readable_parquet(*chain.from_iterable(files.values()))
         for parts in files.values():
             described = polars.read_parquet_metadata(parts[0]).get("huggingface")
             names |= _class_names(json.loads(described)["info"]["features"] if described else None)
@@ -191,7 +194,7 @@ def _labelled(place: Path, split: str, frame: polars.DataFrame, names: Names, la
 
     def refused(what: str) -> ValueError:
         near = near_names(label_column or "", frame.columns)
-        hint = f"did you mean {near[0]!r}?" if near else f"its columns are {', '.join(frame.columns)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"its columns are {printable(', '.join(frame.columns))}"
         return ValueError(f"{place}, split {split}: there is no column of {what}: {hint}")
 
     pictures = None

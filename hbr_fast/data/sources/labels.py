@@ -20,6 +20,7 @@ from hbr_fast.data.sources.name_index import NameIndex
 from hbr_fast.data.sources.synsets import read_synsets
 from hbr_fast.data.sources.tables import Table, normal, read_class_names, read_table
 from hbr_fast.data.sources.trees import PackedNames, PassedOver, SelectedNames, joined
+from hbr_fast.progress import printable
 
 META_MAT = "meta.mat"
 _NAMES_COMPARED = 10_000  # when looking for one that is nearly the missing one
@@ -178,7 +179,7 @@ def _matched(place: Place, table: Table, labels_n: np.ndarray, split_n: np.ndarr
     is_used = np.zeros(len(table.files), dtype=bool)
     for first, again in index.repeated():
         if (labels_n[first], split_n[first]) != (labels_n[again], split_n[again]):
-            raise ValueError(f"{table.where} gives {table.files[first]} two labels or splits: keep one")
+            raise ValueError(f"{table.where} gives {printable(table.files[first])} two labels or splits: keep one")
         is_used[again] = True
     paths, rows = PackedNames(), array("q")
     prefix = f"{place.folder}/" if place.folder else ""
@@ -200,11 +201,11 @@ def _matched(place: Place, table: Table, labels_n: np.ndarray, split_n: np.ndarr
     if len(missing):
         known = islice(pictures_in(place.tree, place.folder, PassedOver()), _NAMES_COMPARED)
         near = near_names(table.files[int(missing[0])], (path.removeprefix(prefix) for path in known))
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        named = ", ".join(table.files[int(row)] for row in missing[:20]) + (", ..." if len(missing) > 20 else "")
+        hint = f" (did you mean {printable(near[0])}?)" if near else ""
+        named = printable(", ".join(table.files[int(row)] for row in missing[:20]))
         raise ValueError(
-            f"{table.where}: {len(missing):,} of {index.count:,} files are not in {place.path}{hint}: {named}: "
-            "add them or remove their rows"
+            f"{table.where}: {len(missing):,} of {index.count:,} files are not in {place.path}{hint}: {named}"
+            f"{', ...' if len(missing) > 20 else ''}: add them or remove their rows"
         )
     return _Found(paths, np.array(rows, dtype=np.int64))
 

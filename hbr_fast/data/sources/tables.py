@@ -15,8 +15,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from hbr_fast.arguments import near_names
-from hbr_fast.csv_files import polars_faults, reason
+from hbr_fast.csv_files import polars_faults, reason, require_readable_parquet
 from hbr_fast.data.sources.trees import PackedNames
+from hbr_fast.progress import printable
 
 FILE_COLUMNS = (
     "file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_name", "image_path", "imageid",
@@ -156,7 +157,7 @@ def read_table(content: bytes, where: str, *, file_column: str | None = None, la
         raise ValueError(f"{where} holds no row: give the file with the labels")
     if unlabelled:
         raise ValueError(
-            f"{where}: {unlabelled[0]} has no label ({len(unlabelled)} such): give it one or remove the row"
+            f"{where}: {printable(unlabelled[0])} has no label ({len(unlabelled)} such): give it one or remove the row"
         )
     return Table(where, files, labels.column(), None if split_at is None else splits.column(), notes)
 
@@ -187,7 +188,9 @@ def read_class_names(content: bytes, where: str) -> dict[int, str]:
     text = _decoded(content, [], where)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply: give a JSON list or object of names") from None
+    except ValueError:
         return _names_in_lines([line.strip() for line in text.splitlines() if line.strip()], where)
     if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
         return {index: normal(name) for index, name in enumerate(value)}
@@ -276,6 +279,7 @@ def _parquet(content: bytes, where: str) -> tuple[list[str], Iterator[Sequence[s
     import polars  # heavy, and needed for this only
 
     try:
+        require_readable_parquet(content)
         frame = polars.read_parquet(content)
         columns = [
             series.cast(polars.String).fill_null("")
@@ -301,7 +305,7 @@ def _column(
         if normal(wanted) in header:
             return header.index(normal(wanted))
         near = near_names(wanted, header)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(header)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {printable(', '.join(header))}"
         raise ValueError(f"{where} has no column {wanted!r}: {hint}")
     lower = [name.lower() for name in header]
     for name in usual:
@@ -309,4 +313,6 @@ def _column(
             return lower.index(name)
     if default < len(header) and (len(header) == 2 or header[0] == "column 1"):
         return default
-    raise ValueError(f"{where} has columns {', '.join(header)}: say which one holds the {what} with {option}")
+    raise ValueError(
+        f"{where} has columns {printable(', '.join(header))}: say which one holds the {what} with {option}"
+    )

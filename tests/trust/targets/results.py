@@ -84,9 +84,9 @@ def _write_runs(path: Path) -> None:
     np.save(path / "a.npy", logits)
     np.savez(path / "b.npz", logits=logits, ids=np.arange(4))
     pl.DataFrame({"id": range(4), "logit_0": logits[:, 0], "logit_1": logits[:, 1]}).write_csv(path / "c.csv")
-    pl.DataFrame({"id": range(4), "prediction": labels}).write_parquet(path / "d.parquet")
+    pl.DataFrame({"id": range(4), "prediction": labels}).write_csv(path / "d.csv")
     pl.DataFrame({"id": range(4), "label": labels}).write_csv(path / "labels.csv")
-    runs = {"arm": ["baseline"] * 2 + ["mine"] * 2, "file": ["a.npy", "b.npz", "c.csv", "d.parquet"]}
+    runs = {"arm": ["baseline"] * 2 + ["mine"] * 2, "file": ["a.npy", "b.npz", "c.csv", "d.csv"]}
     pl.DataFrame({**runs, "variant": [0, 1] * 2, "against": [None, None, "baseline", "baseline"]}).write_csv(
         path / "runs.csv"
     )
@@ -107,7 +107,8 @@ def _imported(path: Path) -> Any:
     shutil.rmtree(out, ignore_errors=True)
     others: dict[str, Any] = {name: path / f"{name}.csv" for name in ("labels", "samples", "hardness", "groups")}
     import_files(path / "runs.csv", out=out, **others)
-    return [(out / name).read_text() for name in ("comparisons.csv", "per_class.csv", "groups.csv", "samples.csv")]
+    names = ("comparisons.csv", "per_class.csv", "groups.csv", "samples.csv")
+    return [(out / name).read_text() for name in names if (out / name).exists()]
 
 
 def _write_labels(path: Path) -> None:
