@@ -286,3 +286,15 @@ def test_variants_needed_rejects_tiny_effect() -> None:
 def test_power_needs_two_variants_and_a_level(variants: int, level: float) -> None:
     with pytest.raises(ValueError, match="at least 2 variants"):
         power(0.5, variants, level=level)
+
+
+def test_shuffled_arms_have_no_effect_and_a_planted_effect_is_found() -> None:
+    """200 experiments of 12 variants: at the level 0.05, about one in twenty without an effect, and nearly all with."""
+    rng = np.random.default_rng(0)
+    shuffled, planted = 0, 0
+    for _ in range(200):
+        baseline, other = rng.normal(0.7, 0.03, (2, 12, 1))
+        shuffled += paired_difference(baseline, other).p_value <= 0.05
+        planted += paired_difference(baseline, other + 0.06).p_value <= 0.05
+    assert 4 <= shuffled <= 16
+    assert planted > 190

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .attempts import ROOT, WATCHDOG_S
 
-COMMANDS = ("convert", "convert again", "train", "train with checkpoints")
+COMMANDS = ("convert", "convert again", "convert encoded", "train", "train with checkpoints", "relabel")
 
 
 def test_commands_killed_and_run_again(tmp_path: Path) -> None:
@@ -17,4 +17,4 @@ def test_commands_killed_and_run_again(tmp_path: Path) -> None:
     program = [sys.executable, str(ROOT / "scripts" / "kill.py"), "--kills", "2", "--directory", str(tmp_path), *chosen]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=4 * WATCHDOG_S, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
-    assert ended.stdout.splitlines()[-1] == "8 kills of 4 commands: all ended as undisturbed runs", ended.stdout
+    assert ended.stdout.splitlines()[-1] == "12 kills of 6 commands: all ended as undisturbed runs", ended.stdout
