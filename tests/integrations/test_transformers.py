@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,12 @@ def test_callback_names_missing_requirements(tmp_path: Path) -> None:
         train(callback, tmp_path, data=items())
     with pytest.raises(ValueError, match=r"withholds the labels from the model .*: give labels_n"):
         train(callback, tmp_path, label_smoothing_factor=0.1)
+
+
+def test_callback_warns_of_parts_that_were_numbered_apart(tmp_path: Path) -> None:
+    parts = [WithIds(items()[:10]), WithIds(items()[10:])]
+    with pytest.warns(UserWarning, match="sample id 0 came with different labels: ids must number"):
+        train(HardnessCallback(HardnessRecorder(N, 3)), tmp_path, data=torch.utils.data.ConcatDataset(parts))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="sample id")
+        train(HardnessCallback(HardnessRecorder(N, 3)), tmp_path, data=WithIds(items()))
