@@ -596,6 +596,16 @@ def test_cli_mistake_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "hardness", "report"])
+def test_commands_that_load_for_seconds_say_so_first(
+    command: str, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("hbr_fast.progress.say", said.append)
+    fails(command, tmp_path / "nothing.hbr", *([tmp_path / "run"] if command == "train" else []))
+    assert said[0] == f"{command}: loading"
+
+
 def test_convert_does_not_overwrite_without_force(data: Path, fails: Fails) -> None:
     before = files_under(data)
     message = fails("convert", "synthetic", data)

@@ -21,7 +21,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.slow  # eleven trainings and a report: half a minute
+@pytest.mark.slow  # twelve trainings and a report: half a minute
 def test_tutorial_commands_find_what_the_text_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,11 +37,16 @@ def test_tutorial_commands_find_what_the_text_says(
         ["hbr-fast", "evaluate"],
         ["hbr-fast", "hardness"],
         ["hbr-fast", "study"],
+        ["export", "PYTHONPATH=scripts/examples"],
+        ["hbr-fast", "train"],
+        ["hbr-fast", "evaluate"],
     ]
     for words in steps:
         if words[0] == "python":
             monkeypatch.setattr(sys, "argv", words[1:])
             runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+        elif words[0] == "export":
+            monkeypatch.syspath_prepend(str(ROOT / words[1].partition("=")[2]))
         else:
             cli.main(words[1:])
 
@@ -57,3 +62,6 @@ def test_tutorial_commands_find_what_the_text_says(
     assert choice["arm"] == "baseline"
     assert choice["validation"][-1]["accuracy"] < choice["validation"][0]["accuracy"] - 20, "the largest alpha ruins it"
     assert Path("runs/path/report/index.html").is_file()
+    own, _ = open_ensemble("runs/mine")
+    assert evaluate(own.members[0].test_logits(), labels).accuracy > 0.5, "of four classes"
+    assert json.loads(Path("runs/mine/recipe.json").read_text())["model"] == "small_net:small_net"

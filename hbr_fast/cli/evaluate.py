@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from hbr_fast import progress
 from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def evaluate(
             .pdf.
         force: Replace the files.
     """
+    progress.say("evaluate: loading")  # the imports below take seconds
     import numpy as np
     import polars as pl
 

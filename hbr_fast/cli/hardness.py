@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
+from hbr_fast import progress
 from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def hardness(
         csv: Write every sample's source and its scores by every estimator to this file.
         force: Replace the file.
     """
+    progress.say("hardness: loading")  # the imports below take seconds
     from hbr_fast.files import atomic_write
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.members.ensemble import open_ensemble

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from hbr_fast import progress
+
 
 def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Path | None = None) -> None:
     """Write the report of a finished study again.
@@ -15,6 +17,7 @@ def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Pat
         out: Folder to write, by default report in the study's directory.
         dataset: The study's dataset, if it was moved.
     """
+    progress.say("report: loading")  # the imports below take seconds
     from hbr_fast.data.dataset import open_dataset
     from hbr_fast.report.page import write_report
 

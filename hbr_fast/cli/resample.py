@@ -7,6 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from hbr_fast import progress
 from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
 
 
@@ -48,6 +49,7 @@ def resample(
         seed: Seed of the random choices.
         force: Replace OUT if it exists.
     """
+    progress.say("resample: loading")  # the imports below take seconds
     import functools
 
     from hbr_fast.data.pool import open_pool

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from hbr_fast import progress
 from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
 
 MOST_PRINTED = 10  # suspects
@@ -39,6 +40,7 @@ def suspects(
         csv: Write the suspects to this file, the hardest first: id, class, source and score.
         force: Replace the files.
     """
+    progress.say("suspects: loading")  # the imports below take seconds
     import numpy as np
 
     from hbr_fast.data.plan import Plan

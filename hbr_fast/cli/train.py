@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from hbr_fast import progress
 from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, ExecutionFlags, RecipeFlags
+from hbr_fast.training.distributed import own_rank
 
 if TYPE_CHECKING:
     from hbr_fast.members.store import StoredMember
@@ -37,6 +39,8 @@ def train(
         plan: A plan that the resample command wrote; by default each sample once per epoch.
         pool: The generated images that the plan uses.
     """
+    if own_rank() == 0:
+        progress.say("train: loading")  # the imports below take seconds
     from hbr_fast.data.dataset import open_dataset
     from hbr_fast.data.plan import Plan
     from hbr_fast.data.pool import open_pool
