@@ -99,6 +99,8 @@ begun=$SECONDS
 beside "types (mypy)" "$venv/bin/mypy"
 beside "documentation (mkdocs)" env NO_MKDOCS_2_WARNING=1 "$venv/bin/mkdocs" build --quiet
 [[ -z ${CI:-} ]] || beside "package (wheel, sdist)" env PYTHON="$venv/bin/python" bash scripts/check_package.sh
+[[ -z ${CI:-} ]] || beside "kernels with bounds checking" env NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$logs/numba" \
+    "$venv/bin/python" -m pytest -p no:cacheprovider tests/kernels/test_cpu_draws.py tests/kernels/test_cpu_bijections.py
 step "tests (pytest)" "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "$@"
 for number in "${!names[@]}"; do
     wait "${pids[number]}" || true
