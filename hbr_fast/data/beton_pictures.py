@@ -27,12 +27,14 @@ class BetonPictures(EncodedImages):
     def __reduce__(self) -> tuple[Any, ...]:
         return BetonPictures, (self.shards, self.index, self.channels, self.size, self.fit, self.is_raw)
 
-    def opened(self, row: int) -> Image.Image:
+    def opened(self, row: int, content: bytes | None = None) -> Image.Image:
         """See `EncodedImages.opened`."""
         if not self.is_raw[row]:
-            return super().opened(row)
+            return super().opened(row, content)
         return Image.frombytes(
-            "RGB", (int(self.index["width"][row]), int(self.index["height"][row])), self.content(row)
+            "RGB",
+            (int(self.index["width"][row]), int(self.index["height"][row])),
+            self.content(row) if content is None else content,
         )
 
 

@@ -92,9 +92,9 @@ class EncodedImages:
             raise BadPicture(row, "lies outside of its shard")
         return ctypes.string_at(int(located.data[0]), int(located.length[0]))
 
-    def opened(self, row: int) -> Image.Image:
-        """A picture as Pillow opens it, before it is turned upright."""
-        return Image.open(io.BytesIO(self.content(row)), formats=STORED_FORMATS)
+    def opened(self, row: int, content: bytes | None = None) -> Image.Image:
+        """A picture, or its bytes `content`, as Pillow opens it, before it is turned upright."""
+        return Image.open(io.BytesIO(self.content(row) if content is None else content), formats=STORED_FORMATS)
 
     def is_intact(self, row: int) -> bool:
         """Whether the bytes of a picture are as they were converted."""
@@ -170,7 +170,8 @@ class EncodedImages:
                 elif status[b] == cpu_decode.DAMAGED:
                     raise BadPicture(row, "is not as it was converted (another checksum)")
                 else:
-                    self._decode_otherwise(row, boxes_b[b], places_b[b], images[b])
+                    content = ctypes.string_at(int(located.data[b]), int(located.length[b]))
+                    self._decode_otherwise(row, content, boxes_b[b], places_b[b], images[b])
             except BadPicture as error:
                 images[b] = 0
                 bad.append(error)
@@ -197,11 +198,13 @@ class EncodedImages:
             _turn(tasks[b : b + 1], int(entries["orientation"][b]))
         return tasks
 
-    def _decode_otherwise(self, row: int, box: np.ndarray, place: np.ndarray, image_chw: np.ndarray) -> None:
+    def _decode_otherwise(
+        self, row: int, content: bytes, box: np.ndarray, place: np.ndarray, image_chw: np.ndarray
+    ) -> None:
         """By Pillow: what libjpeg does not decode."""
         mode, entry = "RGB" if self.channels == 3 else "L", self.index[row]
         try:
-            picture = self.opened(row)
+            picture = self.opened(row, content)
             turn = TURNS.get(int(entry["orientation"]))
             height, width = int(entry["height"]), int(entry["width"])
             if picture.size != ((height, width) if turn in _SIDEWAYS else (width, height)):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from loaders.contracts import assert_same, copies, joined
-from photographs import write_photographs
+from photographs import photograph, write_photographs
 
 from hbr_fast.data import remote, shards
 from hbr_fast.data.convert import convert
@@ -37,6 +37,7 @@ CROPPED = Augment(flip=0.5, resized_crop=(0.2, 0.9))
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = write_photographs(tmp_path_factory.mktemp("photos"), per_class=8)
+    photograph(40, 60, seed=9).save(root / "train/cat/3.jpg", "PNG")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "SHARD_BYTES", 12_000)
         return convert("folder", tmp_path_factory.mktemp("out") / "photos.hbr", root=root, store="encoded")
@@ -130,6 +131,12 @@ def test_pictures_are_fetched_once_and_in_the_sequence_of_the_order(
     assert [row for rows in fetched for row in rows] == order
     list(loader.epoch(1))
     assert len(fetched) == 4
+    monkeypatch.setenv(remote.SIZE, "0")
+    shutil.rmtree(open_dataset(url).path)
+    fetched.clear()
+    for epoch in range(2):
+        list(train_loader(open_dataset(url)).epoch(epoch))
+    assert sorted(row for rows in fetched for row in rows) == sorted([*range(16)] * 2)
 
 
 def test_an_outage_is_survived(
