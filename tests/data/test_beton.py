@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loaders.contracts import make_split
+from loaders.contracts import make_split, wait_until
 from photographs import encoded, photograph, write_photographs
 
 from hbr_fast import cli
@@ -372,7 +372,7 @@ def test_write_beton_cleans_up_after_dead_worker(
     assert time.monotonic() - start < 20
     assert path.read_bytes() == b"precious"
     assert left_over(tmp_path) == ["a.beton"]
-    assert shared_memory() <= before
+    wait_until(lambda: shared_memory() <= before, "no shared memory is left")  # other tests have some for a moment
     assert_no_process_has_files_in(tmp_path)
 
 
