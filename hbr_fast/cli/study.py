@@ -139,12 +139,7 @@ def study(
     opened = opened.at_size(grid.recipe.size)
 
     from hbr_fast.data.pool import open_pool
-    from hbr_fast.report.page import write_report
-    from hbr_fast.report.table_formats import print_tables
-    from hbr_fast.report.tables import summary_tables
     from hbr_fast.studies.preview import arm_lines, images_per_second, preview, time_line
-    from hbr_fast.studies.results import failed_trainings, summary
-    from hbr_fast.studies.runner import run_study
 
     opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
     if dry_run:
@@ -153,6 +148,13 @@ def study(
         rate = images_per_second(opened, grid.recipe, execution=execution)
         print(time_line(found, rate=rate, at_once=execution.at_once(grid.trainings)))
         return
+
+    from hbr_fast.report.page import write_report
+    from hbr_fast.report.table_formats import print_tables
+    from hbr_fast.report.tables import summary_tables
+    from hbr_fast.studies.results import failed_trainings, summary
+    from hbr_fast.studies.runner import run_study
+
     run_study(
         grid,
         opened,
