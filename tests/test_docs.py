@@ -88,6 +88,25 @@ def test_reproduce_the_paper_names_pictures_of_the_report() -> None:
     assert {name for name in named if f'"{name}"' not in report} == set()
 
 
+REPRODUCTIONS = [words for words in commands_of(DOCS / "reproduce-the-paper.md") if words[0] == "study"]
+
+
+@pytest.mark.parametrize("words", REPRODUCTIONS, ids=lambda words: words[1])
+def test_reproduce_the_paper_studies_are_feasible(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each study of the page, with its options, plans its trainings on generated images."""
+    given = [word for word in words if word != "--dry-run"]
+    for option in ("--dataset", "--pool", "--recipe"):  # --tiny brings its own
+        if option in given:
+            del given[given.index(option) : given.index(option) + 2]
+    given[given.index("--out") + 1] = str(tmp_path / "out")
+    cli.main([*given, "--tiny", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^[1-9]\d* trainings, 0 done", printed, flags=re.MULTILINE)
+    assert "infeasible" not in printed
+
+
 def test_docs_generated_tables_are_up_to_date() -> None:
     command = [sys.executable, str(DOCS.parent / "scripts" / "generate_docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
