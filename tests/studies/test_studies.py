@@ -152,8 +152,8 @@ def test_study_columns_match_those_read_by_report(finished: Path) -> None:
     ]
     samples = pl.read_csv(finished / "samples.csv")
     assert samples.columns[:4] == ["sample_id", "class_index", "class_name", "source"]
-    assert sorted(samples.columns[4:-3]) == sorted(RECORDED)
-    assert samples.columns[-3:] == ["observations", "never_learnt", "predicted"]
+    assert sorted(samples.columns[4:-4]) == sorted(RECORDED)
+    assert samples.columns[-4:] == ["observations", "never_learnt", "predicted", "changed"]
 
 
 def test_study_csvs_have_a_row_per_training_and_class(finished: Path) -> None:
