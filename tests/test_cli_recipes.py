@@ -158,5 +158,5 @@ def test_commands_refuse_recipe_options_in_one_line(
     assert caught.value.code == 2
     *progress, error = capsys.readouterr().err.splitlines()
     assert message in error
-    assert progress in ([], ["study quickstart: loading"])
+    assert progress in ([], [f"{command[0]}: loading"], ["study quickstart: loading"])
     assert list(tmp_path.iterdir()) == [], "nothing is written"
