@@ -21,8 +21,8 @@ MAY_SEE_ARRAYS = {
     "loaders/resident.py",
     "loaders/native_cuda.py",
 }
-# Names of other objects with an attribute `images`: batches and preview counts.
-NOT_SPLITS = {"batch", "batches", "found"}
+# Names of other objects with an attribute `images`: batches, preview counts and an open .beton file.
+NOT_SPLITS = {"batch", "batches", "file", "found"}
 
 
 def random_images(count: int = 5, shape: tuple[int, int, int] = (2, 3, 4)) -> np.ndarray:

@@ -311,7 +311,7 @@ def test_page_omits_changed_dataset(
     study_writer: StudyWriter, dataset: SimpleNamespace, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = study_writer()
-    monkeypatch.setattr("hbr_fast.report.page.open_dataset", lambda path: dataset)
+    monkeypatch.setattr("hbr_fast.report.page.open_recorded", lambda *_: dataset)
     assert "No images" not in Page(write_report(study)).text
     dataset.fingerprint = "e" * 64
     assert "No images are shown: the dataset was changed after the study." in Page(write_report(study)).text
