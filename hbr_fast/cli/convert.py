@@ -171,7 +171,7 @@ def convert(
         if "hbr" in formats:
             *first, last = (f"{len(one):,} {name}" for name, one in dataset.splits.items())
             print(f"{dataset.path}: {', '.join(first)} and {last} images of {dataset.name}")
-        for name, split in dataset.splits.items():
-            if name in betons:
-                write_beton(split, betons[name], mode=images, force=force)
-                print(f"{betons[name]}: {len(split):,} {name} images of {dataset.name}, for FFCV")
+        for part, opened in dataset.splits.items():
+            if part in betons:
+                write_beton(opened, betons[part], mode=images, force=force)
+                print(f"{betons[part]}: {len(opened):,} {part} images of {dataset.name}, for FFCV")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from hbr_fast.evaluation.measures import MEASURES
 from hbr_fast.report.confusion import shares
 from hbr_fast.report.drawing import look
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, estimator_label
@@ -97,7 +98,7 @@ def gaps_against_accuracy(study: StudyFiles) -> Chart:
         f"{study.metric_title} gap against accuracy",
         "Scatter chart: further left classes are more equal, higher up accuracy is better. Open marks are members, "
         "filled ones the mean of an arm; bars are the 95 % interval of its difference from "
-        f"{study.compared_with}, if there is one. Means: {words}.",
+        f"{study.compared_with}, if there is one, cut off where percentages end. Means: {words}.",
         traces,
         layout,
         choices,
@@ -258,6 +259,7 @@ def learning_curves(study: StudyFiles) -> Chart:
                     "hovertemplate": _plain(arm_label(arm)) + ", epoch %{x}: %{y:.3f}<extra></extra>",
                 }
             )
+    few = max(len(trace["x"]) for trace in traces) <= 12  # else the axis's own ticks are whole numbers
     last = "; ".join(f"{trace['name']} {trace['y'][-1]:.3f}" for trace in traces[: len(study.arms)])
     return Chart(
         "chart_learning",
@@ -266,7 +268,7 @@ def learning_curves(study: StudyFiles) -> Chart:
         "members. "
         f"Last loss: {last}.",
         traces,
-        {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": ""}}},
+        {"xaxis": {"title": {"text": "epoch"}, **({"dtick": 1} if few else {})}, "yaxis": {"title": {"text": ""}}},
         choices,
     )
 
@@ -290,8 +292,15 @@ def _mean_with_interval(
         difference = compare(study, arm, f"{study.metric}_{gap}")
         if not difference.no_test:
             low, high = difference.interval
-            half = (high - low) / 2
-            trace["error_x"] = {"type": "data", "array": _numbers([half]), "thickness": 1.5, "width": 4}
+            half, least = (high - low) / 2, -100 if MEASURES[gap].signed else 0
+            trace["error_x"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": _numbers([min(half, 100 - points.mean())]),
+                "arrayminus": _numbers([min(half, points.mean() - least)]),
+                "thickness": 1.5,
+                "width": 4,
+            }
     return trace
 
 

@@ -62,8 +62,9 @@ def controls_answers(study: StudyFiles) -> list[str]:
     base = _mean(study, BASELINE, quantity)
     answers = []
     for arm, controls in controls_of(study).items():
-        moved = [f"{arm_label(one)} by {_mean(study, one, quantity) - base:+.1f}" for one in (arm, *controls)]
-        said = f"{moved[0]} points, its controls {' and '.join(moved[1:])}"
+        own, *theirs = (f"{_mean(study, one, quantity) - base:+.1f}" for one in (arm, *controls))
+        named = " and ".join(f"{arm_label(one)} by {by}" for one, by in zip(controls, theirs, strict=True))
+        said = f"{arm_label(arm)} moved the gap by {own} points, its controls {named}"
         others = [one for one in controls if study.setting(one, "other_class")]
         answers.append(f"Is it hardness? {said[0].upper()}{said[1:]}. {_verdict(study, arm, others)}".strip())
     return answers

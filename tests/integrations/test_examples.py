@@ -35,7 +35,7 @@ def run_example(name: str, *, says: bool = True) -> HardnessRecorder:
 
 def test_examples_are_all_run() -> None:
     # Run by tests/test_tutorial.py, in two processes below, and on synthetic pictures below.
-    elsewhere = {"draw_shapes", "timm_torchrun", "photographs_lightning"}
+    elsewhere = {"draw_shapes", "small_net", "timm_torchrun", "photographs_lightning"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(LIBRARY) | elsewhere
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hbr_fast.report import drawing, figures, tables
+from hbr_fast.report import charts, drawing, figures, tables
 from hbr_fast.report.answers import answer, answers
 from hbr_fast.report.charts import charts_of
 from hbr_fast.report.page import write_report
@@ -212,6 +212,20 @@ def test_charts_of_confusion_and_learning_choose_an_arm_and_a_quantity(study_wri
     assert learning.traces[0]["x"] == [1, 2, 3]
     assert learning.traces[0]["y"] == pytest.approx([(1 + 1 / 2) / 2, (1 / 2 + 1 / 3) / 2, (1 / 3 + 1 / 4) / 2])
     assert learning.traces[3]["y"] == pytest.approx([50, 60, 70])
+
+
+def test_charts_cut_intervals_where_percentages_end(
+    study_writer: StudyWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = SimpleNamespace(no_test="", interval=(-400.0, 400.0))
+    monkeypatch.setattr(charts, "compare", lambda *_: wide)
+    chart = charts.gaps_against_accuracy(read_study(study_writer()))
+    ends = {}
+    for words, traces in chart.choices.items():
+        (bar,) = (chart.traces[i] for i in traces if "error_x" in chart.traces[i])
+        (mean,), (less,), (more,) = bar["x"], bar["error_x"]["arrayminus"], bar["error_x"]["array"]
+        ends[words] = round(mean - less, 9), round(mean + more, 9)
+    assert ends == {words: (-100 if words == "easy - hard" else 0, 100) for words in chart.choices}
 
 
 def test_report_is_complete_and_its_links_resolve(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:

@@ -106,7 +106,7 @@ def test_page_says_whether_it_is_hardness(files: StudyFiles) -> None:
     quantity = "recall_max_min"
     answers = controls_answers(files)
     assert len(answers) == 2
-    assert answers[0].startswith("Is it hardness? Smote-0.2 by ")
+    assert answers[0].startswith("Is it hardness? Smote-0.2 moved the gap by ")
 
     def with_effects(by_hardness: tuple[float, float], other: tuple[float, float]) -> str:
         """The sentence if the intervals of two differences were these."""
