@@ -55,10 +55,11 @@ command -v chromium >/dev/null || apt_install chromium || {
 have_fashion_mnist "$fashion_mnist" || apt_install dataset-fashion-mnist ||
     say "Fashion-MNIST is not in $fashion_mnist: tests that use it are skipped"
 
-# Several test processes share the cores: divide the threads among them.
+# Several test processes share the cores, one more than there are: some tests wait for a cluster or for children.
 cores=$("$venv/bin/python" -c 'import os; print(len(os.sched_getaffinity(0)))')
-workers=$((cores < 4 ? cores : 4))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / workers))}
+workers=$((cores < 4 ? cores + 1 : 4))
+threads=$((cores / workers))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
 failed=()
 result() { # NAME SECONDS CODE
