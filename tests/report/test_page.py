@@ -214,9 +214,7 @@ def test_charts_of_confusion_and_learning_choose_an_arm_and_a_quantity(study_wri
     assert learning.traces[3]["y"] == pytest.approx([50, 60, 70])
 
 
-def test_charts_cut_intervals_where_percentages_end(
-    study_writer: StudyWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_charts_cut_intervals_where_percentages_end(study_writer: StudyWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = SimpleNamespace(no_test="", interval=(-400.0, 400.0))
     monkeypatch.setattr(charts, "compare", lambda *_: wide)
     chart = charts.gaps_against_accuracy(read_study(study_writer()))
