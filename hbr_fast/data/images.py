@@ -158,10 +158,12 @@ def channel_sums(block_nchw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     whole = pixels // _PIECE * _PIECE
     sums, squares = np.zeros(len(planes), np.int64), np.zeros(len(planes), np.int64)
     rows = max(1, _CACHED // max(1, pixels))
+    converted, ones = np.empty((min(rows, len(planes)), whole), np.float32), np.ones(_PIECE, np.float32)
     for start in range(0, len(planes), rows) if whole else ():
         some = planes[start : start + rows]
-        pieces = some[:, :whole].astype(np.float32).reshape(-1, _PIECE)
-        for total, other in ((sums, np.ones(_PIECE, np.float32)), (squares, pieces)):
+        converted[: len(some)] = some[:, :whole]
+        pieces = converted[: len(some)].reshape(-1, _PIECE)
+        for total, other in ((sums, ones), (squares, pieces)):
             total[start : start + rows] = np.vecdot(pieces, other).reshape(len(some), -1).sum(axis=1, dtype=np.float64)
     if whole < pixels:
         rest = planes[:, whole:].astype(np.uint16)
