@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import tempfile
@@ -29,14 +28,11 @@ SIZES = {"full": (200, SIDE, 5), "quick": (40, SIDE, 3), "tiny": (2, 32, 1)}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--root", type=Path)
-    given, rest = own.parse_known_args(argv)
-    chosen = harness.settings("bench_convert", __doc__ or "", rest)
+    chosen = harness.settings("bench_convert", __doc__ or "", argv, pictures=True)
     torch.set_num_threads(1)
     count, side, rounds = SIZES[chosen.size]
     with tempfile.TemporaryDirectory() as scratch:
-        root = given.root or photographs(Path(scratch) / "photographs", count)
+        root = chosen.root or photographs(Path(scratch) / "photographs", count)
         case = conversion(root, Path(scratch) / "out.hbr", side, rounds)
     fastest = max(case.speed_ratio(loop, "convert") or 0.0 for loop in ("pillow loop", "torchvision loop"))
     harness.finish(
@@ -45,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"cpu_time_over_fastest_loop": fastest, "cpu_time_over_pillow": case.speed_ratio("pillow loop", "convert")},
         cache="in memory",
         notes="Seconds are processor time of all threads, not time on the clock. "
-        + ("Photographs of --root." if given.root else "Generated photographs."),
+        + ("Photographs of --root." if chosen.root else "Generated photographs."),
     )
 
 

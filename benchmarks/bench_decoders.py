@@ -6,7 +6,6 @@ decoder that is not installed is left out. Errors are mean differences from Pill
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import ctypes.util
@@ -207,14 +206,11 @@ def cases(split: Split, threads: int, rounds: int) -> list[harness.Case]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--root", type=Path)
-    given, rest = own.parse_known_args(argv)
-    chosen = harness.settings("bench_decoders", __doc__ or "", rest)
+    chosen = harness.settings("bench_decoders", __doc__ or "", argv, pictures=True)
     torch.set_num_threads(chosen.threads)
     count, rounds = SIZES[chosen.size]
     with tempfile.TemporaryDirectory() as scratch:
-        root = given.root or photographs(Path(scratch) / "photographs", count)
+        root = chosen.root or photographs(Path(scratch) / "photographs", count)
         split: Any = converted(root, Path(scratch) / "kept.hbr").train
         whole, parts = cases(split, chosen.threads, rounds)
     ratios = {
@@ -222,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "native_over_pillow_evaluation": parts.speed_ratio("native", "pillow"),
         "native_over_draft": parts.speed_ratio("native", "pillow, draft mode"),
     }
-    notes = "Photographs of --root." if given.root else "Generated photographs."
+    notes = "Photographs of --root." if chosen.root else "Generated photographs."
     harness.finish(chosen, [whole, parts], ratios, cache="in memory", notes=notes)
 
 

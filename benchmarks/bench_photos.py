@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import shutil
@@ -44,15 +43,12 @@ SIZES = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--root", type=Path)
-    given, rest = own.parse_known_args(argv)
-    chosen = harness.settings("bench_photos", __doc__ or "", rest)
+    chosen = harness.settings("bench_photos", __doc__ or "", argv, pictures=True)
     torch.set_num_threads(chosen.threads)
     count, sides, large, many, rounds, steps = SIZES[chosen.size]
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        root = given.root or photographs(place / "photographs", count)
+        root = chosen.root or photographs(place / "photographs", count)
         split, small = (
             converted(root, place / name, **options).train
             for name, options in (("keep.hbr", {}), ("small.hbr", {"shortest": 256}))
@@ -79,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "efficiency": training.speed_ratio("with loader", "constant batch"),
         },
         cache="in memory",
-        notes="Photographs of --root." if given.root else "Generated photographs.",
+        notes="Photographs of --root." if chosen.root else "Generated photographs.",
     )
 
 

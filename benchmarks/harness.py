@@ -154,14 +154,19 @@ def _seconds_per_call(variant: Variant, calls: int, clock: Callable[[], float]) 
     return (clock() - start) / calls
 
 
-def settings(name: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line that all benchmarks share; `size` is "full", "quick" or "tiny"."""
+def settings(name: str, description: str, argv: Sequence[str] | None, *, pictures: bool = False) -> argparse.Namespace:
+    """The command line that all benchmarks share; `size` is "full", "quick" or "tiny".
+
+    Those of `pictures` also have the `root` of a folder with them, or None.
+    """
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", const="quick", dest="size", help="under a minute, same keys")
     size.add_argument("--tiny", action="store_const", const="tiny", dest="size", help="does it run at all? (tests)")
     parser.add_argument("--threads", type=int, default=usable_cpus(), help="of every variant")
     parser.add_argument("--out", type=Path, help="the CSV; default benchmarks/results/NAME-CPU.csv")
+    if pictures:
+        parser.add_argument("--root", type=Path, help="a folder of pictures; default: some are made")
     parser.set_defaults(size="full", name=name)
     chosen = parser.parse_args(argv)
     chosen.out = chosen.out or Path(__file__).parent / "results" / f"{name}-{_slug(cpu_name())}.csv"

@@ -13,6 +13,8 @@ from typing import IO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from hbr_fast.data.encoded_images import TURNS
+
 Fit = Literal["stretch", "crop", "pad"]
 
 # Raster formats that Pillow decodes itself, without those that start other programs (EPS, WMF) or describe data of
@@ -27,15 +29,6 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 _GRAY_MODES = {"1", "L"}
 _DEEP_GRAY_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _WIDTH, _BITS_PER_SAMPLE = 256, 258  # TIFF's tags
 _SECTORS = (16, 512, 2)  # see `_repaired_jpeg`
 
@@ -222,7 +215,7 @@ def _loaded(content: bytes, path: str, how: Decoding) -> Image.Image:
             )
         image = _eight_bits(opened, content, how)
         image.load()
-        turn = _TRANSPOSED.get(_orientation(image))  # after loading: Pillow turns a TIFF itself as it loads
+        turn = TURNS.get(_orientation(image))  # after loading: Pillow turns a TIFF itself as it loads
         return image if turn is None else image.transpose(turn)
 
 
@@ -232,7 +225,7 @@ def _orientation(image: Image.Image) -> int:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF data say nothing about the pixels
         return 1
-    return found if found in _TRANSPOSED else 1
+    return found if found in TURNS else 1
 
 
 def _resized(image: Image.Image, how: Decoding) -> Image.Image:
