@@ -8,6 +8,7 @@ import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from hbr_fast.machine import usable_cpus
 class BadPicture(ValueError):
     """A stored picture that cannot be decoded, or is not as it was when it was converted."""
 
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"picture {row} {reason}")
+    def __init__(self, row: int, reason: str, *, shard: Path | None = None) -> None:
+        where = "" if shard is None else f"{shard}: "
+        super().__init__(f"{where}picture {row} {reason}")
         self.row, self.reason = row, reason
 
 
@@ -89,7 +91,7 @@ class EncodedImages:
         """
         located = self.shards.located(np.array([row]), self.index[row : row + 1])
         if located.length[0] == 0:
-            raise BadPicture(row, "lies outside of its shard")
+            raise BadPicture(row, "lies outside of its shard", shard=self._shard_of(row))
         return ctypes.string_at(int(located.data[0]), int(located.length[0]))
 
     def opened(self, row: int, content: bytes | None = None) -> Image.Image:
@@ -122,8 +124,13 @@ class EncodedImages:
         boxes, places = views(self.index["height"][rows], self.index["width"][rows], self.size, self.fit)
         bad = self.decode(rows, boxes, places, images, threads=usable_cpus())
         if bad:
-            raise bad[0]
+            row, reason = bad[0].row, bad[0].reason
+            raise BadPicture(row, f"{reason}: convert the dataset again", shard=self._shard_of(row))
         return images
+
+    def _shard_of(self, row: int) -> Path:
+        """The shard of a picture, to be named in a message; the index may be damaged."""
+        return self.shards.paths[min(max(int(self.index["shard"][row]), 0), len(self.shards) - 1)]
 
     def decode(
         self, rows_b: np.ndarray, boxes_b: np.ndarray, places_b: np.ndarray, images: np.ndarray, *, threads: int

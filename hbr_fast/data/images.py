@@ -152,9 +152,9 @@ def rows_per_block(shape: Sequence[int]) -> int:
 
 def channel_sums(block_nchw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Exact sum and sum of squares of each channel of a contiguous uint8 block: int64 [C] each."""
-    count, channels = block_nchw.shape[:2]
-    planes = block_nchw.reshape(count * channels, -1)
-    pixels = planes.shape[1]
+    count, channels, height, width = block_nchw.shape
+    pixels = height * width
+    planes = block_nchw.reshape(count * channels, pixels)
     whole = pixels // _PIECE * _PIECE
     sums, squares = np.zeros(len(planes), np.int64), np.zeros(len(planes), np.int64)
     rows = max(1, _CACHED // max(1, pixels))

@@ -7,6 +7,7 @@ what was fetched first is as good to keep as anything else, and nothing is repla
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any, TypedDict, TypeVar
 from hbr_fast import progress
 from hbr_fast.arguments import checked_bytes
 from hbr_fast.data.shards import SHARD_PART, STORE
-from hbr_fast.files import atomic_write, content_hash, make_directory, parse_json, sha256_of_file
+from hbr_fast.files import atomic_write, content_hash, make_directory, parse_json
 from hbr_fast.json_schema import read_sealed_json, require_schema, write_sealed_json
 from hbr_fast.locks import held
 
@@ -33,9 +34,14 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}([^/].*)", re.DOTALL)
 _REMEDY = "remove the directory"
 _PIXELS = ".images.npy"
 _PIECE = 2**23
+_READS = 2  # of a file without its checksum
 
 Made = TypeVar("Made")
 sleep = time.sleep
+
+
+class _OtherContent(Exception):
+    pass
 
 
 class _Mark(TypedDict):
@@ -220,14 +226,18 @@ def _shards_of(meta: Mapping[str, Any]) -> set[str]:
 
 
 def _copy(url: str, path: Path, entry: Mapping[str, Any]) -> None:
-    """Copy a whole file and compare it with its checksum."""
+    """Copy a whole file with the right checksum; one that differs is read once more."""
+    if not any(_copied(url, path, entry) for _ in range(_READS)):
+        raise ValueError(f"{url} does not have the checksum in meta.json: copy the dataset there again")
 
-    def read() -> None:
-        with atomic_write(path) as file:
-            for piece in pieces(url, entry["bytes"]):
-                file.write(piece)
-        if sha256_of_file(path) != entry["sha256"]:
-            path.unlink()
-            raise ValueError("it does not have the checksum in meta.json")
 
-    attempt(url, read)
+def _copied(url: str, path: Path, entry: Mapping[str, Any]) -> bool:
+    with contextlib.suppress(_OtherContent), atomic_write(path) as file:
+        digest = hashlib.sha256()
+        for piece in pieces(url, entry["bytes"]):
+            file.write(piece)
+            digest.update(piece)
+        if digest.hexdigest() != entry["sha256"]:
+            raise _OtherContent  # inside, so that the file does not appear
+        return True
+    return False

@@ -141,6 +141,11 @@ def test_convert_channel_sums_are_exact(count: int, channels: int, height: int, 
     np.testing.assert_allclose(std, block.std(axis=(0, 2, 3)) / 255, rtol=1e-9, atol=1e-12)
 
 
+def test_convert_channel_sums_of_no_images() -> None:
+    """Of pictures none of which could be decoded."""
+    assert [sums.tolist() for sums in channel_sums(noise(0, 3, 4, 5))] == [[0, 0, 0], [0, 0, 0]]
+
+
 def test_convert_does_not_overwrite_without_force(tmp_path: Path) -> None:
     out = tmp_path / "a.hbr"
     convert("synthetic", out, **TINY)

@@ -196,6 +196,18 @@ def test_a_picture_that_is_damaged_at_the_url_is_set_aside(url: str, dataset: Da
         verify_dataset(url)
 
 
+def test_a_file_that_is_damaged_at_the_url_is_refused_without_waiting(url: str, waits: list[float]) -> None:
+    memory = fsspec.filesystem("memory")
+    content = memory.cat_file("/bucket/photos.hbr/train.labels.npy")
+    memory.pipe_file("/bucket/photos.hbr/train.labels.npy", content[:-8] + bytes(8))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{url}/train.labels.npy does not have the checksum in meta.json: copy"):
+            open_dataset(url)
+    assert waits == []
+    memory.pipe_file("/bucket/photos.hbr/train.labels.npy", content)
+    assert len(open_dataset(url).train) == 16
+
+
 def test_a_copy_that_is_damaged_is_fetched_again(url: str, dataset: Dataset) -> None:
     opened = open_dataset(url)
     expected = copies(train_loader(dataset).epoch(0))

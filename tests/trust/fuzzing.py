@@ -33,7 +33,7 @@ from .attempts import ROOT
 from .mutations import mutated
 from .targets import TARGETS
 
-RIGHT = ("ValueError", "FileNotFoundError", "FileExistsError")
+RIGHT = ("ValueError", "FileNotFoundError", "FileExistsError", "BadPicture")
 BAD = ("unnamed", "several lines", "wrong exception", "silent", "memory", "hang", "crash")
 MEMORY = 1 << 30  # addresses beyond those of the imported libraries
 WATCHDOG_S = 60.0  # only against hangs: a case takes milliseconds

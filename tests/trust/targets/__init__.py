@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from . import own, results, sources
+from . import own, remote, results, sources
 from .target import Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (*own.TARGETS, *sources.TARGETS, *results.TARGETS)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (*own.TARGETS, *remote.TARGETS, *sources.TARGETS, *results.TARGETS)
+}
