@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hbr_fast.data.dataset import META, fingerprint_of, open_dataset
+from hbr_fast.data.dataset import fingerprint_of, open_dataset
+from hbr_fast.data.meta_json import META
 from hbr_fast.files import linked, read_json, sha256_of_file
 from hbr_fast.json_schema import write_sealed_json
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hbr_fast import files
+from hbr_fast import files, temporary
 from hbr_fast.files import (
     atomic_directory,
     atomic_write,
@@ -228,7 +228,7 @@ def test_scratch_directory_removes_only_those_of_dead_processes(tmp_path: Path) 
     shared = tmp_path / "shared"
     program = f"""
 import time
-from hbr_fast.files import scratch_directory
+from hbr_fast.temporary import scratch_directory
 with scratch_directory({str(shared)!r}, "member-") as own:
     (own / "file").write_text("half")
     print(own, flush=True)
@@ -238,13 +238,13 @@ with scratch_directory({str(shared)!r}, "member-") as own:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as holder:
         assert holder.stdout is not None
         theirs = Path(holder.stdout.readline().decode().strip())
-        with files.scratch_directory(shared, "member-") as own:
+        with temporary.scratch_directory(shared, "member-") as own:
             assert own != theirs
             assert (theirs / "file").exists()
         assert not own.exists()
         holder.kill()
     assert (theirs / "file").exists()
     (shared / "dataset.hbr").mkdir()  # of another prefix
-    with files.scratch_directory(shared, "member-"):
+    with temporary.scratch_directory(shared, "member-"):
         assert not theirs.exists()
         assert (shared / "dataset.hbr").exists()

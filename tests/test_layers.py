@@ -15,6 +15,7 @@ LEVELS = {
         "arguments",
         "seeding",
         "files",
+        "temporary",
         "functions",
         "csv_files",
         "json_schema",

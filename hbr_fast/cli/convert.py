@@ -112,7 +112,7 @@ def convert(
     from hbr_fast.data.convert import convert as convert_source
     from hbr_fast.data.dataset import open_dataset
     from hbr_fast.data.verify import require_unchanged
-    from hbr_fast.files import scratch_directory, temporary_root
+    from hbr_fast.temporary import scratch_directory, temporary_root
 
     options: dict[str, Any] = {
         "root": root,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hbr_fast.files import read_json, sha256_of_file, temporary_root, write_json
+from hbr_fast.files import read_json, sha256_of_file, write_json
+from hbr_fast.temporary import temporary_root
 
 _RECORD = "checked-files.json"  # in this user's temporary directory: absolute path to checksum and state of the file
 _MOST = 1000

@@ -18,9 +18,10 @@ from hbr_fast import progress
 from hbr_fast.data import shards
 from hbr_fast.data.class_counts import notes_on_counts
 from hbr_fast.data.convert_encoded import pictures_mean_std, write_pictures
-from hbr_fast.data.dataset import META, SCHEMA, SCHEMA_ENCODED, Dataset, fingerprint_of, open_dataset
+from hbr_fast.data.dataset import Dataset, fingerprint_of, open_dataset
 from hbr_fast.data.duplicates import PictureHashes, notes_on_repeated, repeated_pictures
 from hbr_fast.data.images import channel_mean_std, channel_sums
+from hbr_fast.data.meta_json import META, SCHEMA, SCHEMA_ENCODED
 from hbr_fast.data.replaceable import require_replaceable
 from hbr_fast.data.sample_sources import (
     PARTS,

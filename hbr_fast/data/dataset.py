@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import numpy as np
 
 from hbr_fast.data import remote
 from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import ImageStore, RawImages
+from hbr_fast.data.meta_json import META, REMEDY, checked_meta
 from hbr_fast.data.npy import read_npy
 from hbr_fast.data.remote_shards import RemoteShards
 from hbr_fast.data.sample_sources import PARTS, NamedSources, SampleSources, numbered_of_meta
@@ -21,68 +22,9 @@ from hbr_fast.data.shards import INDEX, INDEX_PART, SHARD_PART, STORE, ShardFile
 from hbr_fast.data.unconverted import not_a_dataset
 from hbr_fast.data.views import Fit, checked_size
 from hbr_fast.files import content_hash, relative_path, sha256_of_file
-from hbr_fast.json_schema import Natural, read_sealed_json, require_schema
+from hbr_fast.json_schema import read_sealed_json
 
-SCHEMA, SCHEMA_ENCODED = 2, 3
-_SCHEMAS = (1, SCHEMA, SCHEMA_ENCODED)  # schema 1 has no sample sources; schema 3 has encoded pictures
 _FINGERPRINT_SCHEMA = 1
-META = "meta.json"
-
-REMEDY = "convert it again with --force"
-
-
-class _File(TypedDict):
-    sha256: str
-    bytes: Natural
-
-
-class _Parts(TypedDict):
-    images: str
-    labels: str
-
-
-class _Split(TypedDict):
-    samples: Natural
-    shape: list[Natural]
-    files: _Parts
-
-
-class _EncodedParts(TypedDict):
-    index: str
-    shard00000: str
-    labels: str
-
-
-class _EncodedSplit(TypedDict):
-    samples: Natural
-    store: Literal["encoded"]
-    channels: Natural
-    files: _EncodedParts
-
-
-class _Splits(TypedDict):
-    train: dict
-    test: dict
-
-
-class _WithPixels(TypedDict):
-    splits: dict[str, _Split]
-
-
-class _WithPictures(TypedDict):
-    splits: dict[str, _EncodedSplit]
-
-
-class _Meta(TypedDict):
-    """`meta.json`, beside its schema."""
-
-    name: str
-    source: dict
-    classes: list[str]
-    mean: list[float]
-    std: list[float]
-    splits: _Splits
-    files: dict[str, _File]
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,7 +247,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     meta_path = path / META
     if not meta_path.is_file():
         raise not_a_dataset(path, missing=META, remedy=REMEDY)
-    meta = _checked_meta(read_sealed_json(meta_path, remedy=REMEDY), meta_path)
+    meta = checked_meta(read_sealed_json(meta_path, remedy=REMEDY), meta_path)
     files = meta["files"]
     for name, entry in files.items():
         if not (path / name).is_file():
@@ -367,30 +309,6 @@ def fingerprint_of(files: Mapping[str, Mapping[str, Any]], classes: Sequence[str
     not_learnt_from = tuple(f".{part}.npy" for part in PARTS)
     checksums = {name: entry["sha256"] for name, entry in files.items() if not name.endswith(not_learnt_from)}
     return content_hash({"schema": _FINGERPRINT_SCHEMA, "classes": list(classes), "files": checksums})
-
-
-def _checked_meta(meta: Any, path: Path) -> dict[str, Any]:
-    """Read `meta.json`, checking that every field that opening relies on is present and of the right type."""
-    if not isinstance(meta, dict) or "schema" not in meta:
-        raise ValueError(f"{path} is not a dataset's description (it has no schema): {REMEDY}")
-    if meta["schema"] not in _SCHEMAS:
-        raise ValueError(
-            f"{path} has schema {meta['schema']!r} but this version of hbr-fast reads {SCHEMA_ENCODED} and older: "
-            f"{REMEDY} or use the version that wrote it"
-        )
-    require_schema(meta, _Meta, where=str(path), remedy=REMEDY)
-    for name in meta["files"]:
-        if Path(name).name != name:
-            raise ValueError(f"{path}: {name!r} in files is not a plain file name: {REMEDY}")
-    for name, entry in meta["splits"].items():
-        schema = _WithPictures if isinstance(entry, dict) and entry.get("store") == STORE else _WithPixels
-        require_schema({"splits": {name[:80]: entry}}, schema, where=str(path), remedy=REMEDY)
-        for file in entry["files"].values():
-            if not isinstance(file, str) or file not in meta["files"]:
-                raise ValueError(f"{path}: split {name!r} has a file {file!r} that is not under files: {REMEDY}")
-    if not all(0 <= one <= 1 for one in meta["mean"]) or not all(0 < one <= 1 for one in meta["std"]):
-        raise ValueError(f"{path}: mean {meta['mean']} or std {meta['std']} cannot be those of pixels: {REMEDY}")
-    return meta
 
 
 def _sources(path: Path, name: str, entry: Mapping[str, Any]) -> SampleSources | None:

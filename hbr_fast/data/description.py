@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hbr_fast.data.dataset import META, Dataset, Split
+from hbr_fast.data.dataset import Dataset, Split
 from hbr_fast.data.encoded_images import EncodedImages
+from hbr_fast.data.meta_json import META
 
 
 @dataclass(frozen=True)

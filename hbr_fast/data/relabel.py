@@ -11,7 +11,8 @@ import numpy as np
 
 from hbr_fast.data import remote
 from hbr_fast.data.convert import check_output
-from hbr_fast.data.dataset import META, Dataset, fingerprint_of, open_dataset
+from hbr_fast.data.dataset import Dataset, fingerprint_of, open_dataset
+from hbr_fast.data.meta_json import META
 from hbr_fast.data.npy import read_npy, read_npz
 from hbr_fast.files import atomic_directory, linked, sha256_of_file
 from hbr_fast.json_schema import write_sealed_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hbr_fast.data.dataset import META
+from hbr_fast.data.meta_json import META
 from hbr_fast.files import foreign_entries, read_json
 
 _NOTES = ("skipped.csv",)  # reports of the conversion, not listed in `meta.json`

@@ -13,9 +13,10 @@ from hbr_fast import progress
 from hbr_fast.data import remote
 from hbr_fast.data.checksums import require_checksums
 from hbr_fast.data.convert_encoded import pictures_mean_std
-from hbr_fast.data.dataset import META, REMEDY, Dataset, open_dataset
+from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import statistics_of
+from hbr_fast.data.meta_json import META, REMEDY
 from hbr_fast.data.sample_sources import NamedSources
 from hbr_fast.files import sha256_of_file
 from hbr_fast.json_schema import CHECKSUM

@@ -29,13 +29,13 @@ from hbr_fast.data.beton_writer import write_beton
 from hbr_fast.data.dataset import Split
 from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.shards import ShardFiles
-from hbr_fast.files import scratch_directory, temporary_root
 from hbr_fast.kernels.images.pixel_vectors import SLACK
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.loaders.native import image_pass
 from hbr_fast.loaders.pictures import IGNORED
 from hbr_fast.loaders.rows import rows_of_order
 from hbr_fast.loaders.slots import Decoded, DecodedSlots
+from hbr_fast.temporary import scratch_directory, temporary_root
 
 
 @contextlib.contextmanager

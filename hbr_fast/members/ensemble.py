@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
-from hbr_fast.data.dataset import META, Dataset
+from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.meta_json import META
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
 from hbr_fast.files import locked, make_directory, write_json

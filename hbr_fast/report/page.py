@@ -23,11 +23,8 @@ from hbr_fast.report import drawing, figures, tables
 from hbr_fast.report.answers import answers
 from hbr_fast.report.browser import write_browser
 from hbr_fast.report.charts import charts_of
-from hbr_fast.report.study_files import (
-    StudyFiles,
-    arm_label,
-    read_study,
-)
+from hbr_fast.report.reading import read_study
+from hbr_fast.report.study_files import StudyFiles, arm_label
 from hbr_fast.report.table_formats import to_csv, to_html, to_latex
 
 WRITTEN = "files.json"  # names of all files of a report, which the next report may replace

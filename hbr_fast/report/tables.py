@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from hbr_fast.report.controls import controls_table
+from hbr_fast.report.reading import read_study
 from hbr_fast.report.study_files import (
     BASELINE,
     GAPS,
@@ -16,7 +17,6 @@ from hbr_fast.report.study_files import (
     arm_label,
     compare,
     estimator_label,
-    read_study,
     spread,
     tests_of,
 )

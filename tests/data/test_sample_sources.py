@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hbr_fast.data.convert import convert, write_dataset
-from hbr_fast.data.dataset import META, Dataset, fingerprint_of, open_dataset
+from hbr_fast.data.dataset import Dataset, fingerprint_of, open_dataset
 from hbr_fast.data.description import describe
+from hbr_fast.data.meta_json import META
 from hbr_fast.data.pool import open_pool
 from hbr_fast.data.relabel import relabel
 from hbr_fast.data.sample_sources import (

@@ -1,18 +1,16 @@
 """Recorders of several ranks merge into one recording, equal to that of a single process."""
 
 import itertools
-import multiprocessing
-import multiprocessing.connection
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from two_processes import WORLD, join_group, run_by_two
 
 from hbr_fast.hardness import HardnessRecorder, HardnessScores
 
-N, C, WORLD, EPOCHS, BATCH = 40, 5, 2, 4, 7
+N, C, EPOCHS, BATCH = 40, 5, 4, 7
 Epoch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 MERGES = ("every epoch", "at the end", "through a checkpoint")
 COUNTED = ("correctness", "forgetting", "first_learned")
@@ -45,13 +43,12 @@ def one_process() -> HardnessScores:
     return recorder.scores()
 
 
-def as_rank(rank: int, folder: str, result: multiprocessing.connection.Connection) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+def record_all_ways(folder: Path) -> None:
+    join_group(folder)
+    rank = torch.distributed.get_rank()
     for merges in MERGES:
-        scores_of_rank(rank, merges).save(os.path.join(folder, f"{merges} {rank}"))
+        scores_of_rank(rank, merges).save(folder / f"{merges} {rank}")
     torch.distributed.destroy_process_group()
-    result.send("done")
 
 
 def scores_of_rank(rank: int, merges: str) -> HardnessScores:
@@ -74,23 +71,7 @@ def scores_of_rank(rank: int, merges: str) -> HardnessScores:
 def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scores that two processes saved: one file per way of merging and rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn = multiprocessing.get_context("spawn")
-    receivers, processes = [], []
-    for rank in range(WORLD):
-        receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=as_rank, args=(rank, str(folder), sender), daemon=True)
-        process.start()
-        sender.close()  # the process has its own copy; if it dies, reading hits the end of file
-        receivers.append(receiver)
-        processes.append(process)
-    try:
-        for receiver, process in zip(receivers, processes, strict=True):
-            assert receiver.poll(120), "a rank did not finish"
-            assert receiver.recv() == "done"
-            process.join(30)
-    finally:
-        for process in processes:
-            process.kill()
+    run_by_two(record_all_ways, folder)
     return folder
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
+from two_processes import join_group, run_by_two
 
 from hbr_fast.orders import sequential_order
 from hbr_fast.orders.torch_sampler import OrderSampler
@@ -23,7 +24,6 @@ from integrations.trained_rows import (
     the_order,
     whole,
 )
-from integrations.two_processes import join_group, run_by_two
 
 pytest.importorskip("accelerate")
 

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from two_processes import join_group, run_by_two
 
 from hbr_fast import HardnessRecorder, convert, uniform_order
 from hbr_fast.report import figures
-from integrations.two_processes import join_group, run_by_two
 
 EXAMPLES = Path(__file__).parents[2] / "scripts" / "examples"
 LIBRARY = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
+from two_processes import join_group, run_by_two
 
 from hbr_fast.orders import sequential_order, uniform_order
 from hbr_fast.orders.torch_sampler import OrderSampler
@@ -24,7 +25,6 @@ from integrations.trained_rows import (
     rows_of,
     the_order,
 )
-from integrations.two_processes import join_group, run_by_two
 
 lightning: Any = pytest.importorskip("lightning")
 

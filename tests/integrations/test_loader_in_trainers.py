@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from loaders.contracts import coded_split
+from two_processes import join_group, run_by_two
 
 from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import Sampler, sequential_order
 from integrations.trained_rows import BATCH, BATCHES, EPOCHS, LABELS, STOPS, WORLD, part_of, the_order
-from integrations.two_processes import join_group, run_by_two
 
 
 def make_loader(order: Sampler | None = None) -> Loader:

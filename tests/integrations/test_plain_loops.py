@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
+from two_processes import join_group, run_by_two
 
 from hbr_fast.orders import sequential_order
 from hbr_fast.orders.torch_sampler import OrderSampler
@@ -24,7 +25,6 @@ from integrations.trained_rows import (
     the_order,
     whole,
 )
-from integrations.two_processes import join_group, run_by_two
 
 LOADERS: dict[str, tuple[type[DataLoader[Any]], dict[str, Any]]] = {
     "plain": (DataLoader, {}),

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from two_processes import join_group, run_by_two
 
 from hbr_fast.orders.torch_sampler import OrderSampler
 from integrations.trained_rows import BATCH, BATCHES, EPOCHS, STOPS, WORLD, Rows, dealt_batches, the_order
-from integrations.two_processes import join_group, run_by_two
 
 transformers: Any = pytest.importorskip("transformers")
 

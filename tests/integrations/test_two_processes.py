@@ -1,7 +1,5 @@
 """In each trainer, two gloo processes record the same as a plain loop over both ranks' batches."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from two_processes import WORLD, join_group, run_by_two
 
 from hbr_fast import HardnessRecorder
 from hbr_fast.hardness import HardnessScores
@@ -22,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 from hbr_fast.integrations import lightning as for_lightning  # noqa: E402
 from hbr_fast.integrations import transformers as for_transformers  # noqa: E402
 
-N, WORLD, EPOCHS, BATCH = 24, 2, 3, 3  # 4 batches a rank and epoch
+N, EPOCHS, BATCH = 24, 3, 3  # 4 batches a rank and epoch
 LABELS = torch.arange(N) % 3
 INPUTS = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
 Module: Any = lightning.LightningModule
@@ -211,41 +210,21 @@ SCENARIOS: dict[str, Callable[[int, Path], tuple[HardnessRecorder, list[torch.Te
 }  # fmt: skip
 
 
-def as_rank(rank: int, folder: str, result: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD))
-    os.environ.update(
-        NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
-    )  # read but unused: the group is already initialised
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+def run_scenarios(folder: Path) -> None:
+    join_group(folder)
+    rank = torch.distributed.get_rank()
     for name, run in SCENARIOS.items():
-        recorder, gave = run(rank, Path(folder) / name)
-        recorder.scores().save(os.path.join(folder, f"{name} {rank}"))
-        np.save(os.path.join(folder, f"{name} {rank}.npy"), torch.stack(gave).numpy())
+        recorder, gave = run(rank, folder / name)
+        recorder.scores().save(folder / f"{name} {rank}")
+        np.save(folder / f"{name} {rank}.npy", torch.stack(gave).numpy())
         torch.distributed.barrier()
-    result.send("done")
 
 
 @pytest.fixture(scope="module")
 def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes saved: scores, inputs and logits of all steps, per scenario and rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn = multiprocessing.get_context("spawn")
-    receivers, processes = [], []
-    for rank in range(WORLD):
-        receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=as_rank, args=(rank, str(folder), sender), daemon=True)
-        process.start()
-        sender.close()  # the process has its own copy; if it dies, reading hits the end of file
-        receivers.append(receiver)
-        processes.append(process)
-    try:
-        for receiver in receivers:
-            assert receiver.poll(300), "a rank did not finish"
-            assert receiver.recv() == "done"
-    finally:
-        for process in processes:
-            process.kill()
+    run_by_two(run_scenarios, folder)
     return folder
 
 

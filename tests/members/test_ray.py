@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hbr_fast.data.dataset import META, Dataset
+from hbr_fast.data.dataset import Dataset
+from hbr_fast.data.meta_json import META
 from hbr_fast.data.plan import Plan
 from hbr_fast.files import write_json
 from hbr_fast.members.engines.ray import Depot, connected, dataset_on_node, require_room, run

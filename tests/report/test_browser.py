@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hbr_fast.report.page import write_report
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.reading import read_study
 
 playwright = pytest.importorskip("playwright.sync_api")
 

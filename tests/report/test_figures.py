@@ -18,7 +18,8 @@ from PIL import Image
 
 from hbr_fast.data.images import RawImages
 from hbr_fast.report import browser, confusion, drawing, figures, gallery, hardness_figures, stability, sweeps, trade
-from hbr_fast.report.study_files import StudyFiles, compare, read_study
+from hbr_fast.report.reading import read_study
+from hbr_fast.report.study_files import StudyFiles, compare
 
 from .conftest import RECALL
 

@@ -15,7 +15,8 @@ from hbr_fast.report import charts, drawing, figures, tables
 from hbr_fast.report.answers import answer, answers
 from hbr_fast.report.charts import charts_of
 from hbr_fast.report.page import write_report
-from hbr_fast.report.study_files import FILES, read_study
+from hbr_fast.report.reading import read_study
+from hbr_fast.report.study_files import FILES
 from hbr_fast.report.table_formats import to_csv, to_html, to_latex
 
 StudyWriter = Callable[..., Path]

@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hbr_fast.report.study_files import FILES, compare, read_study, spread
+from hbr_fast.report.reading import read_study
+from hbr_fast.report.study_files import FILES, compare, spread
 
 StudyWriter = Callable[..., Path]
 FLAT = np.full(10, 0.9)

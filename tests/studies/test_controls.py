@@ -11,7 +11,8 @@ import pytest
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.files import read_json
 from hbr_fast.report.controls import controls_answers, controls_table
-from hbr_fast.report.study_files import StudyFiles, read_study
+from hbr_fast.report.reading import read_study
+from hbr_fast.report.study_files import StudyFiles
 from hbr_fast.report.sweeps import gaps_by_alpha
 from hbr_fast.report.tables import tables_of
 from hbr_fast.studies.preview import preview

@@ -19,7 +19,7 @@ from hbr_fast.evaluation.statistics import paired_difference
 from hbr_fast.files import read_json
 from hbr_fast.members.store import open_member
 from hbr_fast.report.answers import answers
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.reading import read_study
 from hbr_fast.resampling import smote
 from hbr_fast.studies import choice
 from hbr_fast.studies import preview as preview_of

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.reading import read_study
 from hbr_fast.report.tables import group_table, tables_of
 from hbr_fast.studies.groups import UNLISTED, read_groups
 from hbr_fast.studies.imported import ImportedRun, import_runs

@@ -13,7 +13,7 @@ import torch
 from hbr_fast import cli
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.files import read_json
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.reading import read_study
 from hbr_fast.studies.imported import ImportedRun, import_runs
 from hbr_fast.studies.run_files import read_labels, read_outputs, read_runs, read_samples
 

@@ -21,7 +21,7 @@ from hbr_fast.members.execution import Execution
 from hbr_fast.members.obtain import MembersDiverged
 from hbr_fast.members.store import open_member
 from hbr_fast.report.answers import answers
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.reading import read_study
 from hbr_fast.resampling import resample
 from hbr_fast.resampling.allocation import allocate
 from hbr_fast.seeding import member_seed

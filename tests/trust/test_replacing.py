@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hbr_fast import files, locks
+from hbr_fast import files, locks, temporary
 
 from .attempts import ROOT
 
@@ -135,7 +135,7 @@ def test_lock_refuses_link_and_keeps_its_file(tmp_path: Path) -> None:
     (place / ".lock").symlink_to(precious)
     with pytest.raises(OSError, match=r"\.lock is a symbolic link, not a lock: remove it"), files.locked(place):
         pass
-    with pytest.raises(OSError, match=r"\.lock is a symbolic link"), files.scratch_directory(place, "x-"):
+    with pytest.raises(OSError, match=r"\.lock is a symbolic link"), temporary.scratch_directory(place, "x-"):
         pass
     assert precious.read_text() == "kept"
     (place / ".lock").unlink()
@@ -153,27 +153,27 @@ def test_scratch_directory_leaves_links_alone(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "member-link").symlink_to(tmp_path / "elsewhere")
-    with files.scratch_directory(shared, "member-"):
+    with temporary.scratch_directory(shared, "member-"):
         pass
     assert names(tmp_path / "elsewhere") == ["file"]
 
 
 def test_private_directory_trusts_only_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "private"
-    assert stat.S_IMODE(files.private_directory(place).stat().st_mode) == 0o700
+    assert stat.S_IMODE(temporary.private_directory(place).stat().st_mode) == 0o700
     place.chmod(0o755)
-    assert stat.S_IMODE(files.private_directory(place).stat().st_mode) == 0o700
+    assert stat.S_IMODE(temporary.private_directory(place).stat().st_mode) == 0o700
     place.chmod(0o777)
     with pytest.raises(PermissionError, match="can be written to by other users"):
-        files.private_directory(place)
+        temporary.private_directory(place)
     link = tmp_path / "link"
     link.symlink_to(place)
     with pytest.raises(PermissionError, match="is not a directory"):
-        files.private_directory(link)
+        temporary.private_directory(link)
     place.chmod(0o700)
     monkeypatch.setattr(os, "getuid", lambda: place.stat().st_uid + 1)
     with pytest.raises(PermissionError, match="belongs to another user"):
-        files.private_directory(place)
+        temporary.private_directory(place)
 
 
 @pytest.mark.parametrize(

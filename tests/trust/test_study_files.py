@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hbr_fast.files import read_json
-from hbr_fast.report.study_files import read_study
+from hbr_fast.report.reading import read_study
 from hbr_fast.studies.results import _remove_other_results
 from hbr_fast.studies.study_json import read_study_json
 

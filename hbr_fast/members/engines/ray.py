@@ -17,16 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hbr_fast.data.dataset import META, Dataset, open_dataset
+from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.data.meta_json import META
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.verify import verify_dataset
-from hbr_fast.files import DISK_FULL, atomic_directory, scratch_directory, temporary_root
+from hbr_fast.files import DISK_FULL, atomic_directory
 from hbr_fast.locks import held
 from hbr_fast.machine import usable_cpus
 from hbr_fast.members.execution import Execution
 from hbr_fast.members.jobs import Job, PackedJob, packed, train_packed
 from hbr_fast.members.store import member_key, member_path, open_member
 from hbr_fast.members.telemetry import Board
+from hbr_fast.temporary import scratch_directory, temporary_root
 from hbr_fast.training import signals
 from hbr_fast.training.components import changed, sources
 from hbr_fast.training.recipe import Recipe

@@ -67,7 +67,7 @@ def write_study_files(path: Path, *, sealed: bool) -> None:
 
 
 def _study(path: Path) -> Any:
-    from hbr_fast.report.study_files import read_study
+    from hbr_fast.report.reading import read_study
     from hbr_fast.report.tables import tables_of
 
     study = read_study(path)
