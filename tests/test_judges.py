@@ -1,10 +1,10 @@
 """The scripts that compare hardness with outside judges, on a small dataset (method: docs/cifar-10.md)."""
 
 import importlib
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,7 @@ import pytest
 
 from hbr_fast import cli
 from hbr_fast.data.convert import convert
-from hbr_fast.data.dataset import Dataset, open_dataset
+from hbr_fast.members.store import open_member
 from hbr_fast.resampling.noise import inject_noise
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -39,8 +39,8 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module(name)
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, float]]:
-    parsed: dict[str, dict[str, float]] = json.loads(capsys.readouterr().out.splitlines()[-1])
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    parsed: dict[str, dict[str, Any]] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return parsed
 
 
@@ -67,31 +67,60 @@ def test_time_to_hardness_finds_what_the_judge_says(
     assert "holds [5] values for 300 train samples" in capsys.readouterr().err
 
 
-def test_wrong_labels_are_found_by_every_method(
+def run_wrong_labels(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> dict[str, dict[str, Any]]:
+    script("wrong_labels", monkeypatch).main([str(place / "run"), "--truth", str(place / "clean.hbr"), *words])
+    return last_line(capsys)
+
+
+def test_wrong_labels_are_found_by_every_estimator(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = script("wrong_labels", monkeypatch)
-    made.main([str(place / "run"), "--truth", str(place / "clean.hbr")])
-    found = last_line(capsys)
+    found = run_wrong_labels(place, monkeypatch, capsys)
     assert found["aum"]["auroc"] > 0.95
     assert found["aum"]["average_precision"] > 0.8
-    data: Dataset = open_dataset(place / "worse.hbr")
-    folds = made.folds_of(data, 3)
+    assert found["aum"]["trainings"] == 2
+    alone = run_wrong_labels(place, monkeypatch, capsys, "--members", "1")
+    assert alone["aum"]["trainings"] == 1
+    assert alone["aum"]["auroc"] != found["aum"]["auroc"]
+
+
+def test_two_trainings_judge_each_others_threshold_samples(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(name: str, seed: int) -> str:
+        extra, run = place / f"{name}-{seed}.hbr", place / f"{name}-{seed}"
+        cli.main(["relabel", str(place / f"{name}.hbr"), str(extra), "--threshold-samples", "--seed", str(seed)])
+        cli.main(["train", str(extra), str(run), "--members", "1", *RECIPE])
+        return str(run)
+
+    runs = [trained("worse", seed=0), trained("worse", seed=1)]
+    found = run_wrong_labels(place, monkeypatch, capsys, "--threshold-samples", *runs)["aum, threshold samples"]
+    assert found["trainings"] == 2
+    assert found["auroc"] > 0.9
+    assert found["recall"] > 0.6, "most of the wrong labels are below the cut"
+    assert found["precision"] > 0.2
+    assert 0 < found["suspects"] < 300
+    with pytest.raises(ValueError, match="clean-0 was not trained on what relabel --threshold-samples makes of"):
+        run_wrong_labels(place, monkeypatch, capsys, "--threshold-samples", trained("clean", seed=0))
+
+
+def test_cleanlab_judges_by_networks_that_did_not_see_the_sample(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cleanlab")
+    made = script("wrong_labels", monkeypatch)
+    folds = made.folds_of(300, 3)
     np.testing.assert_array_equal(np.sort(np.concatenate(folds)), np.arange(300))
-    # cleanlab is a package of its own: what it is given is tested, and its call where it is installed.
-    rows, logits, _ = made.trained_without(folds[0], data, place / "run", place / "folds")
-    truth = open_dataset(place / "clean.hbr").train.labels
-    assert (logits.argmax(1) == truth[rows]).mean() > 0.6, "it has learnt from the other folds"
-    if importlib.util.find_spec("cleanlab"):
-        made.main(
-            [
-                str(place / "run"),
-                "--truth",
-                str(place / "clean.hbr"),
-                "--cleanlab",
-                str(place / "folds"),
-                "--folds",
-                "3",
-            ]
-        )
-        assert last_line(capsys)["cleanlab self_confidence"]["auroc"] > 0.95
+    words = ["--cleanlab", str(place / "folds"), "--folds", "3", "--members-at-once", "1"]
+    found = run_wrong_labels(place, monkeypatch, capsys, *words)
+    members = [open_member(place / "folds", one.name) for one in (place / "folds" / "members").iterdir()]
+    unseen = [np.flatnonzero(member.scores().observations[0] == 0) for member in members]
+    assert sorted(map(tuple, unseen)) == sorted(map(tuple, folds))
+    assert found["cleanlab self_confidence"]["auroc"] > 0.9
+    assert found["held-out margin"]["auroc"] > 0.9
+    assert found["held-out margin"]["trainings"] == 2
+    assert found["cleanlab find_label_issues"]["average_precision"] is None
+    assert found["cleanlab find_label_issues"]["precision"] > 0.5
+    assert run_wrong_labels(place, monkeypatch, capsys, *words) == found, "nothing is trained again"
