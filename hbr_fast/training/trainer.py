@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from hbr_fast.training.checkpoint import Checkpoints
 from hbr_fast.training.device import Compute, compute_dtype, gpu_memory_mb, gpu_utilisation, resolve_precision
 from hbr_fast.training.distributed import SharedBatches, ranks, shared_model
 from hbr_fast.training.member import Diverged, Member, finished_member
+from hbr_fast.training.memory import freed_memory_kept
 from hbr_fast.training.predict import predict
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.state import EpochRecord, TrainingState
@@ -139,7 +141,8 @@ def train_member(
         rank=own.rank,
     )
     generators = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(generators), signals.deferred() as pending:
+    memory = freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext()
+    with memory, torch.random.fork_rng(generators), signals.deferred() as pending:
 
         def save_and_stop(due: bool) -> None:
             """Save if it is due on the first rank, and stop after saving if a signal asks any rank to."""
