@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = harness.settings("bench_prefetch", str(__doc__), argv)
     torch.set_num_threads(chosen.threads)
     cases, ratios, missing = [], {}, []
-    for backend in BACKENDS:
+    for backend in [name for name, entry in BACKENDS.items() if "cpu" in entry.classes]:
         try:
             case = measure_backend(backend, SIZES[chosen.size], chosen.threads)
         except ImportError as error:

@@ -27,6 +27,11 @@ class BetonPictures(EncodedImages):
     def __reduce__(self) -> tuple[Any, ...]:
         return BetonPictures, (self.shards, self.index, self.channels, self.size, self.fit, self.is_raw)
 
+    def intact_jpegs(self, rows_b: np.ndarray) -> list[bytes | None]:
+        """See `EncodedImages.intact_jpegs`."""
+        found = super().intact_jpegs(rows_b)
+        return [None if raw else one for one, raw in zip(found, self.is_raw[rows_b].tolist(), strict=True)]
+
     def opened(self, row: int, content: bytes | None = None) -> Image.Image:
         """See `EncodedImages.opened`."""
         if not self.is_raw[row]:

@@ -96,6 +96,13 @@ BACKENDS: dict[str, Backend] = {
         prefetch=2,
         extra="dali",
     ),
+    "nvjpeg": Backend(
+        classes={"cuda": "nvjpeg:NvjpegBackend"},
+        features=_COMMON | _CONSTANT_CROPS | {"several stores", "encoded pictures"},
+        keyed=True,
+        prefetch=2,
+        extra="dali",
+    ),
     "torchvision": Backend(
         classes={"cpu": "torchvision:TorchvisionBackend"},
         features=_COMMON | _CROPS | {"several stores", "encoded pictures"},
@@ -127,7 +134,8 @@ def find(name: str, device: str, features: Collection[str]) -> Backend:
     for feature in features:
         if feature not in backend.features:
             raise ValueError(
-                f"backend {name!r} has no {feature}: {_those(lambda other, feature=feature: feature in other.features)}"
+                f"backend {name!r} has no {feature}: "
+                f"{_those(lambda other, feature=feature: device in other.classes and feature in other.features)}"
             )
     return backend
 

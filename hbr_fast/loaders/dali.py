@@ -1,7 +1,7 @@
 """The DALI backend: one pipeline, on the CPU or a GPU, fed with our rows, crops and flips.
 
 DALI's own readers and random operators support neither plans nor our random numbers. So a batch's pixels and draws are
-fed in from outside, and the resulting pixels equal those of the other backends.
+fed in from outside, and the resulting pixels equal those of the other backends. `nvjpeg.py` also decodes in it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from nvidia.dali.types import DALIDataType, DALIInterpType
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.loaders.rows import Rows, RowsOfJob
 
+Input = np.ndarray | list[np.ndarray]  # of a batch, of images of one size or of any
+
 
 class DaliBackend:
     """Batches of a job through a DALI pipeline, which is rebuilt for each epoch: that takes milliseconds."""
@@ -28,14 +30,17 @@ class DaliBackend:
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of an epoch."""
-        fed: dict[int, tuple[Rows, dict[str, np.ndarray]]] = {}  # DALI reads these arrays where they lie
+        return self._batches(epoch, start, lambda _, rows: self._inputs(rows))
 
-        def feed(iteration: int) -> list[np.ndarray]:
-            number = start + iteration
-            if number >= self.job.batches:
-                raise StopIteration
-            rows = self._rows.batch(epoch, number)
-            inputs = self._inputs(rows)
+    def _batches(self, epoch: int, start: int, inputs_of: Callable[[int, Rows], dict[str, Input]]) -> Iterator[Batch]:
+        """The same, with the pipeline's inputs for batch number so and so."""
+        fed: dict[int, tuple[Rows, dict[str, Input]]] = {}  # DALI reads these arrays where they lie
+
+        batches = self._rows.batches(epoch, start)
+
+        def feed(iteration: int) -> list[Input]:
+            number, rows = start + iteration, next(batches)  # after the last one, StopIteration ends the epoch
+            inputs = inputs_of(number, rows)
             fed[number] = rows, inputs
             return list(inputs.values())
 
@@ -45,10 +50,14 @@ class DaliBackend:
             rows, _ = fed.pop(number)
             yield self._batch(images, rows)
 
-    def _inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+    def _inputs(self, rows: Rows) -> dict[str, Input]:
         """The pipeline's inputs for a batch."""
+        return {"images": self._rows.images(rows), **self._draws(rows)}
+
+    def _draws(self, rows: Rows) -> dict[str, Input]:
+        """The inputs that say how images are augmented."""
         augment = self.job.augment
-        inputs = {"images": self._rows.images(rows), "mirror": rows.flipped.astype(np.int32)}
+        inputs: dict[str, Input] = {"mirror": rows.flipped.astype(np.int32)}
         if augment.pad or augment.resized_crop:
             inputs["start"] = rows.crop[:, :2].astype(np.int32)
         if augment.resized_crop:
@@ -59,7 +68,11 @@ class DaliBackend:
             inputs["anchor"] = np.stack([top, np.where(rows.flipped, mirrored, left)], axis=1).astype(np.float32)
         return inputs
 
-    def _pipeline(self, names: Sequence[str], feed: Callable[[int], Sequence[np.ndarray]]) -> Pipeline:
+    def _images(self, inputs: dict[str, Any]) -> Any:
+        """The graph's images, before they are augmented, on the pipeline's device."""
+        return inputs["images"].gpu() if self.job.device.type == "cuda" else inputs["images"]
+
+    def _pipeline(self, names: Sequence[str], feed: Callable[[int], Sequence[Input]]) -> Pipeline:
         """The built pipeline; `feed(batch)` returns its inputs by these names."""
         job, augment = self.job, self.job.augment
         _, height, width = job.split.image_shape
@@ -75,7 +88,7 @@ class DaliBackend:
                 feed, num_outputs=len(names), batch=True, batch_info=False, layout=layouts, no_copy=True
             )
             inputs: dict[str, Any] = dict(zip(names, sources, strict=True))
-            images = inputs["images"].gpu() if job.device.type == "cuda" else inputs["images"]
+            images = self._images(inputs)
             if augment.pad:
                 images = fn.slice(
                     images,

@@ -87,7 +87,7 @@ class Pictures:
                 missing = np.arange(len(rows)) if cache is None else cache.fill(rows, images)
                 decoded = images if len(missing) == len(rows) else np.empty((len(missing), *self.image_shape), np.uint8)
                 new = rows[missing]
-                boxes, places = self._views(store, new, words_4b[:, own[missing]])
+                boxes, places = self.views(store, new, words_4b[:, own[missing]])
                 failed = {one.row: one.reason for one in store.decode(new, boxes, places, decoded, threads=threads)}
                 for row, reason in failed.items():
                     self.bad[int(self._first_ids[number]) + row] = reason
@@ -109,7 +109,8 @@ class Pictures:
         uses = [cache.use() for cache in self._caches if cache is not None]
         return CacheUse(*map(sum, zip(*uses, strict=True))) if uses else CacheUse(0, 0, 0, 0)
 
-    def _views(self, store: EncodedImages, rows: np.ndarray, words_4b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def views(self, store: EncodedImages, rows: np.ndarray, words_4b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which box of each picture fills which place of its image: see `hbr_fast.data.views.views`."""
         heights, widths = store.index["height"][rows], store.index["width"][rows]
         assert store.size is not None
         boxes, places = views(heights, widths, store.size, "stretch" if self._crop else store.fit)

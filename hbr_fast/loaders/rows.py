@@ -5,6 +5,7 @@ The random numbers are those of `hbr_fast.kernels.reference.make_batch`, so that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from hbr_fast.kernels.words import words_of
 from hbr_fast.loaders.batch import Job
 from hbr_fast.loaders.pictures import IGNORED
 from hbr_fast.seeding import Stream, stream_key
+
+TOLD_AHEAD = 2**13  # rows
 
 _32 = np.uint64(32)
 
@@ -113,20 +116,33 @@ class RowsOfJob:
             words=words,
         )
 
+    def batches(self, epoch: int, start: int) -> Iterator[Rows]:
+        """The rows of batches `start`, `start + 1`, ...; the stores are told what will be needed, as `expect` says."""
+        job, plan = self.job, self.job.plan
+        at_once = max(1, TOLD_AHEAD // job.batch_size)
+        for number in range(start, job.batches):
+            if job.pictures is not None and (number - start) % at_once == 0:
+                position = number * job.batch_size
+                count = min(at_once * job.batch_size, len(job.order) - position)
+                next_rows = rows_of_order(job, position, count, epoch)
+                columns = plan.store[next_rows], plan.index[next_rows], plan.partner[next_rows]
+                job.pictures.expect(*columns, first=number == start)
+            yield self.batch(epoch, number)
+
     def images(self, rows: Rows) -> np.ndarray:
         """Raw pixels [B, C, H, W], interpolated: float32 if the plan interpolates, else uint8."""
         every = np.arange(len(rows.rows))
-        images = self._gathered(rows, every, rows.index)
+        images = self.gathered(rows, every, rows.index)
         if not self.interpolates:
             return images
         mixed = images.astype(np.float32)
         has = np.flatnonzero(rows.partner >= 0)
         share = rows.weight[has, None, None, None]
         mixed[has] *= share
-        mixed[has] += (1 - share) * self._gathered(rows, has, rows.partner[has])
+        mixed[has] += (1 - share) * self.gathered(rows, has, rows.partner[has])
         return mixed
 
-    def _gathered(self, rows: Rows, some: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def gathered(self, rows: Rows, some: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Pixels of these samples, for some of the rows; the labels of rows with a bad picture become `IGNORED`."""
         store = rows.store[some]
         if self.job.pictures is not None:

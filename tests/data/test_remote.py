@@ -327,3 +327,23 @@ def test_a_server_of_http(dataset: Dataset, waits: list[float]) -> None:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_dali_fetches_ahead(dataset: Dataset, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setenv(remote.SIZE, "0")
+    told: list[list[int]] = []
+    expect = RemoteShards.expect
+
+    def heard(self: RemoteShards, rows: np.ndarray, *, first: bool) -> None:
+        told.append(rows.tolist())
+        assert first == (len(told) == 1)
+        expect(self, rows, first=first)
+
+    monkeypatch.setattr(RemoteShards, "expect", heard)
+    monkeypatch.setattr("hbr_fast.loaders.rows.TOLD_AHEAD", 5)
+    options: dict[str, Any] = {"batch_size": 4, "prefetch": 1}
+    loader = train_loader(open_dataset(url), backend="dali", **options)
+    assert_same(loader.epoch(0), copies(train_loader(dataset, backend="dali", **options).epoch(0)))
+    assert [len(rows) for rows in told] == [4, 4, 4, 4]
+    assert [row for rows in told for row in rows] == loader.job.order.rows(0, 16, epoch=0).tolist()

@@ -1,13 +1,16 @@
 """Kernels on a real GPU compared with the CPU, including streams and pinned memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from loaders.contracts import MakeLoader, checks_of
+from photographs import encoded, photograph, write_photographs
 
+from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Split
 from hbr_fast.data.images import RawImages
 from hbr_fast.data.plan import Plan
@@ -80,6 +83,32 @@ def test_loader_matches_cpu_batches(
         for name in ("labels", "ids", "rows"):
             assert torch.equal(getattr(one, name), getattr(other, name))
         torch.testing.assert_close(one.images, other.images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "augment", [Augment(flip=0.5), Augment(flip=0.5, resized_crop=(0.2, 0.9))], ids=["flip", "crop"]
+)
+def test_nvjpeg_is_close_to_the_cpu(tmp_path: Path, augment: Augment) -> None:
+    pytest.importorskip("nvidia.dali")
+    root = write_photographs(tmp_path / "photos", per_class=8)
+    for number in range(8):
+        content = encoded(photograph(40 + 7 * number, 70 - 5 * number, seed=number), orientation=number + 1)
+        (root / "train/cat" / f"{number}.jpg").write_bytes(content)
+    photograph(40, 60, seed=9).save(root / "train/dog/2.jpg", "PNG")
+    split = convert("folder", tmp_path / "photos.hbr", root=root, store="encoded").train
+    mixed = Plan(np.zeros(20, np.int16), np.arange(20) % 16, np.where(np.arange(20) < 5, 3, -1), np.full(20, 0.5, "f4"))
+    on_gpu: dict[str, Any] = {"device": "cuda", "backend": "nvjpeg"}
+    for plan in (None, mixed):
+        here, there = (
+            Loader(split, size=64, plan=plan, augment=augment, batch_size=7, seed=3, **options)
+            for options in ({}, on_gpu)
+        )
+        for one, other in zip(here.epoch(2), there.epoch(2), strict=True):
+            for name in ("labels", "ids", "rows"):
+                assert torch.equal(getattr(one, name), getattr(other, name).cpu())
+            levels = 255 * (one.images - other.images.cpu()).abs() * torch.from_numpy(split.std)[:, None, None]
+            assert levels.mean((1, 2, 3)).max() < 2
+        assert there.bad_pictures == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -824,7 +824,11 @@ def check_unsupported_features_are_named(make_loader: MakeLoader) -> None:
     for augment in AUGMENTS:
         lacking = [feature for feature in augment.features if feature not in make_loader.entry.features]
         if lacking:
-            who = " or ".join(name for name, entry in BACKENDS.items() if lacking[0] in entry.features)
+            device = torch.device(make_loader.device).type
+            able = [
+                name for name, entry in BACKENDS.items() if device in entry.classes and lacking[0] in entry.features
+            ]
+            who = " or ".join(able)
             with pytest.raises(ValueError, match=f"backend '{make_loader.backend}' has no {lacking[0]}: .*{who}"):
                 make_loader(split=split, batch_size=2, augment=augment)
     mixed = Plan(np.zeros(8, np.int16), np.arange(8), np.arange(8)[::-1].copy(), np.full(8, 0.5, np.float32))

@@ -31,7 +31,7 @@ from hbr_fast.seeding import Stream, philox, stream_key
 from loaders.contracts import assert_same, copies, joined
 from loaders.on_device import use_memory_of_the_cpu
 
-DECODING = [name for name, entry in BACKENDS.items() if "encoded pictures" in entry.features]
+DECODING = [name for name, entry in BACKENDS.items() if "cpu" in entry.classes and "encoded pictures" in entry.features]
 CROPPED = Augment(flip=0.5, resized_crop=(0.2, 0.9))
 
 
