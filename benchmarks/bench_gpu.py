@@ -3,8 +3,8 @@
     python benchmarks/bench_gpu.py [--quick] [--out FILE.csv]
 
 The last line is JSON: speed of making a batch over a device-to-device copy of the bytes it moves, by image shape; time
-of recording over cross-entropy forward, by number of classes; speed of loading JPEGs that nvJPEG decodes over that of the
-CPU's decoding, and over copying their bytes to the GPU. docs/roofline.md says what to expect.
+of recording over cross-entropy forward, by number of classes; speed of loading JPEGs that nvJPEG decodes over that
+of the CPU's decoding, and over copying their bytes to the GPU. docs/roofline.md says what to expect.
 """
 
 from __future__ import annotations

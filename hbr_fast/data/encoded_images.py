@@ -263,7 +263,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
+# Orientations in which the stored pixels run from the right, run from below, have columns for rows.
+MIRRORED, UPSIDE_DOWN, SIDEWAYS = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+_SIDEWAYS = {TURNS[orientation] for orientation in SIDEWAYS}
 STORED_FORMATS = ("JPEG", "PNG")  # of which Pillow starts no other program
 
 
@@ -280,13 +282,13 @@ def _turn(task: np.ndarray, orientation: int) -> None:
     top, left, tall, wide = task["box"][0].tolist()
     down, right, out = int(task["down"][0]), 1, int(task["out"][0])
     rows, columns = int(task["tall"][0]), int(task["wide"][0])
-    if orientation in (2, 3, 6, 7):  # the stored picture runs from the right
+    if orientation in MIRRORED:
         left = width - left - wide
         out, right = out + (columns - 1) * right, -right
-    if orientation in (3, 4, 7, 8):  # from below
+    if orientation in UPSIDE_DOWN:
         top = height - top - tall
         out, down = out + (rows - 1) * down, -down
-    if orientation >= 5:  # its rows are columns
+    if orientation in SIDEWAYS:
         top, left, tall, wide = left, top, wide, tall
         down, right, rows, columns = right, down, columns, rows
         task["height"], task["width"] = width, height

@@ -132,7 +132,9 @@ def sha256_at(url: str) -> str:
     """SHA-256 of a file at a URL, which is read piece by piece and not kept."""
     there = filesystem(url)
     digest = hashlib.sha256()
-    for piece in pieces(url, attempt(url, lambda: int(there.size(url)))):
+    with naming(url):
+        size = attempt(url, lambda: int(there.size(url)))
+    for piece in pieces(url, size):
         digest.update(piece)
     return digest.hexdigest()
 
@@ -141,7 +143,19 @@ def pieces(url: str, size: int) -> Iterator[bytes]:
     """The content of a file of so many bytes."""
     there = filesystem(url)
     for start in range(0, size, _PIECE):
-        yield attempt(url, partial(there.cat_file, url, start, min(start + _PIECE, size)))
+        with naming(url):
+            # By name: s3fs has another argument in between.
+            piece = attempt(url, partial(there.cat_file, url, start=start, end=min(start + _PIECE, size)))
+        yield piece
+
+
+@contextlib.contextmanager
+def naming(url: str) -> Iterator[None]:
+    """Say which file of a dataset is missing: file systems may say no more than that one is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{url} is missing: copy the whole dataset there again") from None
 
 
 def cache_size() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hbr_fast.data.remote import attempt, cache_size, filesystem
+from hbr_fast.data.remote import attempt, cache_size, filesystem, naming
 from hbr_fast.data.shards import INDEX, Located, ShardFiles
 from hbr_fast.files import DISK_FULL
 from hbr_fast.locks import held
@@ -174,7 +174,8 @@ class RemoteShards(ShardFiles):
         read = filesystem(self.url).cat_ranges(paths, starts, ends, on_error="return")
         for path, piece, start, end, content in zip(paths, pieces, starts, ends, read, strict=True):
             if isinstance(content, BaseException):
-                raise content
+                with naming(path):
+                    raise content
             if len(content) != end - start:
                 raise OSError(f"{path}: {len(content):,} bytes came instead of {end - start:,}, which were asked for")
             for place in piece:

@@ -70,14 +70,13 @@ def verify_dataset(path: str | os.PathLike[str], *, fetch: bool = True) -> Verif
     damaged: list[str] = []
     with progress.task(f"verify {dataset.path.name}", total=total, unit="bytes") as advance:
         for name, entry in files.items():
-            if name in local:
-                changed = sha256_of_file(dataset.path / name) != entry["sha256"]
-            else:
-                changed = remote.sha256_at(f"{dataset.location}/{name}") != entry["sha256"]
+            where = str(dataset.path / name) if name in local else f"{dataset.location}/{name}"
+            sha256 = sha256_of_file(dataset.path / name) if name in local else remote.sha256_at(where)
+            changed = sha256 != entry["sha256"]
             if changed and name in local and (pictures := _damaged_pictures(dataset, name)):
                 damaged += pictures
             elif changed:
-                raise ValueError(f"{dataset.path / name} was changed after conversion (another checksum): {REMEDY}")
+                raise ValueError(f"{where} was changed after conversion (another checksum): {REMEDY}")
             advance(entry["bytes"])
     if damaged:
         more = f"; and {len(damaged) - _NAMED:,} more" if len(damaged) > _NAMED else ""

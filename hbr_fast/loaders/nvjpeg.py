@@ -17,14 +17,10 @@ from nvidia.dali import fn
 from nvidia.dali.types import DALIImageType, DALIInterpType
 
 from hbr_fast import progress
-from hbr_fast.data.encoded_images import EncodedImages
+from hbr_fast.data.encoded_images import MIRRORED, SIDEWAYS, UPSIDE_DOWN, EncodedImages
 from hbr_fast.loaders.batch import Batch, Job
 from hbr_fast.loaders.dali import DaliBackend, Input
 from hbr_fast.loaders.rows import Rows
-
-_MIRRORED = (2, 3, 6, 7)  # EXIF orientations: stored pixels run from the right
-_UPSIDE_DOWN = (3, 4, 7, 8)  # from below
-_SIDEWAYS = (5, 6, 7, 8)  # stored rows are columns
 
 
 class NvjpegBackend(DaliBackend):
@@ -163,7 +159,7 @@ def _stored(
         For each point (x, y, 1) of the image, the point (x, y) of the scaled box.
     """
     mirrored, upside_down, sideways = (
-        np.isin(orientations_b, some)[:, None] for some in (_MIRRORED, _UPSIDE_DOWN, _SIDEWAYS)
+        np.isin(orientations_b, some)[:, None] for some in (MIRRORED, UPSIDE_DOWN, SIDEWAYS)
     )
     flips = np.concatenate([upside_down, mirrored], axis=1)  # of y, of x
     begins, extents = boxes_b[:, :2], boxes_b[:, 2:]
