@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import numpy as np
@@ -32,12 +32,41 @@ from hbr_fast.training.build import initial_model
 from hbr_fast.training.recipe import Recipe
 
 LARGE = (3000, 4000)
-# size of the run -> generated photographs per class and split, output sides, large pictures, how often every file is
-# there in the larger conversion, rounds, training batches
+SMALL_RIVALS = ("torchvision", "dali")  # at the second side, of which there is no ratio
+
+
+class Size(NamedTuple):
+    """Size of a run.
+
+    Attributes
+    ----------
+    generated : int
+        Photographs per class and split, if no folder is given.
+    sides : tuple of int
+        Of the output.
+    large : int
+        Pairs of pictures of 12 megapixels.
+    many : int
+        How often every file is there in the larger conversion.
+    rounds, more_rounds : int
+        Of loading at the first side, and of everything else.
+    steps : int
+        Training batches a call.
+    """
+
+    generated: int
+    sides: tuple[int, ...]
+    large: int
+    many: int
+    rounds: int
+    more_rounds: int
+    steps: int
+
+
 SIZES = {
-    "full": (200, (224, 96), 24, 8, 5, 8),
-    "quick": (40, (224, 96), 6, 4, 3, 3),
-    "tiny": (4, (32,), 1, 2, 1, 1),
+    "full": Size(200, (224, 96), 8, 4, 5, 3, 4),
+    "quick": Size(40, (224, 96), 4, 4, 3, 3, 3),
+    "tiny": Size(4, (32,), 1, 2, 1, 1, 1),
 }
 
 
@@ -45,30 +74,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     chosen = harness.settings("bench_photos", __doc__ or "", argv, pictures=True)
     torch.set_num_threads(chosen.threads)
-    count, sides, large, many, rounds, steps = SIZES[chosen.size]
+    size = SIZES[chosen.size]
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        root = chosen.root or photographs(place / "photographs", count)
+        root = chosen.root or photographs(place / "photographs", size.generated)
         split, small = (
             converted(root, place / name, **options).train
             for name, options in (("keep.hbr", {}), ("small.hbr", {"shortest": 256}))
         )
         names = [name for name in rivals.RIVALS if name != "ffcv" or chosen.size != "tiny"]  # it compiles for seconds
-        loading = [loading_case(root, split, small, side, chosen.threads, rounds, names) for side in sides]
-        pictures = large_case(large_pictures(place / "large", split, large), rounds)
-        conversions = [conversion_case(root, place, rounds, times) for times in (1, many)]
-        training = training_case(split, min(96, sides[-1]), chosen.threads, rounds, steps)
-    first = loading[0]
+        first, *more = size.sides
+        loading = [loading_case(root, split, small, first, chosen.threads, size.rounds, names)]
+        loading += [
+            loading_case(root, split, small, side, chosen.threads, size.more_rounds, SMALL_RIVALS) for side in more
+        ]
+        pictures = large_case(large_pictures(place / "large", split, size.large), size.more_rounds)
+        conversions = [conversion_case(root, place, size.more_rounds, times) for times in (1, size.many)]
+        training = training_case(split, min(96, size.sides[-1]), chosen.threads, size.more_rounds, size.steps)
+    at_first = loading[0]
     harness.finish(
         chosen,
         [*loading, pictures, *conversions, training],
         {
-            "native_over_torchvision": first.speed_ratio("native", "torchvision"),
-            "native_over_dali": first.speed_ratio("native", "dali"),
-            "native_over_ffcv": first.speed_ratio("native", "ffcv"),
-            "native_over_timm": first.speed_ratio("native", "timm"),
-            "native_over_spdl": first.speed_ratio("native", "spdl"),
-            "native_over_bound": first.speed_ratio("native", "bare decode"),
+            "native_over_torchvision": at_first.speed_ratio("native", "torchvision"),
+            "native_over_dali": at_first.speed_ratio("native", "dali"),
+            "native_over_ffcv": at_first.speed_ratio("native", "ffcv"),
+            "native_over_timm": at_first.speed_ratio("native", "timm"),
+            "native_over_spdl": at_first.speed_ratio("native", "spdl"),
+            "native_over_bound": at_first.speed_ratio("native", "bare decode"),
             "large_over_pillow": pictures.speed_ratio("native", "pillow"),
             "convert_over_copy": conversions[0].speed_ratio("convert", "copy"),
             "convert_many_over_copy": conversions[1].speed_ratio("convert", "copy"),

@@ -121,12 +121,13 @@ def measure(
     rounds : int
         How many figures to take for each.
     seconds : float
-        A variant is called in a row for about this long within a round, and at least once.
+        A variant is called in a row for about this long within a round, and at least once; with 0, once.
     clock : callable
         Seconds so far: wall-clock, or `time.process_time` for processor time.
     """
     first_v = [_seconds_per_call(variant, 1, clock) for variant in variants]  # warm-up: compiles, fills caches
-    calls = [1 if first > SLOW else _calls_for(v, seconds, clock) for v, first in zip(variants, first_v, strict=True)]
+    once = [seconds == 0 or first > SLOW for first in first_v]
+    calls = [1 if alone else _calls_for(v, seconds, clock) for v, alone in zip(variants, once, strict=True)]
     seconds_vr = np.empty((len(variants), rounds))
     for r in range(rounds):
         for step in range(len(variants)):
