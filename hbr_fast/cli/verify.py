@@ -13,10 +13,12 @@ def verify(dataset: Positional[Path]) -> None:
     Args:
         dataset: A directory that convert wrote.
     """
+    from hbr_fast.data.remote import remote_url
     from hbr_fast.data.verify import verify_dataset
 
     found = verify_dataset(dataset)
+    where = remote_url(found.path) or found.path
     print(
-        f"{found.path}: good ({found.files} files, {found.bytes / 1e6:,.1f} MB, {found.samples:,} samples, "
+        f"{where}: good ({found.files} files, {found.bytes / 1e6:,.1f} MB, {found.samples:,} samples, "
         f"fingerprint {found.fingerprint[:12]})"
     )

@@ -115,8 +115,8 @@ def write_dataset(source: Source, out: str | os.PathLike[str], *, force: bool = 
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise OSError(
-            f"no space left for {out}, which needs {needed / 1e6:,.1f} MB of which {free / 1e6:,.1f} MB are free: "
-            "free some or choose another place"
+            f"no space left for {out}, which needs at least {needed / 1e6:,.1f} MB, of which {free / 1e6:,.1f} MB are "
+            "free: free some or choose another place"
         )
     try:
         with _unfinished(source, out) as unfinished, atomic_directory(out, force=force) as directory:
@@ -124,7 +124,8 @@ def write_dataset(source: Source, out: str | os.PathLike[str], *, force: bool = 
     except OSError as error:
         if error.errno in DISK_FULL:
             raise OSError(
-                f"no space left for {out}, which needs {needed / 1e6:,.1f} MB: free some or choose another place"
+                f"no space left for {out}, which needs at least {needed / 1e6:,.1f} MB: "
+                "free some or choose another place"
             ) from error
         raise
     return open_dataset(out)

@@ -35,9 +35,14 @@ _REMEDY = "remove the directory"
 _PIXELS = ".images.npy"
 _PIECE = 2**23
 _READS = 2  # of a file without its checksum
+_WITHOUT_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's, which may not be installed
 
 Made = TypeVar("Made")
 sleep = time.sleep
+
+
+class Unreadable(OSError):
+    """A URL cannot be read, and another attempt would not help."""
 
 
 class _OtherContent(Exception):
@@ -107,8 +112,9 @@ def local_copy(url: str, meta_name: str) -> Path:
                     file.truncate(entry["bytes"])
             else:
                 _copy(f"{url}/{name}", path, entry)
-        with atomic_write(directory / meta_name) as file:  # last: the directory is whole from then on
-            file.write(content)
+        if not (directory / meta_name).is_file():  # written last: the directory is whole from then on
+            with atomic_write(directory / meta_name) as file:
+                file.write(content)
     return directory
 
 
@@ -187,7 +193,7 @@ def attempt(url: str, read: Callable[[], Made]) -> Made:
 
     Raises
     ------
-    FileNotFoundError, ImportError, PermissionError
+    FileNotFoundError, ImportError, PermissionError, Unreadable
         At once: another attempt would not help.
     OSError
         If the last attempt failed, too.
@@ -195,10 +201,12 @@ def attempt(url: str, read: Callable[[], Made]) -> Made:
     for delay in (*DELAYS_S, None):
         try:
             return read()
-        except (FileNotFoundError, ImportError, PermissionError):
+        except (FileNotFoundError, ImportError, PermissionError, Unreadable):
             raise
         except Exception as error:  # every file system has errors of its own
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if type(error).__name__ in _WITHOUT_KEYS:
+                raise Unreadable(f"{url} cannot be read without access keys ({reason}): set them") from error
             if delay is None:
                 raise OSError(
                     f"{url} could not be read in {len(DELAYS_S) + 1} attempts over {sum(DELAYS_S):.0f} s ({reason}): "

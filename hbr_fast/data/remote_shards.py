@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hbr_fast.data.remote import attempt, cache_size, filesystem, naming
+from hbr_fast.data.remote import Unreadable, attempt, cache_size, filesystem, naming
 from hbr_fast.data.shards import INDEX, Located, ShardFiles
 from hbr_fast.files import DISK_FULL
 from hbr_fast.locks import held
@@ -176,6 +176,11 @@ class RemoteShards(ShardFiles):
             if isinstance(content, BaseException):
                 with naming(path):
                     raise content
+            if len(content) > end - start:
+                raise Unreadable(
+                    f"{path}: the server sends whole files where a part is asked for: use one that knows ranges, or "
+                    "copy the dataset to the disk"
+                )
             if len(content) != end - start:
                 raise OSError(f"{path}: {len(content):,} bytes came instead of {end - start:,}, which were asked for")
             for place in piece:

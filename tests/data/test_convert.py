@@ -188,7 +188,9 @@ def test_convert_full_disk_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
-        with pytest.raises(OSError, match=r"no space left for .*a\.hbr, which needs 2\.5 MB: free some") as raised:
+        with pytest.raises(
+            OSError, match=r"no space left for .*a\.hbr, which needs at least 2\.5 MB: free some"
+        ) as raised:
             write_dataset(source, tmp_path / "a.hbr")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -291,7 +293,7 @@ def test_convert_checks_space_before_writing(tmp_path: Path, monkeypatch: pytest
     split = SourceSplit((3, 100, 100), np.array([0, 1]), refuse)
     source = Source("mine", ("a", "b"), {"train": split, "test": split})
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
-    with pytest.raises(OSError, match=r"needs 0\.1 MB of which 0\.1 MB are free"):
+    with pytest.raises(OSError, match=r"needs at least 0\.1 MB, of which 0\.1 MB are free"):
         write_dataset(source, tmp_path / "a.hbr")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import http.server
 import multiprocessing
@@ -283,6 +285,50 @@ def test_other_processes_fetch_for_themselves(url: str, dataset: Dataset, monkey
     assert multiprocessing.active_children() == []
 
 
+def test_servers_without_ranges_are_named(dataset: Dataset, waits: list[float]) -> None:
+    pytest.importorskip("aiohttp")
+    handler = functools.partial(_Whole, directory=str(dataset.path.parent))
+    with served(handler) as address:
+        opened = open_dataset(f"{address}/{dataset.path.name}")
+        with pytest.raises(
+            OSError, match=r"\.tar: the server sends whole files where a part is asked for: use one that"
+        ):
+            list(train_loader(opened).epoch(0))
+    assert waits == []
+
+
+def test_an_opened_dataset_opens_again_on_a_full_disk(
+    url: str, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_dataset(url)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(remote, "atomic_write", full)
+    assert open_dataset(url).fingerprint == dataset.fingerprint
+
+
+@contextlib.contextmanager
+def served(handler: Any) -> Iterator[str]:
+    """The address of a server of HTTP."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Whole(http.server.SimpleHTTPRequestHandler):
+    """As `python -m http.server`."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 class _Ranges(http.server.SimpleHTTPRequestHandler):
     """Serves a folder with ranges, after some failures."""
 
@@ -313,20 +359,14 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
 def test_a_server_of_http(dataset: Dataset, waits: list[float]) -> None:
     pytest.importorskip("aiohttp")
     handler = functools.partial(_Ranges, directory=str(dataset.path.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}/{dataset.path.name}"
-            opened = open_dataset(Path(url))
-            order = shard_order(16, seed=0, run=4, runs_at_once=2)
-            assert_same(train_loader(opened, order=order).epoch(0), copies(train_loader(dataset, order=order).epoch(0)))
-            assert 1 <= len(waits) <= 2
-            with pytest.raises(FileNotFoundError, match="there is no dataset at http"):
-                open_dataset(f"{url}x")
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(handler) as address:
+        url = f"{address}/{dataset.path.name}"
+        opened = open_dataset(Path(url))
+        order = shard_order(16, seed=0, run=4, runs_at_once=2)
+        assert_same(train_loader(opened, order=order).epoch(0), copies(train_loader(dataset, order=order).epoch(0)))
+        assert 1 <= len(waits) <= 2
+        with pytest.raises(FileNotFoundError, match="there is no dataset at http"):
+            open_dataset(f"{url}x")
 
 
 def test_dali_fetches_ahead(dataset: Dataset, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,7 @@ def server(dataset: Dataset, tmp_path: Path, waits: list[float], monkeypatch: py
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_MAX_ATTEMPTS": "1",
         remote.DIRECTORY: str(tmp_path / "cache"),
@@ -173,6 +174,15 @@ def test_missing_keys_are_named(server: Server, dataset: Dataset, waits: list[fl
         list(loader_of(opened).epoch(0))
     with pytest.raises(FileNotFoundError, match=rf"{URL}/train.00001.tar is missing"):
         verify_dataset(URL)
+    assert waits == []
+
+
+@pytest.mark.usefixtures("server")
+def test_missing_keys_of_access_end_at_once(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    forget_connections()
+    with pytest.raises(OSError, match=rf"{URL} cannot be read without access keys \(Unable to locate credentials\)"):
+        open_dataset(URL)
     assert waits == []
 
 
