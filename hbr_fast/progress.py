@@ -73,17 +73,22 @@ def _bar(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
 @contextlib.contextmanager
 def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
     start = last = time.monotonic()
+    first: tuple[float, int] | None = None  # time and units at the first report, after compiling and starting
     done = sizes = 0
 
     def advance(units: int, size: int = 0, /) -> None:
-        nonlocal done, last, sizes
+        nonlocal done, first, last, sizes
         done, sizes = done + units, sizes + size
         now = time.monotonic()
+        if first is None and units:
+            first = now, done
         if now - last >= PLAIN_INTERVAL_S and 0 < done < total:
             last = now
-            rate = done / (now - start)
-            rates = _rate(rate, unit, sizes / (now - start))
-            say(f"{description}: {done:,}/{total:,} {unit}, {rates}, {(total - done) / rate:,.0f} s left")
+            rates = _rate(done / (now - start), unit, sizes / (now - start))
+            assert first is not None
+            seconds, units_since = now - first[0], done - first[1]
+            left = f", {seconds * (total - done) / units_since:,.0f} s left" if units_since else ""
+            say(f"{description}: {done:,}/{total:,} {unit}, {rates}{left}")
 
     yield advance
     seconds = time.monotonic() - start

@@ -25,7 +25,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 import hbr_fast
 from hbr_fast import cli
-from hbr_fast.cli.options import LISTS
+from hbr_fast.cli.options import LISTS, whole_lines
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.data.plan import Plan
@@ -104,6 +104,42 @@ def entry_point(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 # --- the program itself
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_speaks_of_words_and_files(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert "None" not in shown, "Python's word for what was not given"
+    assert "--no-" not in shown
+    positional = shown.splitlines()[0].split("OPTIONS]")[-1].split()
+    assert not {"STR", "PATH"} & set(positional)
+
+
+def documented() -> None:
+    """A command.
+
+    Args:
+        one: A description that goes on
+            in a second line.
+        two: Another.
+    """
+
+
+def test_help_breaks_no_line_where_a_docstring_does() -> None:
+    assert "one: A description that goes on in a second line.\n        two: Another.\n" in str(
+        whole_lines(documented).__doc__
+    )
+
+
+def test_none_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["study", "quickstart", "--nonpositive", "None"])
+    assert {"'shift'", "'authors'"} <= set(re.findall(r"'\w+'", capsys.readouterr().err))
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from tyro.conf import Positional
 
-from hbr_fast.cli.options import NameOrPath, refuse_to_overwrite
+from hbr_fast.cli.options import NameOrPath, OutPath, refuse_to_overwrite
 
 
 def convert(
-    source: Positional[NameOrPath],
-    out: Positional[Path],
+    source: Annotated[Positional[NameOrPath], tyro.conf.arg(metavar="SOURCE")],
+    out: OutPath,
     *,
     formats: tuple[Literal["hbr", "beton"], ...] = ("hbr",),
     root: Path | None = None,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
-
 from hbr_fast import progress
-from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import RunPath, dataset_of, refuse_to_overwrite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Positional[Path],
+    run: RunPath,
     *,
     dataset: Path | None = None,
     split: str = "test",

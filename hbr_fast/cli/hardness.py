@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from tyro.conf import Positional
 
 from hbr_fast import progress
-from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import RunPath, dataset_of, refuse_to_overwrite
 
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
 
 
 def hardness(
-    run: Positional[Path],
+    run: RunPath,
     *,
     estimator: str = "aum",
     top: int | None = None,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+import tyro
+
+from hbr_fast.cli.options import OutPath
 
 
 def import_runs(
-    runs: Positional[Path],
-    out: Positional[Path],
+    runs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    out: OutPath,
     *,
     labels: Path,
     classes: tuple[str, ...] | None = None,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tyro.conf import Positional
+from hbr_fast.cli.options import DatasetPath
 
 
-def info(dataset: Positional[Path]) -> None:
+def info(dataset: DatasetPath) -> None:
     """Print a summary of a dataset and the sources of its first and last samples.
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,10 @@ NameOrPath = Annotated[
         str_from_instance=lambda value: [value],
     ),
 ]
+RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+DatasetPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
+StudyPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY_DIR")]
 JSON = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
 
 
@@ -123,12 +128,27 @@ def require_lists_once(words: Sequence[str]) -> None:
             raise ValueError(f"{option} is given twice: give it once, with all of its values after it")
 
 
-def paths_expanded() -> ConstructorRegistry:
-    """Registry in which every option of type `Path` expands "~", which a shell leaves alone in `--root=~/data`.
+def words_of_options() -> ConstructorRegistry:
+    """How the words of options are read and shown.
 
-    As in a shell, the name of an unknown user stays as it is.
+    Every option of type `Path` expands "~", which a shell leaves alone in `--root=~/data`; as in a shell, the name of
+    an unknown user stays as it is. The default of an option that need not be given is shown as unset, and Python's None
+    is no word.
     """
     registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def not_given(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+        if about.type is not type(None):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="",
+            instance_from_str=_refuse,
+            is_instance=lambda value: value is None,
+            str_from_instance=lambda value: ["unset"],
+            choices=(),
+        )
 
     @registry.primitive_rule
     def path(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
@@ -143,6 +163,16 @@ def paths_expanded() -> ConstructorRegistry:
         )
 
     return registry
+
+
+def _refuse(words: list[str]) -> None:
+    raise ValueError(f"{words[0]!r} is no value")
+
+
+def whole_lines(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command with the description of each argument in one line: the help breaks where a docstring does."""
+    command.__doc__ = re.sub(r"(?<=\S)\n {12}(?=\S)", " ", command.__doc__ or "")
+    return command
 
 
 def refuse_to_overwrite(out: Path, force: bool) -> None:

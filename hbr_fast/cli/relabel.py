@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from hbr_fast.cli.options import DatasetPath, OutPath
 
 
 def relabel(
-    dataset: Positional[Path],
-    out: Positional[Path],
+    dataset: DatasetPath,
+    out: OutPath,
     *,
     noise: float | None = None,
     kind: Literal["uniform", "pairwise"] = "uniform",

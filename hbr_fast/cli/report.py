@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from hbr_fast import progress
+from hbr_fast.cli.options import StudyPath
 
 
-def report(study_dir: Positional[Path], *, out: Path | None = None, dataset: Path | None = None) -> None:
+def report(study_dir: StudyPath, *, out: Path | None = None, dataset: Path | None = None) -> None:
     """Write the report of a finished study again.
 
     Args:

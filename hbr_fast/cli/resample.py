@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
 from hbr_fast import progress
-from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import OutPath, RunPath, dataset_of, refuse_to_overwrite
 
 
 def resample(
-    run: Positional[Path],
-    out: Positional[Path],
+    run: RunPath,
+    out: OutPath,
     *,
     alpha: float = 1.0,
     estimator: str = "aum",

@@ -6,8 +6,9 @@ import functools
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from hbr_fast import progress
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def study(
-    name: Positional[str],
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="STUDY")],
     *,
     out: Path | None = None,
     dataset: Path | None = None,

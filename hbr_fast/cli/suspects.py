@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from hbr_fast import progress
-from hbr_fast.cli.options import dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import OutPath, RunPath, dataset_of, refuse_to_overwrite
 
 MOST_PRINTED = 10  # suspects
 
 
 def suspects(
-    run: Positional[Path],
-    out: Positional[Path],
+    run: RunPath,
+    out: OutPath,
     *,
     count: int | None = None,
     threshold: float | None = None,

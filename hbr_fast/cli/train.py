@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
-
 from hbr_fast import progress
-from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, ExecutionFlags, RecipeFlags
+from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, DatasetPath, ExecutionFlags, OutPath, RecipeFlags
 from hbr_fast.training.distributed import own_rank
 
 if TYPE_CHECKING:
@@ -17,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def train(
-    dataset: Positional[Path],
-    out: Positional[Path],
+    dataset: DatasetPath,
+    out: OutPath,
     *,
     members: int = 1,
     seed: int = 0,

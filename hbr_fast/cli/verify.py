@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tyro.conf import Positional
+from hbr_fast.cli.options import DatasetPath
 
 
-def verify(dataset: Positional[Path]) -> None:
+def verify(dataset: DatasetPath) -> None:
     """Re-read a dataset and check every checksum, shape, range and label.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,17 @@ import polars as pl
 
 from hbr_fast.evaluation.measures import MEASURES
 from hbr_fast.report.confusion import shares
-from hbr_fast.report.drawing import look
+from hbr_fast.report.drawing import dashes, look
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, estimator_label
 
 # plotly's names of the markers that `drawing.look` gives.
 _SYMBOLS = {"o": "circle", "D": "diamond", "s": "square", "^": "triangle-up", "v": "triangle-down", "P": "cross",
             "X": "x", "*": "star"}  # fmt: skip
+_DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 # matplotlib's Blues and PuOr, as the pictures have them.
 _SHARES = [[0, "#f7fbff"], [0.5, "#6aaed6"], [1, "#08306b"]]
 _CHANGES = [[0, "#b35806"], [0.5, "#f7f7f7"], [1, "#542788"]]
+MOST_TOLD = 6  # arms whose numbers the text below a chart tells; the files have all
 _INK = "ink"  # placeholder for the page's text colour, which the browser fills in
 
 
@@ -88,7 +91,7 @@ def gaps_against_accuracy(study: StudyFiles) -> Chart:
         "xaxis": {"title": {"text": f"{study.metric_words} gap between classes (percentage points)"}},
         "yaxis": {"title": {"text": "accuracy (%)"}},
     }
-    words = "; ".join(
+    words = _told(
         f"{arm_label(arm)}: gap {100 * study.member_metric(arm, f'{study.metric}_max_min').mean():.1f} points, "
         f"accuracy {100 * study.member_metric(arm, 'accuracy').mean():.1f} %"
         for arm in study.arms
@@ -133,13 +136,19 @@ def recall_of_classes(study: StudyFiles) -> Chart:
                 "hovertemplate": "%{x}, " + _plain(arm_label(arm)) + ": %{y:.2f} %<extra></extra>",
             }
         )
+    every = 100 * np.concatenate([study.class_metric(arm, study.metric) for arm in study.arms])
+    lowest, highest = float(np.nanmin(every)), float(np.nanmax(every))
     worst = order[0]
-    words = "; ".join(
+    words = _told(
         f"{arm_label(arm)} {100 * study.class_metric(arm, study.metric)[:, worst].mean():.1f} %" for arm in study.arms
     )
     layout = {
+        "scattermode": "group",  # arms side by side
         "xaxis": {"title": {"text": f"class, {study.order_words}"}, "type": "category"},
-        "yaxis": {"title": {"text": f"{study.metric_words} on {study.evaluated} (%)"}},
+        "yaxis": {
+            "title": {"text": f"{study.metric_words} on {study.evaluated} (%)"},
+            "range": [max(lowest - 3, -103 if lowest < 0 else -3), min(highest + 3, 103)],  # groups begin at 0 else
+        },
     }
     return Chart(
         "chart_recall",
@@ -243,7 +252,7 @@ def learning_curves(study: StudyFiles) -> Chart:
     choices: dict[str, list[int]] = {}
     for words, column, scale in (("training loss", "train_loss", 1), ("training accuracy (%)", "train_accuracy", 100)):
         choices[words] = []
-        for arm in study.arms:
+        for number, arm in enumerate(study.arms, start=-1):  # the baseline has a colour of its own
             by_epoch = study.history.filter(arm=arm).group_by("epoch").agg(pl.col(column).mean()).sort("epoch")
             colour, symbol = _look(study, arm)
             choices[words].append(len(traces))
@@ -254,13 +263,13 @@ def learning_curves(study: StudyFiles) -> Chart:
                     "name": _plain(arm_label(arm)),
                     "x": (by_epoch["epoch"] + 1).to_list(),
                     "y": _numbers(scale * by_epoch[column].to_numpy()),
-                    "line": {"color": colour},
+                    "line": {"color": colour, "dash": _DASHES[dashes(number)]},
                     "marker": {"color": colour, "symbol": symbol, "size": 5},
                     "hovertemplate": _plain(arm_label(arm)) + ", epoch %{x}: %{y:.3f}<extra></extra>",
                 }
             )
     few = max(len(trace["x"]) for trace in traces) <= 12  # else the axis's own ticks are whole numbers
-    last = "; ".join(f"{trace['name']} {trace['y'][-1]:.3f}" for trace in traces[: len(study.arms)])
+    last = _told(f"{trace['name']} {trace['y'][-1]:.3f}" for trace in traces[: len(study.arms)])
     return Chart(
         "chart_learning",
         "Learning curves",
@@ -307,6 +316,13 @@ def _mean_with_interval(
 def _look(study: StudyFiles, arm: str) -> tuple[str, str]:
     colour, marker = look(study, arm)
     return (_INK if arm == BASELINE else colour), _SYMBOLS[marker]
+
+
+def _told(of_arms: Iterable[str]) -> str:
+    """What is told of each arm, in one sentence that can be read aloud."""
+    told = list(of_arms)
+    more = len(told) - MOST_TOLD
+    return "; ".join(told[:MOST_TOLD]) + (f"; {more} more arms are in the CSV files" if more > 0 else "")
 
 
 def _numbers(values: Any) -> list[float | None]:

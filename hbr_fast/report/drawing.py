@@ -70,6 +70,7 @@ class Picture:
     alt : alternative text: what it shows, with the main numbers
     data : exactly what is drawn
     figure : what `save` writes
+    photographs : whether it holds images, which a dark page must not invert
     """
 
     name: str
@@ -78,6 +79,7 @@ class Picture:
     alt: str
     data: pl.DataFrame
     figure: Figure
+    photographs: bool = False
 
 
 def save(picture: Picture, folder: Path) -> dict[str, tuple[int, int]]:
@@ -193,6 +195,11 @@ def look(study: StudyFiles, arm: str) -> tuple[str, str]:
         return "#000000", "o"
     i = study.treatments.index(arm)
     return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+
+
+def dashes(number: int) -> str:
+    """Style of a line by its number: solid until the colours repeat, then dashed, then dotted."""
+    return ("solid", "dashed", "dotted")[max(0, number) // len(COLOURS) % 3]
 
 
 def offsets_of(arms: int, *, height: float = 0.0) -> np.ndarray:

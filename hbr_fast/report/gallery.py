@@ -133,6 +133,7 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
         f"Grid of images, one row per class, with the {end} AUM scores. First score of a row: {words}.",
         data,
         figure,
+        photographs=True,
     )
 
 

@@ -75,7 +75,8 @@ def cumulative_aum(study: StudyFiles) -> Picture:
         "cumulative_aum",
         "Cumulative AUM of each class",
         "Share of a class's training samples with at most this AUM (area under the margin, mean over visits and over "
-        f"{count(study, BASELINE)} of the baseline), one line per class, the hardest class darkest.",
+        f"{count(study, BASELINE)} of the baseline), one line per class, from the hardest (violet) to the easiest "
+        "(green).",
         f"Line chart of the cumulative distribution of AUM of {len(order)} classes. Samples below zero in the hardest "
         f"and the easiest class: {words}.",
         pl.concat(frames),
@@ -122,6 +123,7 @@ def confidence_against_margin(study: StudyFiles, images: ImageStore | None = Non
         f"ranked most differently by the two: {', '.join(map(str, odd['sample_id'].to_list()))}.",
         odd,
         figure,
+        photographs=images is not None,
     )
 
 

@@ -175,7 +175,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{name}.")
         elif isinstance(value, list):
-            rows.append((name, ", ".join(map(_text, value))))
+            rows.append((name, ", ".join(map(_text, value)) or "none"))
         else:
             rows.append((name, _text(value)))
     return rows
@@ -184,7 +184,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "none"
 
 
 def _data_uri(path: Path) -> str:

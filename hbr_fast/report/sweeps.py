@@ -13,9 +13,20 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from hbr_fast.report.controls import is_control
-from hbr_fast.report.drawing import COLOURS, MARKERS, Picture, class_rows, count, heat_map, report_style, titled_figure
+from hbr_fast.report.drawing import (
+    COLOURS,
+    MARKERS,
+    Picture,
+    class_rows,
+    count,
+    dashes,
+    heat_map,
+    report_style,
+    titled_figure,
+)
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, spread
 
+ASIDE, PANEL = 3, 140  # points: between lines that share a place on the axis, and the width of a panel
 LOG_ABOVE = 4  # values spread over more than this factor crowd at one end of a linear axis
 
 
@@ -134,7 +145,8 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
         [[100 * study.member_metric(arm, f"{study.metric}_{gap}").mean() for gap in GAPS] for arm in study.arms]
     )
     # A column is shaded relative to the baseline's value: the scale of a gap differs between the measures.
-    shade = np.divide(gaps, gaps[0], out=np.ones_like(gaps), where=gaps[0] != 0)
+    # A signed gap is judged by its absolute value.
+    shade = np.divide(np.abs(gaps), np.abs(gaps[0]), out=np.ones_like(gaps), where=gaps[0] != 0)
     reach = max(0.02, float(np.nanmax(np.abs(shade - 1))))
     with report_style():
         figure, _ = heat_map(
@@ -156,7 +168,8 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
         f"{study.metric_title} gaps between classes",
         f"Five measures of how far the classes lie apart in {study.metric_words}, in percentage points, means over "
         "the members "
-        f"of an arm ({count(study, BASELINE)} of the baseline): less is better. Violet is smaller than the baseline's.",
+        f"of an arm ({count(study, BASELINE)} of the baseline): nearer to zero is better. Violet is "
+        "nearer than the baseline's.",
         f"Heat map of five gap measures of {len(study.arms)} arms. Smallest max - min: {arm_label(study.arms[best])}, "
         f"{gaps[best, 0]:.1f} points; baseline {gaps[0, 0]:.1f}.",
         frame,
@@ -218,20 +231,21 @@ def _sweep(
         for (metric, label), axes in zip(shown.items(), panels, strict=True):
             first = axes is panels[0]  # the panel that the legend is made from
             before = 100 * study.member_metric(BASELINE, metric).mean()
-            dashes = axes.axhline(before, color="#000000", linewidth=0.9, linestyle=(0, (4, 2)))
-            dashes.set_label(start if first else "")
+            level = axes.axhline(before, color="#000000", linewidth=0.9, linestyle=(0, (4, 2)))
+            level.set_label(start if first else "")
             for number, of_line in enumerate(lines):
                 points = sorted(((along(arm), arm) for arm in arms if line(arm) == of_line), key=lambda pair: pair[0])
                 colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+                style = dashes(number)
                 compared = [compare(study, arm, metric) for _, arm in points]
                 x = np.array([place for place, _ in points])
                 y = np.array([c.treatment for c in compared])
                 half = np.nan_to_num(np.array([(c.interval[1] - c.interval[0]) / 2 for c in compared]))
                 # Lines are slightly offset, so that no bar hides another.
-                aside = ScaledTranslation((number - (len(lines) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
+                aside = ScaledTranslation((number - (len(lines) - 1) / 2) * ASIDE / 72, 0, figure.dpi_scale_trans)
                 axes.errorbar(
-                    x, y, yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, elinewidth=0.8,
-                    capsize=2, label=of_line if first else None, transform=axes.transData + aside,
+                    x, y, yerr=half, color=colour, marker=marker, markersize=3.5, linewidth=1.2, linestyle=style,
+                    elinewidth=0.8, capsize=2, label=of_line if first else None, transform=axes.transData + aside,
                 )  # fmt: skip
                 axes.update_datalim([*zip(x, y - half, strict=True), *zip(x, y + half, strict=True)])
                 rows += [
@@ -251,7 +265,7 @@ def _sweep(
                 ]
             axes.set_title(label, fontsize=8.5, fontweight="normal")
             axes.grid(visible=True)
-            _fit(axes, places, least=-100 if metric.endswith("_easy_hard") else 0)
+            _fit(axes, places, lines=len(lines), least=-100 if metric.endswith("_easy_hard") else 0)
         for axes in panels[-2:]:
             axes.set_xlabel(axis, fontsize=8)
         figure.supylabel("percentage points (accuracy: %)", fontsize=8)
@@ -285,7 +299,7 @@ def _panels(title: str, subtitle: str, *, legend_rows: int) -> tuple[Figure, lis
     return figure, list(figure.subplots(3, 2, sharex=True).ravel())
 
 
-def _fit(axes: Axes, places: Sequence[float], *, least: float) -> None:
+def _fit(axes: Axes, places: Sequence[float], *, lines: int, least: float) -> None:
     """Limits and ticks: values in equal ratios on a logarithmic axis, percentages within their range."""
     if places[0] > 0 and places[-1] > LOG_ABOVE * places[0]:
         axes.set_xscale("log")
@@ -297,7 +311,8 @@ def _fit(axes: Axes, places: Sequence[float], *, least: float) -> None:
         axes.text(0.5, 0.5, "not defined: no arm shares\nsamples out by hardness", transform=axes.transAxes,
                   ha="center", va="center", fontsize=8)  # fmt: skip
         return
-    axes.margins(x=0.08)
+    room = (lines - 1) / 2 * ASIDE + 5  # points, for the outermost line and its marker
+    axes.margins(x=max(0.08, room / (PANEL - 2 * room)))
     axes.autoscale_view()
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, least - 3), min(high, 103))

@@ -168,6 +168,18 @@ def test_page_filters_what_an_arm_predicts_differently(page: Any) -> None:
     assert "hbr: Shirt" in page.locator("#tiles li").first.inner_text()
 
 
+def test_page_counts_arms_that_predict_differently(
+    browser: Any, study_writer: StudyWriter, dataset: SimpleNamespace
+) -> None:
+    opened = browser.new_page()
+    opened.goto(write_report(study_writer(changed="hbr: Shirt; balanced: Bag"), dataset=dataset).as_uri())
+    opened.get_by_label("changed between arms").check()
+    first = opened.locator("#tiles li").first
+    assert "2 arms differ" in first.inner_text()
+    assert {"hbr: Shirt", "balanced: Bag"} <= set(first.get_attribute("title").splitlines())
+    opened.close()
+
+
 def test_page_shows_more_samples_on_request(page: Any) -> None:
     assert page.locator("#found").inner_text() == "500 of 500 samples."
     page.get_by_role("button", name="Show more (440 left)").click()
@@ -208,6 +220,45 @@ def test_page_fits_a_narrow_screen(page: Any) -> None:
     page.set_viewport_size({"width": 420, "height": 800})
     page.reload()
     assert page.evaluate("document.documentElement.scrollWidth") <= 420, "only tables scroll sideways"
+    assert max(caption.bounding_box()["width"] for caption in page.locator("main table caption").all()) <= 420
+
+
+@pytest.mark.parametrize("width", [420, 1100])
+def test_charts_of_many_arms_are_readable(
+    browser: Any, study_writer: StudyWriter, dataset: SimpleNamespace, width: int
+) -> None:
+    arms = ["baseline", *(f"weighted-hard-{i}" for i in range(17))]
+    recall = {arm: np.linspace(0.6, 0.9, 20).reshape(2, 10) for arm in arms}
+    opened = browser.new_page(viewport={"width": width, "height": 900})
+    opened.goto(write_report(study_writer(recall=recall), dataset=dataset).as_uri())
+    for chart in ("gaps", "recall", "hardness"):
+        legend = opened.locator(f"#chart_{chart} .legend")
+        assert legend.locator(".traces").count() == 18
+        assert legend.locator(".scrollbar").get_attribute("height") == "0", "no arm is hidden"
+    low, high = opened.evaluate("document.getElementById('chart_recall').layout.yaxis.range")
+    assert 50 < low < 60 < 90 < high < 100
+    marks = opened.locator("#chart_recall .trace").all()
+    places = [mark.locator(".point").first.bounding_box()["x"] for mark in marks]
+    assert places == sorted(places)
+    assert len(set(places)) == 18, "arms stand side by side"
+    title = opened.locator("#chart_confusion .ytitle").bounding_box()
+    ticks = [tick.bounding_box() for tick in opened.locator("#chart_confusion .ytick").all()]
+    assert title["x"] + title["width"] <= min(tick["x"] for tick in ticks)
+    opened.close()
+
+
+def test_dark_page_inverts_plots_but_no_photographs(browser: Any, study: Path, dataset: SimpleNamespace) -> None:
+    opened = browser.new_page(color_scheme="dark")
+    opened.goto(write_report(study, dataset=dataset).as_uri())
+    inverted = {
+        figure.get_attribute("id"): figure.locator("img").evaluate("image => getComputedStyle(image).filter") != "none"
+        for figure in opened.locator("figure").all()
+    }
+    opened.close()
+    assert {name for name, dark in inverted.items() if not dark} == {
+        "hardest_images", "easiest_images", "confidence_against_margin",
+    }  # fmt: skip
+    assert inverted["cumulative_aum"]
 
 
 def test_page_is_usable_by_keyboard(page: Any) -> None:

@@ -348,6 +348,40 @@ def test_path_figure_spaces_alphas_by_ratio(study_writer: StudyWriter) -> None:
     assert crowded.figure.axes[0].get_xscale() == "linear"
 
 
+def many_arms(study_writer: StudyWriter, oversamplers: int) -> StudyFiles:
+    """Two alphas for each of many oversamplers."""
+    names = [f"how{i}-{alpha}" for i in range(oversamplers) for alpha in (0.1, 0.2)]
+    recall = {arm: np.tile(RECALL, (2, 1)) for arm in ("baseline", *names)}
+    settings = {arm: {"alpha": float(arm[-3:]), "oversample": arm.partition("-")[0]} for arm in names}
+    return read_study(study_writer(recall=recall, settings=settings, seeds={arm: [0, 1] for arm in recall}))
+
+
+def test_path_figure_has_room_for_every_line(study_writer: StudyWriter) -> None:
+    picture = sweeps.gaps_by_alpha(many_arms(study_writer, 9))
+    assert picture is not None
+    drawing.write_figure(picture.figure, study_writer("drawn") / "drawn.png")  # lays it out
+    for axes in picture.figure.axes:
+        frame = axes.get_window_extent()
+        bars = [bar.lines[0] for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+        assert len(bars) == 9
+        for bar in bars:
+            x = bar.get_transform().transform(bar.get_xydata())[:, 0]
+            assert frame.x0 + 2 < x.min() < x.max() < frame.x1 - 2
+        looks = {(bar.get_color(), bar.get_linestyle()) for bar in bars}
+        assert len(looks) == 9, "lines of the same colour have another style"
+
+
+def test_signed_gap_is_shaded_by_its_absolute_value(study_writer: StudyWriter) -> None:
+    path = study_writer(recall={arm: np.tile(RECALL, (2, 1)) for arm in ("baseline", "a", "b", "c", "d", "e")})
+    members = pl.read_csv(path / "per_member.csv")
+    reversed_gap = pl.when(pl.col("arm") == "a").then(-pl.col("recall_easy_hard")).otherwise(pl.col("recall_easy_hard"))
+    members.with_columns(reversed_gap).write_csv(path / "per_member.csv")
+    picture = sweeps.gaps_of_arms(read_study(path))
+    shades = np.asarray(picture.figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(shades, 1)
+    assert picture.data["easy_hard"][1] == pytest.approx(-picture.data["easy_hard"][0])
+
+
 def test_bar_figure_limits_percentages_and_reports_undefined_gap(study_writer: StudyWriter) -> None:
     unlike = np.stack([np.linspace(0, 1, 10), np.full(10, 0.5)])  # two variants as far apart as possible
     recall = {"baseline": np.tile(RECALL, (2, 1)), "a": unlike, "b": unlike}

@@ -11,10 +11,16 @@ function colour(name) {
 function themed(chart) {
   const ink = colour("--ink"), inked = (named) => (named === "ink" ? ink : named), line = colour("--line");
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+  const titled = (own) => ({ ...axis, ...own, title: { standoff: 10, ...own.title } });
+  // Room above the plot for a legend that shows every arm.
+  const named = chart.traces.filter(({ type, showlegend }) => type === "scatter" && showlegend !== false);
+  const arms = new Set(named.map(({ name }) => name)), longest = Math.max(0, ...[...arms].map(({ length }) => length));
+  const columns = Math.max(1, Math.floor((document.getElementById(chart.name).clientWidth - 70) / (40 + 6.5 * longest)));
   const layout = {
+    height: 350 + 20 * Math.ceil(arms.size / columns),
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit" },
-    margin: { l: 56, r: 12, t: 12, b: 56 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hovermode: "closest",
-    ...chart.layout, xaxis: { ...axis, ...chart.layout.xaxis }, yaxis: { ...axis, ...chart.layout.yaxis },
+    margin: { l: 56, r: 12, t: 12, b: 56 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", maxheight: 1 }, hovermode: "closest",
+    ...chart.layout, xaxis: titled(chart.layout.xaxis), yaxis: titled(chart.layout.yaxis),
   };
   const shown = chart.choices[document.querySelector(`select[data-chart="${chart.name}"]`)?.value];
   const traces = chart.traces.map((trace, number) => ({
@@ -125,11 +131,11 @@ if (typeof hbrSamples !== "undefined") {
     entry.append(image, line(`${samples.ids[i]}: ${score === null ? "never seen" : score.toFixed(2)}`));
     entry.append(line(name, "source"));
     if (guess && guess !== name) entry.append(line(`as ${guess}`, "source"));
-    for (const arm of samples.changed[i].split("; ").filter(Boolean)) entry.append(line(arm, "source"));
+    const changes = samples.changed[i].split("; ").filter(Boolean);
+    if (changes.length) entry.append(line(changes.length > 1 ? `${changes.length} arms differ` : changes[0], "source"));
     if (source) entry.append(line(source.split("/").at(-1), "source"));
     const facts = samples.estimators.map((about) => `${about.name} ${samples.scores[about.name][i]}`);
-    const arms = samples.changed[i] ? [samples.changed[i]] : [];
-    entry.title = [...(source ? [source] : []), ...arms, ...facts].join("\n");
+    entry.title = [...(source ? [source] : []), ...changes, ...facts].join("\n");
     return entry;
   }
 
