@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def command_line() -> str:
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             main([name, "--help"])
-        text = "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
+        # tyro leaves the paragraphs of a description to the terminal to wrap.
+        wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
+        text = "\n".join(wrap.fill(line.rstrip()) for line in shown.getvalue().strip().splitlines())
         lines.append(f"## {name}\n\n```text\n{text}\n```\n")
     return "\n".join(lines)
