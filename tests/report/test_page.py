@@ -385,3 +385,9 @@ def test_charts_show_class_names_as_plain_text(study_writer: StudyWriter) -> Non
     assert "%{y}<" not in traces
     assert "&lt;a href" in traces
     assert "%&#123;y}" in traces
+
+
+def test_page_says_what_was_not_done(study_writer: StudyWriter) -> None:
+    page = write_report(study_writer(settings={"hbr": {"reweight": True}})).read_text()
+    assert "<td>none</td><td>none: class weights</td>" in page, "a reweighted arm is not resampled"
+    assert "<dt>milestones</dt><dd>none</dd>" in page

@@ -132,7 +132,7 @@ if (typeof hbrSamples !== "undefined") {
     entry.append(line(name, "source"));
     if (guess && guess !== name) entry.append(line(`as ${guess}`, "source"));
     const changes = samples.changed[i].split("; ").filter(Boolean);
-    if (changes.length) entry.append(line(changes.length > 1 ? `${changes.length} arms differ` : changes[0], "source"));
+    if (changes.length) entry.append(line(changes.length > 1 ? `${changes.length} arms differ` : changes[0], "changes"));
     if (source) entry.append(line(source.split("/").at(-1), "source"));
     const facts = samples.estimators.map((about) => `${about.name} ${samples.scores[about.name][i]}`);
     entry.title = [...(source ? [source] : []), ...changes, ...facts].join("\n");
