@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from hbr_fast import progress
+
 from .attempts import ROOT
 from .mutations import mutated
 from .targets import TARGETS
@@ -169,22 +171,24 @@ def run(directory: Path, count: int, *, seed: int = 0, names: Iterable[str] | No
     places = {name: directory / str(number) / "in" for number, name in enumerate(chosen)}
     whole = {name: shutil.copytree(place, place.parent / "whole") for name, place in places.items()}
     results = Results(Counter(), [])
-    while todo:
-        program = f"from trust.fuzzing import read_cases; read_cases({str(directory)!r}, {chosen!r})"
-        reader = _Reader(directory, program=program)
-        try:
-            while todo:
-                case = todo.pop(0)
-                kind, message = reader.outcome(case)
-                results.counts[case.target, kind] += 1
-                if kind in BAD:
-                    results.bad.append((case, kind, message))
-                if kind in ("hang", "crash"):
-                    shutil.rmtree(places[case.target])  # left as mutated
-                    shutil.copytree(whole[case.target], places[case.target])
-                    break
-        finally:
-            reader.end()
+    with progress.task("fuzz", total=count, unit="cases") as advance:
+        while todo:
+            program = f"from trust.fuzzing import read_cases; read_cases({str(directory)!r}, {chosen!r})"
+            reader = _Reader(directory, program=program)
+            try:
+                while todo:
+                    case = todo.pop(0)
+                    kind, message = reader.outcome(case)
+                    advance(1)
+                    results.counts[case.target, kind] += 1
+                    if kind in BAD:
+                        results.bad.append((case, kind, message))
+                    if kind in ("hang", "crash"):
+                        shutil.rmtree(places[case.target])  # left as mutated
+                        shutil.copytree(whole[case.target], places[case.target])
+                        break
+            finally:
+                reader.end()
     return results
 
 

@@ -3,14 +3,16 @@
 A step is an event of Python's audit hooks that concerns a file in the working directory: opening one to write, renames,
 removals, new directories, links. The process kills itself just before step N, which needs no clock: the same N is the
 same moment on any machine, and every gap between two steps can be chosen. The commands run in forks of this process,
-which has imported everything.
+which has imported everything. Their temporary files are in the working directory, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -18,6 +20,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,9 @@ ONE = ["--members-at-once", "1"]
 TIMES = {"seconds", "images_per_second", "train_seconds", "sha256", "files", "gpu_memory_mb", "gpu_utilisation"}
 PHOTOS = "photos"
 SHARD_BYTES = 8000  # of a few photographs, so that a conversion has several
+TEMPORARY = "temporary"
+PRIVATE = f"{TEMPORARY}/hbr-fast-{os.getuid()}"
+CHECKED = "checked-files.json"  # there; depends on how old files were when they were checked, so it is left out
 BYSTANDERS = {"notes.txt": b"mine", ".hidden": b"mine too", ".other.partial": b"of another program"}
 
 
@@ -39,7 +45,7 @@ BYSTANDERS = {"notes.txt": b"mine", ".hidden": b"mine too", ".other.partial": b"
 class Command:
     """A command line in a working directory, and what must be there before: other commands, by name.
 
-    A heavy command draws a report and is killed half as often.
+    A heavy command draws a report and is killed half as often. Some need a `module` that may not be installed.
     """
 
     name: str
@@ -47,6 +53,11 @@ class Command:
     heavy: bool = False
     needs: tuple[str, ...] = ()
     again: tuple[str, ...] = ()
+    module: str | None = None
+
+    def is_possible(self) -> bool:
+        """Whether the module is installed."""
+        return self.module is None or importlib.util.find_spec(self.module) is not None
 
 
 _CONVERT = ("convert", "synthetic", "a.hbr", "--classes", "2", "--train-per-class", "30", "--test-per-class", "5")
@@ -61,6 +72,12 @@ COMMANDS = {
             "convert encoded",
             ("convert", "folder", "p.hbr", "--root", PHOTOS, "--store", "encoded"),
             again=("--force",),
+        ),
+        Command(
+            "convert to beton",
+            (*_CONVERT, *_SHAPE, "--formats", "beton"),
+            again=("--force",),
+            module="ffcv",
         ),
         Command("train", ("train", "a.hbr", "run", "--members", "2", *ONE, *SMALL), needs=("convert",)),
         Command(
@@ -138,16 +155,22 @@ def forked(directory: Path, words: tuple[str, ...], *, kill_at: int | None = Non
 
 def _counted(words: tuple[str, ...], directory: Path, pipe: int, kill_at: int | None) -> int:
     from hbr_fast import cli
-    from hbr_fast.data import shards
+    from hbr_fast.data import beton_writer, shards
+    from hbr_fast.report import drawing
 
+    drawing.FORMATS = {"png": drawing.FORMATS["png"]}  # the other formats only take longer
     shards.SHARD_BYTES = SHARD_BYTES
+    beton_writer.usable_cpus = lambda: 1  # more write the pages in any sequence
+    tempfile.tempdir = str(directory / TEMPORARY)
+    process = os.getpid()
+    private = str(directory / PRIVATE)
     inside = f"{directory}{os.sep}"
     done = 0
     busy = False
 
     def step(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done, busy
-        if busy or event not in EVENTS or not arguments or isinstance(arguments[0], int):
+        if busy or event not in EVENTS or not arguments or isinstance(arguments[0], int) or os.getpid() != process:
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return
@@ -156,7 +179,7 @@ def _counted(words: tuple[str, ...], directory: Path, pipe: int, kill_at: int | 
             path = os.path.abspath(os.fsdecode(arguments[0]))
         finally:
             busy = False
-        if path.startswith(inside):
+        if path.startswith(inside) and path != private and CHECKED not in path:
             done += 1
             if done == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -170,17 +193,20 @@ def _counted(words: tuple[str, ...], directory: Path, pipe: int, kill_at: int | 
     return 0
 
 
-def prepared(directory: Path, command: Command) -> Path:
-    """A working directory in which the commands that this one needs have run."""
+@functools.cache
+def prepared(shared: Path, needs: tuple[str, ...]) -> Path:
+    """A working directory in `shared` in which these commands have run, one after another."""
+    directory = Path(tempfile.mkdtemp(dir=shared))
     work = directory / "work"
-    work.mkdir(parents=True)
-    for name, content in BYSTANDERS.items():
-        (work / name).write_bytes(content)
-    if PHOTOS in command.words:
+    if not needs:
+        (work / PRIVATE).mkdir(parents=True, mode=0o700)
+        for name, content in BYSTANDERS.items():
+            (work / name).write_bytes(content)
         write_photographs(work / PHOTOS, per_class=4)
-    for name in command.needs:
-        code, _ = forked(work, COMMANDS[name].words)
-        assert code == 0, f"{name} ended with {code}: {(directory / 'output').read_text()[-2000:]}"
+        return work
+    shutil.copytree(prepared(shared, needs[:-1]), work, symlinks=True)
+    code, _ = forked(work, COMMANDS[needs[-1]].words)
+    assert code == 0, f"{needs[-1]} ended with {code}: {(directory / 'output').read_text()[-2000:]}"
     return work
 
 
@@ -188,6 +214,8 @@ def state_of(work: Path) -> dict[str, str]:
     """Every file by name, with a hash of what must be equal in two runs."""
     found = {}
     for path in sorted(work.rglob("*")):
+        if path.name == CHECKED:
+            continue
         if path.is_symlink() or path.is_dir():
             found[str(path.relative_to(work))] = "link" if path.is_symlink() else "directory"
             continue
@@ -224,11 +252,11 @@ class Undisturbed:
     state: dict[str, str]
 
 
-def undisturbed(directory: Path, name: str) -> Undisturbed:
+def undisturbed(directory: Path, name: str, *, shared: Path) -> Undisturbed:
     """Prepare a working directory and run the command once."""
     command = COMMANDS[name]
-    work = prepared(directory, command)
-    start = Path(shutil.copytree(work, directory / "start", symlinks=True))
+    start = Path(shutil.copytree(prepared(shared, command.needs), directory / "start", symlinks=True))
+    work = Path(shutil.copytree(start, directory / "work", symlinks=True))
     code, steps = forked(work, command.words)
     assert code == 0, f"{name} ended with {code}: {(directory / 'output').read_text()[-2000:]}"
     return Undisturbed(command, start, steps, state_of(work))
@@ -241,19 +269,26 @@ def kills(run: Undisturbed, count: int, *, seed: int) -> list[int]:
     placed = [step for step in every if run.steps[step - 1] in ("os.rename", "os.remove", "os.rmdir")] or list(every)
     if run.command.heavy:
         count = (count + 1) // 2
-    return [rng.choice(placed if number % 3 == 0 else every) for number in range(count)]
+    return [rng.choice(placed if number % 3 == 1 else every) for number in range(count)]
 
 
-def difference_after_kill(run: Undisturbed, directory: Path, *, at: int) -> str:
-    """Kill the command before step `at`, run it again, and say how the result differs; "" if it does not."""
+def first_steps(run: Undisturbed) -> range:
+    """Ten steps near the beginning, when temporary files are there: the command is killed before each, in a row."""
+    return range(2, min(12, len(run.steps) + 1))
+
+
+def difference_after_kills(run: Undisturbed, directory: Path, *steps: int) -> str:
+    """Start the command once for each of these steps and kill it before that, run it again, and say how the result
+    differs; "" if it does not."""
     work = Path(shutil.copytree(run.start, directory / "work", symlinks=True))
     try:
-        code, _ = forked(work, run.command.words, kill_at=at)
-        if code != -signal.SIGKILL:
-            return f"the command was not killed but ended with {code}"
-        for name, content in BYSTANDERS.items():
-            if (work / name).read_bytes() != content:
-                return f"{name} was touched"
+        for step in steps:
+            code, _ = forked(work, run.command.words, kill_at=step)
+            if code != -signal.SIGKILL:
+                return f"the command was not killed before step {step} but ended with {code}"
+            for name, content in BYSTANDERS.items():
+                if (work / name).read_bytes() != content:
+                    return f"{name} was touched"
         code, _ = forked(work, (*run.command.words, *run.command.again))
         if code != 0:
             return f"run again, it ended with {code}: {(directory / 'output').read_text()[-500:]}"
@@ -272,6 +307,7 @@ def warm_up(directory: Path) -> None:
 
     Nothing here calculates gradients: autograd refuses to work in forks of a process that used it.
     """
+    import matplotlib.pyplot as plt
     import torch
     import torch._dynamo
 
@@ -285,7 +321,15 @@ def warm_up(directory: Path) -> None:
     from hbr_fast.training.recipes import named_recipe
 
     del hbr_fast
+    with contextlib.suppress(ImportError):
+        import ffcv.fields
+        import ffcv.writer
+
+        del ffcv
     torch.set_num_threads(1)
+    figure, axes = plt.subplots()
+    axes.set_title("a")
+    figure.savefig(io.BytesIO())
     with _inside(directory):
         cli.main(list(COMMANDS["convert"].words))
         cli.main(list(COMMANDS["relabel"].words))
