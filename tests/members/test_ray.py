@@ -1,10 +1,12 @@
 """Members on a real Ray cluster of two nodes on this machine, and what goes wrong there."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -28,6 +30,7 @@ from hbr_fast.members.telemetry import Board, MemberLine
 from hbr_fast.training.recipe import Recipe
 
 ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
 
 pytestmark = pytest.mark.slow  # a cluster starts and processes are killed while they train: minutes on two cores
 
@@ -374,4 +377,27 @@ def test_ray_local_starts_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where Ray would look for a running cluster first
     with connected(on_cluster()) as connection:
         assert [node["Alive"] for node in connection.nodes()] == [True]
+        session = ray._private.worker._global_node.get_session_dir_path()
+        place = Path(session).parent
+        assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700  # Ray opens its own to all
+        worker = ray.get(ray.remote(lambda: os.getpid()).remote())
+        listening = listening_on(session, worker)
     assert not ray.is_initialized()
+    assert {"gcs_server", "raylet"} < set(listening)
+    assert len(listening) >= 3
+    assert not place.exists()
+    addresses = set().union(*listening.values())
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+
+
+def listening_on(session: str, *others: int) -> dict[str, set[str]]:
+    """The addresses at which this process, those of a Ray session and others listen, by the names of processes."""
+    found: dict[str, set[str]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.pid not in (os.getpid(), *others) and session not in " ".join(process.cmdline()):
+                continue
+            ports = [one for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+            found.setdefault(process.name(), set()).update(one.laddr.ip for one in ports)
+    return found

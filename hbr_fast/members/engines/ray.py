@@ -28,7 +28,7 @@ from hbr_fast.members.execution import Execution
 from hbr_fast.members.jobs import Job, PackedJob, packed, train_packed
 from hbr_fast.members.store import member_key, member_path, open_member
 from hbr_fast.members.telemetry import Board
-from hbr_fast.temporary import scratch_directory, temporary_root
+from hbr_fast.temporary import private_directory, scratch_directory, temporary_root
 from hbr_fast.training import signals
 from hbr_fast.training.components import changed, sources
 from hbr_fast.training.recipe import Recipe
@@ -36,6 +36,7 @@ from hbr_fast.training.recipe import Recipe
 PIECE_BYTES = 32 * 2**20  # a dataset is sent in pieces of this size
 REPORT_INTERVAL_S = 1.0  # how often a task reports, and the driver polls
 CONNECT_TIMEOUT_S = 5.0
+SOCKET_BYTES = 107 - len("/ray-12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 ENDING_S = 10.0  # a task that has not ended by then is killed
 
 
@@ -166,20 +167,49 @@ def connected(execution: Execution) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Name it: without an address, Ray would look for any cluster running on this machine.
         options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
+        # Others may write to Ray's own session directories.
+        private: Any = scratch_directory(_short_temporary_root(), "ray-")
     else:
         require_answer(address)
         options["address"] = address
+        private = contextlib.nullcontext()
+    with private as place:
+        try:
+            with signals.kept(), contextlib.nullcontext() if place is None else _on_loopback(ray):
+                ray.init(**options, _temp_dir=None if place is None else str(place))
+        except (ConnectionError, RuntimeError) as error:
+            raise ConnectionError(
+                f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): start one with ray start"
+            ) from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _short_temporary_root() -> Path:
+    """A private directory for sessions, whose sockets have at most 107 bytes in their paths."""
+    place = temporary_root()
+    return place if len(os.fsencode(place)) <= SOCKET_BYTES else private_directory(Path("/tmp") / place.name)
+
+
+@contextlib.contextmanager
+def _on_loopback(ray: Any) -> Iterator[None]:
+    """Let Ray take this machine for one of a kind that it does not join with others: it listens on 127.0.0.1 only.
+
+    Ray reads the variable when it is imported, and so do the processes that it starts.
+    """
+    constants = ray._private.ray_constants
+    name = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    variable, constant = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
     try:
-        with signals.kept():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): start one with ray start"
-        ) from None
-    try:
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        constants.ENABLE_RAY_CLUSTER = constant
+        del os.environ[name]
+        if variable is not None:
+            os.environ[name] = variable
 
 
 def require_answer(address: str) -> None:
