@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 BINS = 15  # of the calibration errors
 
@@ -189,6 +188,8 @@ def _evaluation(
 
 def _of_probabilities(logits_nc: np.ndarray, labels_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """AUROC and calibration error of each class, and the calibration error of the predicted class."""
+    from scipy.stats import rankdata  # here: it takes a second to import
+
     total, num_classes = logits_nc.shape
     # Equal infinite logits share the probability, as argmax would pick the first of them.
     with np.errstate(invalid="ignore"):

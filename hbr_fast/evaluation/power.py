@@ -5,8 +5,6 @@ from __future__ import annotations
 import bisect
 import math
 
-from scipy import stats
-
 from hbr_fast.evaluation.statistics import sign_flip_p
 from hbr_fast.seeding import Stream, generator
 
@@ -28,6 +26,8 @@ def power(effect_size: float, variants: int, *, level: float = 0.05) -> float:
     level : float
         Two-sided significance level, in (0, 1).
     """
+    from scipy import stats  # here: it takes a second to import
+
     if variants < 2 or not 0 < level < 1:
         raise ValueError(f"power needs at least 2 variants and a level in (0, 1), got {variants} and {level}")
     freedom, shift = variants - 1, effect_size * math.sqrt(variants)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats would take a second to import
 
 from hbr_fast.seeding import Stream, generator
 
@@ -142,7 +142,7 @@ def t_interval(values_v: np.ndarray, *, confidence: float = 0.95) -> tuple[np.nd
     mean = values_v.mean(axis=-1)
     if variants == 1:
         return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    margin = stats.t.ppf((1 + confidence) / 2, variants - 1) * values_v.std(axis=-1, ddof=1) / math.sqrt(variants)
+    margin = special.stdtrit(variants - 1, (1 + confidence) / 2) * values_v.std(axis=-1, ddof=1) / math.sqrt(variants)
     return mean - margin, mean + margin
 
 
@@ -171,7 +171,7 @@ def combined_interval(values_v: np.ndarray, noise: float, *, confidence: float =
     if variants == 1 or not math.isfinite(noise):
         return math.nan, math.nan
     low, high = t_interval(values_v, confidence=confidence)
-    margin = math.hypot(float(high - low) / 2, float(stats.norm.ppf((1 + confidence) / 2)) * noise)
+    margin = math.hypot(float(high - low) / 2, float(special.ndtri((1 + confidence) / 2)) * noise)
     if margin <= _SAME * abs(mean):
         return math.nan, math.nan
     return mean - margin, mean + margin
@@ -318,4 +318,4 @@ def members_t_test(baseline: np.ndarray, treatment: np.ndarray) -> tuple[float, 
     if len(differences) < 2 or np.ptp(differences) == 0:
         return math.nan, math.nan
     t = float(differences.mean() / differences.std(ddof=1) * math.sqrt(len(differences)))
-    return t, float(2 * stats.t.sf(abs(t), len(differences) - 1))
+    return t, float(2 * special.stdtr(len(differences) - 1, -abs(t)))
