@@ -282,8 +282,9 @@ def difference_after_kills(run: Undisturbed, directory: Path, *steps: int) -> st
     differs; "" if it does not."""
     work = Path(shutil.copytree(run.start, directory / "work", symlinks=True))
     try:
-        for step in steps:
-            code, _ = forked(work, run.command.words, kill_at=step)
+        for number, step in enumerate(steps):
+            again = run.command.again if number else ()
+            code, _ = forked(work, (*run.command.words, *again), kill_at=step)
             if code != -signal.SIGKILL:
                 return f"the command was not killed before step {step} but ended with {code}"
             for name, content in BYSTANDERS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hbr_fast.data import checksums
+from hbr_fast import cli
+from hbr_fast.data import beton_writer, checksums
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.data.pool import open_pool
@@ -148,6 +150,17 @@ def test_results_are_not_made_from_changed_pixels(data: Dataset, tmp_path: Path)
         with pytest.raises(ValueError, match=CHANGED):
             result()
     assert own_confidence(pool.split, data, [member], label="pool").shape == (16,)
+
+
+def test_beton_is_not_written_from_changed_pixels(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beton_writer, "require_ffcv", lambda: None)
+    zero_pixels(data)
+    with pytest.raises(SystemExit):
+        cli.main(["convert", str(data.path), str(tmp_path / "b.hbr"), "--formats", "beton"])
+    assert re.search(CHANGED, capsys.readouterr().err)
+    assert list(tmp_path.glob("*.beton")) == []
 
 
 def trained_ensemble(dataset: Dataset, recipe: Any, place: Path) -> Any:
