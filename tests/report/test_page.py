@@ -280,7 +280,7 @@ def test_page_says_what_was_run(study_writer: StudyWriter, quick: None) -> None:
         "312.25",
         "optimiser.lr",
         "hbr_fast",
-        "1000, 1001, 1002",
+        "The seed of every training: study.json",
         "max alpha",
     ):
         assert wanted in page.text
