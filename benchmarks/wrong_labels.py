@@ -212,18 +212,18 @@ def detected(suspected: np.ndarray, noisy: NoisyLabels) -> dict[str, Any]:
 
 def print_table(rows: dict[str, Row], title: str) -> None:
     table = Table(title=title)
+    table.add_column("method", no_wrap=True)
     for column in (
-        "method",
         "average precision",
         "AUROC",
-        "precision at the true count",
+        "at true count",
         "suspects",
         "precision",
         "recall",
+        "trainings",
+        "seconds",
     ):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    table.add_column("trainings", justify="right")
-    table.add_column("seconds", justify="right")
+        table.add_column(column, justify="right")
     for name, row in sorted(rows.items(), key=lambda one: -(one[1].average_precision or 0)):
         shares = (row.average_precision, row.auroc, row.precision_at_count), (row.precision, row.recall)
         ranked, chosen = ([f"{share:.3f}" if share is not None else "" for share in part] for part in shares)
