@@ -229,7 +229,7 @@ def print_table(rows: dict[str, Row], title: str) -> None:
         ranked, chosen = ([f"{share:.3f}" if share is not None else "" for share in part] for part in shares)
         count = f"{row.suspects:,}" if row.suspects is not None else ""
         table.add_row(name, *ranked, count, *chosen, f"{row.trainings:g}", f"{row.seconds:.0f}")
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
