@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,8 @@ def forked(directory: Path, words: tuple[str, ...], *, kill_at: int | None = Non
                 os.dup2(output.fileno(), 2)
             os.chdir(directory)
             code = _counted(words, directory, write, kill_at)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(write)
