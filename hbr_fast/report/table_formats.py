@@ -125,33 +125,53 @@ def to_html(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A LaTeX `table` float; needs the packages booktabs and, for names beyond ASCII, a Unicode engine."""
-    body = [" & ".join(map(_latex, table.columns)) + r" \\", r"\midrule"]
+    """A LaTeX `table` float, or a `longtable`, which goes on over pages, for more rows than a page holds.
+
+    They need the packages booktabs and longtable and, for names beyond ASCII, a Unicode engine.
+    """
+    head = [r"\toprule", " & ".join(map(_latex, table.columns)) + r" \\", r"\midrule"]
+    body = []
     for row in table.shown():
         cells = [
             f"${cell}$" if spec and cell[0] in "+-" else _latex(cell)
             for cell, spec in zip(row, table.formats, strict=True)
         ]
         body.append(" & ".join(cells) + r" \\")
-    caption = _latex(f"{table.title}.")
-    return "\n".join(
-        [
+    caption = rf"\caption{{{_latex(f'{table.title}.')}}}"
+    label = rf"\label{{tab:{table.name.removeprefix('table_').replace('_', '-')}}}"
+    columns = "".join("r" if spec else "l" for spec in table.formats)
+    note = [f"% {line}" for line in textwrap.wrap(table.note, 100)]
+    if len(body) > _ROWS_OF_A_PAGE:
+        lines = [
+            rf"\begin{{longtable}}{{{columns}}}",
+            rf"{caption}{label}\\",
+            *head,
+            r"\endfirsthead",
+            *head,
+            r"\endhead",
+            *body,
+            r"\bottomrule",
+            r"\end{longtable}",
+            *note,
+        ]
+    else:
+        lines = [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{tab:{table.name.removeprefix('table_').replace('_', '-')}}}",
-            rf"\begin{{tabular}}{{{''.join('r' if spec else 'l' for spec in table.formats)}}}",
-            r"\toprule",
+            caption,
+            label,
+            rf"\begin{{tabular}}{{{columns}}}",
+            *head,
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            *(f"% {line}" for line in textwrap.wrap(table.note, 100)),
+            *note,
             r"\end{table}",
-            "",
         ]
-    )
+    return "\n".join([*lines, ""])
 
 
+_ROWS_OF_A_PAGE = 40  # at the usual 11 points, with caption and headings
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

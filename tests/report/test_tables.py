@@ -207,6 +207,18 @@ def test_latex_table_escapes_names() -> None:
     assert [len(re.findall(r"(?<!\\)&", line)) for line in body.strip().splitlines()] == [1] * len(NAMES)
 
 
+def test_a_table_longer_than_a_page_goes_on_over_pages() -> None:
+    def latex(rows: int) -> str:
+        return to_latex(Table("t", "T", ("class", "x"), ("", ".1f"), tuple((f"c{row}", 1.0) for row in range(rows))))
+
+    assert r"\begin{table}" in latex(40)
+    long = latex(41)
+    assert r"\begin{longtable}{lr}" in long
+    assert "{table}" not in long  # a float cannot go on over pages
+    assert long.count("class & x") == 2  # the headings of the first page, and of those that follow
+    assert long.index("c0 &") > long.index(r"\endhead")
+
+
 @pytest.mark.parametrize(
     ("cell", "spec", "shown"),
     [(-0.04, "+.1f", "+0.0"), (float("nan"), ".2f", "n/a"), (2.0, ".0f", "2"), ("x", "", "x")],
