@@ -18,6 +18,7 @@ from hbr_fast.files import locked, make_directory, read_json
 from hbr_fast.members.execution import Deprecated, Execution, execution_of
 from hbr_fast.members.jobs import Job
 from hbr_fast.members.obtain import MembersDiverged, obtain_members
+from hbr_fast.members.preflight import check_fit
 from hbr_fast.members.scoring.final_model import scores_by
 from hbr_fast.members.store import StoredMember
 from hbr_fast.members.trial import try_step
@@ -102,6 +103,8 @@ def run_study(
     require_same_dataset(directory, dataset)
     rows = study_rows(study, dataset)
     found = None if groups is None else _groups(Path(groups), study, dataset)
+    check_fit(dataset, recipe, None)  # before there is a directory that a refusal would leave empty
+    _try_recipes(study, dataset, execution)
     make_directory(directory)
     with locked(directory):
         _run(
@@ -184,7 +187,6 @@ def _run(
         failed.extend(Failure(arm, *pairs[n][0], str(error)) for n, error in lost.items())
         return tuple(Cell(*cell, member) for cell, member in pairs if isinstance(member, StoredMember))
 
-    _try_recipes(study, dataset, execution)
     baseline = cells_of(BASELINE, train(BASELINE, study.recipe, baseline_jobs(study, dataset)))
     members = [cell.stored for cell in baseline]
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)

@@ -114,4 +114,7 @@ def test_study_refuses_changes_that_do_not_fit_before_the_baseline_trains(data: 
     weighted = study(f"loss_args={json.dumps({'class_weight': [1, 2]})}")
     with pytest.raises(ValueError, match="arm 'own': class_weight must be 'balanced' or 3 finite weights"):
         run_study(weighted, data, out=tmp_path / "run")
-    assert not (tmp_path / "run" / "members").exists()
+    deep = dataclasses.replace(weighted, arms=(), recipe=dataclasses.replace(SHORT, model="cnn-2-2-2-2-2-2-2-2"))
+    with pytest.raises(ValueError, match="are too small"):
+        run_study(deep, data, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
