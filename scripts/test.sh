@@ -103,7 +103,7 @@ beside "documentation (mkdocs)" env NO_MKDOCS_2_WARNING=1 "$venv/bin/mkdocs" bui
 [[ -z ${CI:-} ]] || beside "package (wheel, sdist)" env PYTHON="$venv/bin/python" bash scripts/check_package.sh
 [[ -z ${CI:-} ]] || beside "kernels with bounds checking" env NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$logs/numba" \
     "$venv/bin/python" -m pytest -p no:cacheprovider tests/kernels/test_cpu_draws.py tests/kernels/test_cpu_bijections.py
-step "tests (pytest)" "$venv/bin/python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
+step "tests (pytest)" "$venv/bin/python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=5 "$@"
 for number in "${!names[@]}"; do
     wait "${pids[number]}" || true
     say "== ${names[number]}"

@@ -62,6 +62,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cluster(cluster_of_two: Any) -> Execution:
+    wait_for(lambda: not training_workers())  # of the test before: a kill meant for this test's would find them
     return Execution(cluster=cluster_of_two.address)
 
 
