@@ -223,13 +223,13 @@ def repeated(root: Path, files: Sequence[Path], out: Path, times: int) -> Path:
 
 
 def training_case(split: Split, side: int, threads: int, rounds: int, steps: int) -> harness.Case:
-    """Training resnet18 with the loader, against the same steps on one batch made before."""
+    """Training torchvision's resnet18 with the loader, against the same steps on one batch made before."""
     batch_size = min(rivals.BATCH, len(split))
     loader = Loader(
         split, size=side, augment=Augment(flip=0.5, resized_crop=rivals.AREA), batch_size=batch_size, threads=threads,
         channels_last=True,
     )  # fmt: skip
-    recipe = Recipe(name="resnet18", model="resnet18", epochs=1, precision="float32")
+    recipe = Recipe(name="resnet18", model="torchvision:resnet18", epochs=1, precision="float32")
     model = initial_model(recipe, split.at_size(side), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     constant = next(iter(loader))
