@@ -3,7 +3,7 @@
 #
 #   PYTHON=python3.12 bash scripts/test_versions.sh oldest [pytest options]
 #
-# in a new environment under VENV (default: .venv-VERSION-oldest), several GB for torch. What needs an extra is skipped.
+# in a new environment under VENV (default: .venv-VERSION-oldest), several GB for torch. What needs other extras than timm is skipped.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -32,7 +32,7 @@ mapfile -t wanted < <(bounds)
 [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
 log=$(mktemp)
 run_quietly "installing hbr_fast with the $versions versions for Python $version" "$log" \
-    "$venv/bin/pip" install -e . "${wanted[@]}" "fsspec[http]" hypothesis pytest pytest-timeout pytest-xdist pyyaml
+    "$venv/bin/pip" install -e . "${wanted[@]}" "fsspec[http]" timm torchdata hypothesis pytest pytest-timeout pytest-xdist pyyaml
 rm -f "$log"
 
 "$venv/bin/python" -c '

@@ -52,6 +52,8 @@ def class_means(
         raise ValueError(
             f"labels must be classes in [0, {num_classes}), got some from {labels.min()} to {labels.max()}"
         )
+    if labels.dtype == np.uint64:
+        labels = labels.astype(np.int64)  # NumPy before 2.3 counts no unsigned ones of 64 bits
     seen = ~np.isnan(scores)
     counts = np.bincount(labels[seen], minlength=num_classes)
     empty = np.flatnonzero(counts == 0)

@@ -238,13 +238,15 @@ class QuotaOrder(Sampler):
 
 
 def checked_labels(labels_n: np.ndarray) -> np.ndarray:
-    """Labels as a checked array [N]."""
+    """Labels as a checked array [N]; unsigned ones of 64 bits as int64, which NumPy before 2.3 wants for counting."""
     labels = one_each("labels", labels_n)
     if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be whole numbers, one a sample, got {labels.dtype} {labels.shape}")
     if labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}")
-    return labels
+    if labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"labels must be classes, numbered from 0, got {labels.max()}")
+    return labels.astype(np.int64) if labels.dtype == np.uint64 else labels
 
 
 def _quota_order(

@@ -8,7 +8,8 @@ LABELS = np.array([0, 0, 0, 1, 2])
 
 
 def test_class_means_exclude_unobserved_samples() -> None:
-    assert class_means(SCORES[:4], LABELS[:4], 2).tolist() == [2.5, 7.0]
+    for labels in (LABELS, LABELS.astype(np.uint64), LABELS.astype(np.uint8)):
+        assert class_means(SCORES[:4], labels[:4], 2).tolist() == [2.5, 7.0]
 
 
 def test_class_means_unscored_classes_raise_or_are_nan() -> None:

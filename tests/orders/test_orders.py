@@ -821,6 +821,8 @@ def test_order_state_with_numpy_length_and_seed_is_json() -> None:
 def test_quota_order_accepts_unsigned_64_bit_labels() -> None:
     order = quota_order(LABELS.astype(np.uint64), COUNTS, seed=1)
     np.testing.assert_array_equal(epoch_of(order), epoch_of(ORDERS["quota"]))
+    with pytest.raises(ValueError, match="labels must be classes, numbered from 0, got 9223372036854775808"):
+        quota_order(np.array([0, 2**63], np.uint64), [1, 1], seed=1)
 
 
 @pytest.mark.parametrize("kind", ["ratio", "without replacement"])
