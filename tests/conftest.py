@@ -33,3 +33,12 @@ def double_by_default() -> Callable[[], AbstractContextManager[None]]:
             torch.set_default_dtype(usual)
 
     return context
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and on a busy machine wait for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
@@ -27,12 +25,7 @@ RECIPE = named_recipe(
 STUDY = Study(name="planted", recipe=RECIPE, arms=(Arm("hbr", 1.0),), estimator="el2n", variants=12, members=1, seed=3)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
