@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,6 +24,7 @@ NPZ_DAMAGE = (
     LookupError,
 )
 _DEFLATE_AT_MOST = 1032  # deflate's maximum expansion of a byte
+_MOST_AXES = 32  # of an array of any version of NumPy
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -80,7 +82,7 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     Raises
     ------
     ValueError
-        If it is damaged, of an unknown version, or holds Python objects.
+        If it is damaged, of an unknown version, or holds Python objects, or no array can have its type and shape.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -93,8 +95,12 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(f"its header is damaged ({_line(error)})") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects: allow_pickle is never set")
-    if any(side < 0 for side in shape):
-        raise ValueError(f"its shape {list(shape)} is negative")
+    if dtype.itemsize == 0 or dtype.subdtype is not None:  # any number of items in no bytes, or more axes than its shape
+        raise ValueError(f"no array has the type {dtype!s:.40}")
+    # Sides of 0 hide what the product of the others would be, and NumPy takes no bool as a side.
+    whole = all(type(side) is int and side >= 0 for side in shape)
+    if not whole or len(shape) > _MOST_AXES or math.prod(max(side, 1) for side in shape) * dtype.itemsize > sys.maxsize:
+        raise ValueError(f"no array has the shape {list(shape)!s:.60}")
     return shape, fortran, dtype
 
 

@@ -28,6 +28,12 @@ DEEP = "{'descr': " + "[" * 90 + "}"
 HEADERS = {
     "4 TiB": HUGE,
     "negative": HUGE.replace("4398046511104", "-1"),
+    "none of 2^70": HUGE.replace("4398046511104", f"0, {2**70}"),
+    "none of 2^62 by 8 by 8": HUGE.replace("4398046511104, 3", f"0, {2**62}"),
+    "100 axes": HUGE.replace("4398046511104", "1, " * 96 + "100"),
+    "bool as a side": HUGE.replace("4398046511104, 3, 8, 8", "True, 100"),
+    "2^62 items of no bytes": HUGE.replace("|u1", "|S0").replace("4398046511104, 3, 8, 8", f"{2**62},"),
+    "items that are arrays": HUGE.replace("|u1", "4u1").replace("4398046511104, 3, 8, 8", "25,"),
     "open string": "{'descr': '",
     "deep": DEEP,
     "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",

@@ -41,6 +41,9 @@ ATTACKS = {
     "array of objects": b"}(U\x04data" + array(OBJECT_AS_PLAIN, b"A" * 8) + b"u.",
     "shape larger than the content": b"}(U\x04data" + array(UINT8, b"A" * 8, b"(J\xff\xff\xff\x7ft") + b"u.",
     "negative side": b"}(U\x04data" + array(UINT8, b"", b"(K\0" + MINUS_1 + b"t") + b"u.",
+    "side that is no number": b"}(U\x06labels](K\x01eU\x04data" + array(UINT8, b"", b"(\x89M\0\x0ct") + b"u.",
+    "content that is no bytes": b"}(U\x06labels](K\x01eU\x04data" + PRELUDE + b"(K\x01(K\x01M\0\x0ct" + UINT8
+    + b"\x89X\0\x18\0\0" + "\u0100".encode() * 3072 + b"tbu.",
     "memo index": b"Nr\xff\xff\xff\x07.",
     "string longer than the file": b"T\xff\xff\xff\x7fabc.",
     "eight-byte length": b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.",
@@ -50,6 +53,8 @@ ATTACKS = {
     b"](" + b"c_codecs\nencode\n(h\0X\x06\0\0\0latin1tR" * 4000 + b"e.",
     "colliding keys": b"}(" + COLLIDING + b"u.",
     "number of a million digits": b"}(U\x06labels](L" + b"9" * 1_000_000 + b"\neu.",
+    "label that is no number": b"}(U\x06labels](\x88eU\x04data" + PRELUDE + b"(K\x01(K\x01M\0\x0ct" + UINT8
+    + b"\x89T\0\x0c\0\0" + b"A" * 3072 + b"tbu.",
     "number beyond 64 bits": b"}(U\x04data" + EMPTY + b"U\x06labels](\x8a\x09" + b"\xff" * 8 + b"\x7feu.",
     "own state": b"]}b.",
     "class of its own": b"cbuiltins\nobject\n)\x81.",

@@ -117,7 +117,7 @@ def _python_part(label_key: str) -> Callable[[bytes, str], tuple[np.ndarray, np.
 
 
 def _is_int64(value: Any) -> bool:
-    return isinstance(value, int) and -(2**63) <= value < 2**63
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _text_names(content: bytes, where: str) -> list[str]:

@@ -63,10 +63,14 @@ class PickledArray:
         if dtype.state not in (None, _UINT8_STATE) or not isinstance(fortran, int):
             return None
         if isinstance(content, str):  # from Python 2, whose strings are bytes
-            content = content.encode("latin1")
+            try:
+                content = content.encode("latin1")
+            except UnicodeEncodeError:
+                return None
         if not isinstance(content, bytes) or not isinstance(shape, tuple):
             return None
-        if len(shape) > 2 or not all(isinstance(side, int) and 0 <= side < 2**31 for side in shape):
+        # NumPy takes no bool as a side.
+        if len(shape) > 2 or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
             return None
         if math.prod(shape) != len(content):
             return None
