@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -39,14 +38,7 @@ ONE = ["--members-at-once", "1"]
 
 Fails = Callable[..., str]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and on a busy machine wait for it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +249,7 @@ def test_train_prints_a_line_per_member_and_reuses_members(
     capsys.readouterr()
     cli.main(["train", str(data), str(copy), "--members", "2", *ONE, *SMALL])
     printed = capsys.readouterr()
-    assert "train: 2 of 2 members are finished already" in printed.err
+    assert "train: 2 of 2 members finished already" in printed.err
     labels = open_dataset(data).test.labels
     keys = [entry["key"] for entry in json.loads((copy / "ensemble.json").read_text())["members"]]
     for number, (line, key) in enumerate(zip(printed.out.splitlines(), keys, strict=True)):
@@ -468,7 +460,7 @@ def test_study_ends_with_table_report_and_json_line(
 
     cli.main(words)  # the second run reuses everything
     again = capsys.readouterr()
-    assert again.err.count("2 of 2 members are finished already") == 2
+    assert again.err.count("2 of 2 members finished already") == 2
     assert {**json.loads(again.out.splitlines()[-1]), "seconds": 0} == {**last, "seconds": 0}
 
     picture = next(page.parent.rglob("*.svg"))
@@ -691,7 +683,7 @@ def test_train_mismatched_recipe_leaves_nothing(data: Path, tmp_path: Path, fail
 
 def test_train_divergence_is_one_line(data: Path, tmp_path: Path, fails: Fails) -> None:
     message = fails("train", data, tmp_path / "run", *ONE, *SMALL, "lr=1e25")
-    assert message.startswith("train: 1 of 1 members failed")
+    assert message.startswith("train: 1 of 1 member failed")
     assert message.endswith("diverged at epoch 0, step 1: the loss is nan; lower the learning rate (1e+25)")
     assert not (tmp_path / "run" / "ensemble.json").exists()
     assert not list(tmp_path.glob("run/members/*"))

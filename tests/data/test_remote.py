@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from loaders.contracts import assert_same, copies, joined
+from data.remote_checks import check_a_damaged_picture_is_set_aside, kept_bytes, shards_of, train_loader
+from loaders.contracts import assert_same, copies
 from photographs import photograph, write_photographs
 
 from hbr_fast.data import remote, shards
@@ -27,13 +27,9 @@ from hbr_fast.data.relabel import relabel
 from hbr_fast.data.remote import url_of
 from hbr_fast.data.remote_shards import RemoteShards
 from hbr_fast.data.verify import require_unchanged, verify_dataset
-from hbr_fast.loaders.augment import Augment
-from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import shard_order
 
 fsspec = pytest.importorskip("fsspec")
-
-CROPPED = Augment(flip=0.5, resized_crop=(0.2, 0.9))
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +58,6 @@ def url(dataset: Dataset) -> Iterator[str]:
         memory.pipe_file(f"/bucket/photos.hbr/{file.name}", file.read_bytes())
     yield "memory://bucket/photos.hbr"
     memory.rm("/bucket", recursive=True)
-
-
-def shards_of(opened: Dataset) -> RemoteShards:
-    found: Any = opened.train.store
-    assert isinstance(found.shards, RemoteShards)
-    return found.shards
-
-
-def kept_bytes(opened: Dataset) -> int:
-    """What the pictures of the train split take on the disk."""
-    found: Any = opened.train.store
-    return int(found.index["length"][shards_of(opened)._kept == 1].sum())
-
-
-def train_loader(opened: Dataset, **options: Any) -> Loader:
-    return Loader(opened.train, **{"size": 24, "augment": CROPPED, "batch_size": 5, "seed": 3, **options})
 
 
 def test_url_of() -> None:
@@ -181,21 +161,7 @@ def test_an_outage_that_lasts_ends_in_one_line(url: str, monkeypatch: pytest.Mon
 
 
 def test_a_picture_that_is_damaged_at_the_url_is_set_aside(url: str, dataset: Dataset) -> None:
-    opened = open_dataset(url)
-    entry = shards_of(opened)._index[6]
-    memory = fsspec.filesystem("memory")
-    path = f"/bucket/photos.hbr/train.{int(entry['shard']):05}.tar"
-    content = bytearray(memory.cat_file(path))
-    content[int(entry["offset"]) + 300] ^= 1
-    memory.pipe_file(path, bytes(content))
-    loader = train_loader(opened)
-    found, expected = joined(loader.epoch(0)), joined(train_loader(dataset).epoch(0))
-    bad = found.ids == 6
-    assert found.labels[bad].tolist() == [-100]
-    assert torch.equal(found.images[~bad], expected.images[~bad])
-    assert list(loader.bad_pictures) == [6]
-    with pytest.raises(ValueError, match=r"train\.\d+\.tar was changed after conversion \(another checksum\)"):
-        verify_dataset(url)
+    check_a_damaged_picture_is_set_aside(url, dataset, filesystem=fsspec.filesystem("memory"))
 
 
 def test_a_file_that_is_damaged_at_the_url_is_refused_without_waiting(url: str, waits: list[float]) -> None:

@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from loaders.contracts import assert_same, copies, joined
+from data.remote_checks import check_a_damaged_picture_is_set_aside, kept_bytes, shards_of, train_loader
+from loaders.contracts import assert_same, copies
 from photographs import write_photographs
 
 from hbr_fast.data import remote, shards
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, open_dataset
-from hbr_fast.data.remote_shards import RemoteShards
 from hbr_fast.data.verify import verify_dataset
-from hbr_fast.loaders.augment import Augment
-from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import shard_order
 
 s3fs = pytest.importorskip("s3fs")
@@ -110,17 +107,6 @@ def forget_connections() -> None:
     remote._filesystem.cache_clear()
 
 
-def loader_of(opened: Dataset, **options: Any) -> Loader:
-    augment = Augment(flip=0.5, resized_crop=(0.2, 0.9))
-    return Loader(opened.train, **{"size": 24, "augment": augment, "batch_size": 5, "seed": 3, **options})
-
-
-def shards_of(opened: Dataset) -> RemoteShards:
-    found: Any = opened.train.store
-    assert isinstance(found.shards, RemoteShards)
-    return found.shards
-
-
 @pytest.mark.parametrize("size", ["1 GB", "15 kB", "0"])
 @pytest.mark.usefixtures("server")
 def test_epochs_are_those_of_the_disk(dataset: Dataset, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,33 +115,16 @@ def test_epochs_are_those_of_the_disk(dataset: Dataset, size: str, monkeypatch: 
     assert len(shards_of(opened).paths) > 1
     for order in (None, shard_order(16, seed=0, run=4, runs_at_once=2)):
         for epoch in range(2):
-            mine, expected = (loader_of(one, order=order).epoch(epoch) for one in (opened, dataset))
+            mine, expected = (train_loader(one, order=order).epoch(epoch) for one in (opened, dataset))
             assert_same(mine, copies(expected))
-    found: Any = opened.train.store
-    kept = int(found.index["length"][shards_of(opened)._kept == 1].sum())
     total, limit = int(dataset.train.store.nbytes), remote.cache_size()
-    assert min(total, limit) - 5_000 < kept <= limit
+    assert min(total, limit) - 5_000 < kept_bytes(opened) <= limit
     assert verify_dataset(URL).fingerprint == dataset.fingerprint
 
 
 @pytest.mark.usefixtures("server")
 def test_a_damaged_object_is_named(dataset: Dataset) -> None:
-    opened = open_dataset(URL)
-    entry = shards_of(opened)._index[6]
-    path = f"bucket/photos.hbr/train.{int(entry['shard']):05}.tar"
-    there = s3fs.S3FileSystem()
-    content = bytearray(there.cat_file(path))
-    content[int(entry["offset"]) + 300] ^= 1
-    there.pipe_file(path, bytes(content))
-    loader = loader_of(opened)
-    found, expected = joined(loader.epoch(0)), joined(loader_of(dataset).epoch(0))
-    bad = found.ids == 6
-    assert found.labels[bad].tolist() == [-100]
-    assert torch.equal(found.images[~bad], expected.images[~bad])
-    assert list(loader.bad_pictures) == [6]
-    remote_file = f"{URL}/{Path(path).name}"
-    with pytest.raises(ValueError, match=rf"{remote_file} was changed after conversion \(another checksum\)"):
-        verify_dataset(URL)
+    check_a_damaged_picture_is_set_aside(URL, dataset, filesystem=s3fs.S3FileSystem())
 
 
 def test_missing_keys_are_named(server: Server, dataset: Dataset, waits: list[float]) -> None:
@@ -171,7 +140,7 @@ def test_missing_keys_are_named(server: Server, dataset: Dataset, waits: list[fl
     there.pipe_file("bucket/photos.hbr/train.labels.npy", (dataset.path / "train.labels.npy").read_bytes())
     opened = open_dataset(URL)
     with pytest.raises(FileNotFoundError, match=rf"{URL}/train.00001.tar is missing: copy the whole dataset there"):
-        list(loader_of(opened).epoch(0))
+        list(train_loader(opened).epoch(0))
     with pytest.raises(FileNotFoundError, match=rf"{URL}/train.00001.tar is missing"):
         verify_dataset(URL)
     assert waits == []
@@ -189,7 +158,7 @@ def test_missing_keys_of_access_end_at_once(waits: list[float], monkeypatch: pyt
 def test_a_server_that_is_overloaded_is_asked_again(server: Server, dataset: Dataset, waits: list[float]) -> None:
     opened = open_dataset(URL)
     server.is_down = lambda path: path.endswith(".tar") and len(waits) < 2
-    assert_same(loader_of(opened).epoch(0), copies(loader_of(dataset).epoch(0)))
+    assert_same(train_loader(opened).epoch(0), copies(train_loader(dataset).epoch(0)))
     assert waits[:2] == [0.5, 1] or waits[:2] == [0.5, 0.5]  # by one task, or two
     assert len(server.refused) > 2
     assert np.all(shards_of(opened)._kept == 1)

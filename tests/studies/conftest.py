@@ -1,10 +1,8 @@
 """A dataset, a recipe that learns it in a tenth of a second, and a finished study."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
@@ -26,13 +24,9 @@ RECIPE = Recipe(
 STUDY = Study(name="small", recipe=RECIPE, arms=(Arm("hbr", 0.3),), variants=2, members=1, seed=4)
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and on a busy machine they wait for it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(one_thread: None) -> None:
+    """All tests here train."""
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """A dataset and a recipe that train in hundredths of a second."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, open_dataset
@@ -24,13 +22,9 @@ TINY = Recipe(
 )
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    """One thread, as in worker processes; networks this small lose time to a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(one_thread: None) -> None:
+    """All tests here train."""
 
 
 @pytest.fixture(scope="session")
