@@ -23,6 +23,7 @@ def test_study_from_a_folder_of_photographs_to_its_page(
     monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: drawn(*args, **named)[-2:])
     root, data, out = write_photographs(tmp_path / "photos"), tmp_path / "photos.hbr", tmp_path / "study"
     cli.main(["convert", "folder", str(data), "--root", str(root), "--store", "encoded"])
+    assert "statistics: decoding 12 pictures" in capsys.readouterr().err  # before the decoder is compiled, once
     study = ["study", "alpha-path", "--dataset", str(data), "--out", str(out), "--recipe", "small-cnn"]
     sizes = ["--points", "1", "--variants", "1", "--members", "1", "--members-at-once", "1", "--nonpositive", "shift"]
     recipe = ["--set", "size=24", "model=cnn-4", "epochs=2", "batch_size=6", "precision=float32"]

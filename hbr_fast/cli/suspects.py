@@ -86,6 +86,9 @@ def suspects(
     totals = np.bincount(labels, minlength=classes).tolist()
     for name, some, all_ in zip(opened.classes, np.bincount(labels[found], minlength=classes), totals, strict=False):
         print(f"{some:>9,} of {all_:>9,}  {name}")
+    gone = [opened.classes[c] for c in np.setdiff1d(labels, labels[rest]) if c < len(opened.classes)]
+    if gone:
+        progress.say(f"warning: {out} leaves no sample of {' and '.join(gone)}")
     if detection is not None:
         print(
             f"wrong labels: {100 * detection.precision:.1f} % of the suspects have one, "

@@ -207,6 +207,11 @@ def test_noise_commands_from_injection_to_cleaned_training(
     said("train", "noisy.hbr", "run", "--members", "2", *SMALL)
     lines = said("suspects", "run", "rest", "--count", "60", "--truth", "clean.hbr", "--csv", "suspects.csv")
     assert lines[0] == "rest: 540 rows; 60 of 600 samples are suspects by aum"
+    cli.main(["suspects", "run", "little", "--count", "599"])
+    warning = capsys.readouterr().err.splitlines()[-1]
+    left = noisy.labels[Plan.load("little").index[0]]
+    gone = " and ".join(data.classes[c] for c in range(3) if c != left)
+    assert warning == f"warning: little leaves no sample of {gone}"
     found = np.setdiff1d(np.arange(600), Plan.load("rest").index)
     assert [int(line.split()[0]) for line in lines[1:4]] == np.bincount(noisy.labels[found], minlength=3).tolist()
     share = score_detection(found, noisy).precision

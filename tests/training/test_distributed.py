@@ -246,7 +246,7 @@ def test_failure_of_one_process_ends_all(reported: list[dict[str, str]]) -> None
         ("divisible", "ValueError: 2 processes cannot share batches of 51 rows equally: choose a batch_size that"),
         ("at once", "ValueError: 2 processes of torchrun train one member at a time together"),
         ("apart", "ValueError: the processes of this training see different members in"),
-        ("diverged", "MembersDiverged: train: 1 of 1 members failed"),
+        ("diverged", "MembersDiverged: train: 1 of 1 member failed"),
     ],
 )
 def test_distributed_training_refuses_unsupported_settings(
