@@ -101,6 +101,17 @@ def _rate(units: float, unit: str, size: float) -> str:
     return f"{units:,.0f} {unit}/s" + (f", {size / 1e6:,.1f} MB/s" if size else "")
 
 
+def counted(number: int, unit: str) -> str:
+    """A number of things whose plural ends in s.
+
+    Examples
+    --------
+    >>> counted(1, "member"), counted(1000, "member")
+    ('1 member', '1,000 members')
+    """
+    return f"{number:,} {unit}" + ("" if number == 1 else "s")
+
+
 def printable(source: str) -> str:
     r"""Text for display: anything unprintable, as line breaks and a terminal's commands are, is escaped.
 

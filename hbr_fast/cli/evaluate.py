@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hbr_fast import progress
 from hbr_fast.cli.options import RunPath, dataset_of, refuse_to_overwrite
+from hbr_fast.progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,8 +78,8 @@ def evaluate(
         return f"{100 * float(np.mean(values)):.2f}{spread}"
 
     where = f"{'' if other is None else f'{other.path}, '}split {split}"
-    members = f"{len(results)} member{'s' if len(results) > 1 else ''}"
-    print(f"{where}: {len(chosen):,} images; percent, mean{' and range' if len(results) > 1 else ''} of {members}")
+    over = f"mean{' and range' if len(results) > 1 else ''} of {counted(len(results), 'member')}"
+    print(f"{where}: {len(chosen):,} images; percent, {over}")
     print(f"accuracy         {over_members([result.accuracy for result in results])}")
     for metric in ("recall", "precision"):
         found = [gaps(getattr(result, metric))["max_min"] for result in results]

@@ -41,7 +41,7 @@ def hardness(
     from hbr_fast.hardness import estimator as estimator_named
     from hbr_fast.members.ensemble import open_ensemble
     from hbr_fast.members.scoring.final_model import scores_by
-    from hbr_fast.progress import printable
+    from hbr_fast.progress import counted, printable
     from hbr_fast.studies.results import sample_table
 
     if top is None and (class_ is not None or easiest):
@@ -68,7 +68,7 @@ def hardness(
             for sample, name in zip(samples, names, strict=True)
         ]
     order = f"{'easiest' if easiest else 'hardest'} {'class' if top is None else 'sample'} first"
-    print(f"{estimator}: {chosen.meaning}; {chosen.hard_is} is hard; {scores.members} members, {order}")
+    print(f"{estimator}: {chosen.meaning}; {chosen.hard_is} is hard; {counted(scores.members, 'member')}, {order}")
     for value, what in lines:
         print(f"{value:>12.4f}  {what}")
     if csv is not None:

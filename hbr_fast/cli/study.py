@@ -146,6 +146,7 @@ def study(
     if dry_run:
         found = preview(grid, opened, out=directory, pool=opened_pool, execution=execution)
         print("\n".join(arm_lines(found)), flush=True)
+        progress.say("measuring how fast a few batches train")
         rate = images_per_second(opened, grid.recipe, execution=execution)
         print(time_line(found, rate=rate, at_once=execution.at_once(grid.trainings)))
         return

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from hbr_fast.progress import counted
+
 BINS = 15  # of the calibration errors
 
 
@@ -122,7 +124,7 @@ def evaluate(
     undefined = np.flatnonzero(np.isnan(logits_nc).any(axis=1))
     if len(undefined):
         raise ValueError(
-            f"logits of {len(undefined)} samples are NaN, first sample {undefined[0]}: the model diverged, "
+            f"logits of {counted(len(undefined), 'sample')} are NaN, first sample {undefined[0]}: the model diverged, "
             "train it again with a lower learning rate"
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 from hbr_fast.files import atomic_write
 from hbr_fast.hardness.class_means import class_means
 from hbr_fast.hardness.estimators import ESTIMATORS, Hard, estimator
+from hbr_fast.progress import counted
 from hbr_fast.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class HardnessScores:
         ids = np.flatnonzero(candidates)
         if not 1 <= k <= len(ids):
             where = "" if class_ is None else f" of class {class_}"
-            raise ValueError(f"cannot give {k} samples{where}: {len(ids)} were observed")
+            raise ValueError(f"cannot give {counted(k, 'sample')}{where}: {len(ids)} were observed")
         return ids[np.argsort(scores[ids] if hardest else -scores[ids], kind="stable")[:k]]
 
     def to_frame(self, labels_n: np.ndarray | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:

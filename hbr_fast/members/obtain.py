@@ -40,7 +40,8 @@ class MembersDiverged(FloatingPointError):
     ) -> None:
         self.members, self.diverged = list(members), dict(diverged)
         which = "; ".join(f"member {number}: {error}" for number, error in sorted(diverged.items()))
-        super().__init__(f"{label}: {len(diverged)} of {len(members)} members failed, finished ones are kept. {which}")
+        failed = f"{len(diverged)} of {progress.counted(len(members), 'member')} failed"
+        super().__init__(f"{label}: {failed}, finished ones are kept. {which}")
 
 
 def obtain_members(
@@ -89,7 +90,8 @@ def obtain_members(
     )
     missing = [number for number, member in enumerate(found) if member is None]
     if len(missing) < len(jobs):
-        progress.say(f"{label}: {len(jobs) - len(missing)} of {len(jobs)} members are finished already")
+        finished = len(jobs) - len(missing)
+        progress.say(f"{label}: {finished} of {progress.counted(len(jobs), 'member')} finished already")
     diverged: dict[int, FloatingPointError] = {}
     if missing:
         with own.agreed():
@@ -101,7 +103,7 @@ def obtain_members(
             try_step(dataset, recipe, first.plan, first.pools, device=execution.trial_device())
         at_once = 1 if own.size > 1 else execution.at_once(len(missing))
         lines = [MemberLine(number, _rows(dataset, recipe, jobs[number]), recipe.epochs) for number in missing]
-        title = f"{label}: {len(missing)} members{_where(execution, at_once)}"
+        title = f"{label}: {progress.counted(len(missing), 'member')}{_where(execution, at_once)}"
         with telemetry.board(title, lines) as board, signals.raised_at_once():
             failed = engine_for(execution, at_once=at_once).run(
                 [jobs[number] for number in missing],

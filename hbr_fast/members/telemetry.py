@@ -114,10 +114,9 @@ class Board:
         rate = self._done / max(now - self._start, 1e-9)
         finished = sum(line.done >= line.rows for line in self._lines)
         left = _duration((total - self._done) / rate) if rate else "?"
-        return (
-            f"{finished} of {len(self._lines)} members finished, {self._done:,} of {total:,} images, "
-            f"{rate:,.0f} images/s, {left} left"
-        )
+        members = progress.counted(len(self._lines), "member")
+        images = f"{self._done:,} of {total:,} images, {rate:,.0f} images/s"
+        return f"{finished} of {members} finished, {images}, {left} left"
 
 
 def _cells(line: MemberLine, now: float) -> tuple[str, ...]:

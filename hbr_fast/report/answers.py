@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hbr_fast.evaluation.measures import METRICS
+from hbr_fast.progress import counted
 from hbr_fast.report.controls import controls_answers
 from hbr_fast.report.study_files import BASELINE, Comparison, StudyFiles, arm_label, compare
 
@@ -197,5 +198,4 @@ def _coarse(study: StudyFiles) -> list[str]:
 
 
 def _members(study: StudyFiles, arm: str) -> str:
-    count = study.members(arm)
-    return f"{count} member" + ("s" if count != 1 else "")
+    return counted(study.members(arm), "member")

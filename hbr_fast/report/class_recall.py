@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hbr_fast.progress import counted
 from hbr_fast.report.drawing import COLOURS, FORMATS, MOST_LABELS, report_style, short, titled_figure, write_figure
 
 
@@ -49,7 +50,7 @@ def class_recall(recall_mc: np.ndarray, classes: Sequence[str], *, evaluated: st
     named = num_classes <= MOST_LABELS
     several = members > 1
     figure, axes = titled_figure(
-        f"Recall of each class by {members} member{'s' if several else ''}",
+        f"Recall of each class by {counted(members, 'member')}",
         f"{evaluated}, gap {gap:.1f} points",
         3.0,
     )

@@ -24,6 +24,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from hbr_fast.files import atomic_write
+from hbr_fast.progress import counted
 from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label
 
 DPI = 200
@@ -301,8 +302,7 @@ def class_rows(study: StudyFiles, order: np.ndarray, arm: str, **columns: np.nda
 
 
 def count(study: StudyFiles, arm: str) -> str:
-    members = study.members(arm)
-    return f"{members} member" + ("s" if members != 1 else "")
+    return counted(study.members(arm), "member")
 
 
 def counts(study: StudyFiles, arms: Sequence[str] | None = None) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from hbr_fast.progress import counted
 from hbr_fast.report.controls import controls_table
 from hbr_fast.report.reading import read_study
 from hbr_fast.report.study_files import (
@@ -249,9 +250,7 @@ def _and_test_set(study: StudyFiles) -> str:
 
 
 def _members(study: StudyFiles, arms: Sequence[str]) -> str:
-    return " and ".join(
-        f"{study.members(arm)} {arm_label(arm)} member{'s' if study.members(arm) != 1 else ''}" for arm in arms
-    )
+    return " and ".join(counted(study.members(arm), f"{arm_label(arm)} member") for arm in arms)
 
 
 def _slug(arm: str) -> str:

@@ -17,6 +17,7 @@ from hbr_fast.evaluation.metrics import Evaluation, evaluate, evaluate_predictio
 from hbr_fast.files import locked, make_directory
 from hbr_fast.hardness import estimator as estimator_named
 from hbr_fast.machine import versions
+from hbr_fast.progress import counted
 from hbr_fast.studies.comparisons import Sides, Trained
 from hbr_fast.studies.evaluated import evaluated_tables
 from hbr_fast.studies.groups import read_groups
@@ -308,7 +309,7 @@ def _faults_of(run: ImportedRun, labels: np.ndarray, ids: np.ndarray | None, num
             faults.append(f"{run.name} has logits of {outputs.shape[1]} classes, not {num_classes}")
         bad = int(np.isnan(outputs).any(axis=1).sum())
         if bad:
-            faults.append(f"{run.name} has NaN logits of {bad} samples: did it diverge?")
+            faults.append(f"{run.name} has NaN logits of {counted(bad, 'sample')}: did it diverge?")
     elif outputs.ndim == 1 and outputs.dtype.kind in "iu":
         outside = outputs[(outputs < 0) | (outputs >= num_classes)]
         if len(outside):

@@ -15,6 +15,7 @@ from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
 from hbr_fast.members.execution import Execution
 from hbr_fast.members.store import find_member, member_key, member_path
+from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
 from hbr_fast.studies.plans import require_pool, study_rows
 from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner, require_same_dataset
@@ -24,7 +25,7 @@ from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.trainer import train_member
 
 TIMED_BATCHES = 8
-PROBED = 16  # images
+PROBES = (2, 16)  # images of a batch
 PATIENCE_S = 3.0
 
 
@@ -124,12 +125,14 @@ def preview(
 def images_per_second(dataset: Dataset, recipe: Recipe, *, execution: Execution | None = None) -> float:
     """Measure how fast one member trains here: a few batches, after as many to warm up.
 
-    First a small batch: where whole ones would take long, its rate is the answer.
+    First two images, then a small batch: where more would take long, the rate of those is the answer.
     """
-    probe = dataclasses.replace(recipe, batch_size=min(PROBED, recipe.batch_size))
-    rate = _timed(dataset, probe, batches=1, execution=execution)
-    if 2 * TIMED_BATCHES * recipe.batch_size / rate > PATIENCE_S:
-        return rate
+    for images in PROBES:
+        probe = dataclasses.replace(recipe, batch_size=min(images, recipe.batch_size), accumulate=1)
+        rate = _timed(dataset, probe, batches=1, execution=execution)
+        batches, batch = (1, PROBES[-1]) if images < PROBES[-1] else (TIMED_BATCHES, recipe.batch_size)
+        if 2 * batches * batch / rate > PATIENCE_S:
+            return rate
     return _timed(dataset, recipe, batches=TIMED_BATCHES, execution=execution)
 
 
@@ -167,6 +170,6 @@ def time_line(found: Preview, *, rate: float, at_once: int) -> str:
     hours, minutes = divmod(round(seconds / 60), 60)
     took = f"{hours} h {minutes:02} min" if seconds >= 60 else f"{seconds:.0f} s"
     return (
-        f"{total} trainings, {done} done, {total - done} to do: about {took} "
-        f"({found.images:,} images at {rate:,.0f} per second and member, {at_once} at once)"
+        f"{counted(total, 'training')}, {done} done, {total - done} to do: about {took} "
+        f"({found.images:,} images at {rate:,.{0 if rate >= 10 else 1}f} per second and member, {at_once} at once)"
     )

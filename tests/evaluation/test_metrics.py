@@ -92,7 +92,7 @@ def test_evaluate_dtypes(dtype: type) -> None:
         (
             np.array([[0, 1, 2], [np.nan, 0, 0], [0, 1, 2]]),
             [0, 1, 2],
-            "logits of 1 samples are NaN, first sample 1",
+            "logits of 1 sample are NaN, first sample 1",
         ),
     ],
 )

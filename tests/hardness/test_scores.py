@@ -248,7 +248,7 @@ def test_top_returns_extremes_overall_or_of_a_class() -> None:
         scores.top("aum", 3, class_=0, labels_n=labels)
     with pytest.raises(ValueError, match="cannot give 0 samples: 5 were observed"):
         scores.top("aum", 0)
-    with pytest.raises(ValueError, match="cannot give 1 samples of class 9: 0 were observed"):
+    with pytest.raises(ValueError, match="cannot give 1 sample of class 9: 0 were observed"):
         scores.top("aum", 1, class_=9, labels_n=labels)
     with pytest.raises(ValueError, match="need the labels of all 6 samples, got none"):
         scores.top("aum", 1, class_=0)

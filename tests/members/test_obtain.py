@@ -96,7 +96,7 @@ def test_obtain_members_keeps_order_and_trains_only_missing(
     members = obtain_members(tiny, recipe, [Job(8), Job(7), Job(9)], store=tmp_path, execution=ONE, label="b")
     assert [member.seed for member in members] == [8, 7, 9]
     assert trained == [7, 8, 9]
-    assert "b: 1 of 3 members are finished already" in capfd.readouterr().err
+    assert "b: 1 of 3 members finished already" in capfd.readouterr().err
 
 
 def test_obtain_members_removes_checkpoint_of_finished_member(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:

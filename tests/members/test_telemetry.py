@@ -102,11 +102,11 @@ def test_telemetry_writes_table_to_terminal_and_history_to_tensorboard(
 
 
 def test_telemetry_writes_plain_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with board("train: 1 members", [MemberLine(0, rows=10, epochs=1)]) as shown:
+    with board("train: 1 member", [MemberLine(0, rows=10, epochs=1)]) as shown:
         shown.advance(10, place=0)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("train: 1 members: 10 images in")
+    assert lines[0].startswith("train: 1 member: 10 images in")
 
 
 def test_telemetry_tensorboard_missing_extra(

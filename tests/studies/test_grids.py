@@ -362,7 +362,7 @@ def test_preview_counts_finished_work_and_trains_nothing(small: Dataset, tmp_pat
     assert images_per_second(small, TINY_RECIPE) > 100
 
 
-@pytest.mark.parametrize(("rate", "measured"), [(40.0, [16]), (40_000.0, [16, 8 * 20])])
+@pytest.mark.parametrize(("rate", "measured"), [(0.5, [2]), (40.0, [2, 16]), (40_000.0, [2, 16, 8 * 20])])
 def test_speed_is_measured_on_few_images_where_training_is_slow(
     small: Dataset, monkeypatch: pytest.MonkeyPatch, rate: float, measured: list[int]
 ) -> None:
@@ -373,15 +373,23 @@ def test_speed_is_measured_on_few_images_where_training_is_slow(
         return SimpleNamespace(history=[SimpleNamespace(images_per_second=rate)])
 
     monkeypatch.setattr(preview_of, "train_member", train)
-    recipe = named_recipe("small-cnn", ["batch_size=20", "precision=float32"])
+    recipe = named_recipe("small-cnn", ["batch_size=20", "accumulate=20", "precision=float32"])
     assert preview_of.images_per_second(small, recipe) == rate
     assert rows == measured
+
+
+def test_a_slow_rate_is_printed_with_a_decimal() -> None:
+    found = preview_of.Preview((preview_of.ArmPreview("baseline", 1, 0),), images=100)
+    assert "100 images at 0.4 per second" in preview_of.time_line(found, rate=0.4, at_once=1)
+    assert "100 images at 1,234 per second" in preview_of.time_line(found, rate=1234.0, at_once=1)
 
 
 def test_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["study", "alpha-path", "--tiny", "--dry-run", "--out", str(tmp_path / "a"), "--members-at-once", "1"]
     cli.main(words)
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert "measuring how fast" in captured.err  # which takes longest
     assert lines[0].split() == ["baseline", "2", "trainings,", "0", "done"]
     assert lines[1].startswith("random, 3 alphas     6 trainings,    0 done  (rows follow from the baseline")
     assert lines[-1].startswith("8 trainings, 0 done, 8 to do: about ")

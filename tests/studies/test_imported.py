@@ -126,7 +126,7 @@ def test_import_names_all_faults_at_once(tmp_path: Path) -> None:
         "no samples per class of baseline: give those of every arm or of none",
         "samples of 'mine' must be 3 whole numbers >= 0, one a class, got [1 2]",
         "baseline, variant 0, member 1 has logits of 2 classes, not 3",
-        "mine, variant 0, member 0 has NaN logits of 1 samples: did it diverge?",
+        "mine, variant 0, member 0 has NaN logits of 1 sample: did it diverge?",
         "mine, variant 0, member 1 must be logits [N, C] (floating point) or predicted classes [N]",
         "mine, variant 0, member 2 predicts class 7, of 3 classes",
         "mine, variant 0, member 2 has samples without a label: 30, 31",
