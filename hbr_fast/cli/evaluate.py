@@ -44,6 +44,7 @@ def evaluate(
 
     from hbr_fast.data.dataset import open_dataset
     from hbr_fast.data.relabel import real_classes
+    from hbr_fast.data.verify import require_unchanged
     from hbr_fast.evaluation.measures import METRICS, gaps
     from hbr_fast.evaluation.metrics import evaluate as evaluated
     from hbr_fast.files import atomic_write
@@ -63,6 +64,8 @@ def evaluate(
     chosen = _split(trained_on if other is None else other, split, like=trained_on)
     classes = trained_on.classes[: real_classes(trained_on)]
     stored = other is None and split == "test"  # training evaluated it
+    if not stored:
+        require_unchanged(trained_on if other is None else other)
 
     results = [
         evaluated(

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from hbr_fast.data.dataset import open_recorded
 from hbr_fast.data.images import ImageStore
+from hbr_fast.data.verify import require_unchanged
 from hbr_fast.files import atomic_directory, foreign_entries, read_json, write_json
 from hbr_fast.report import drawing, figures, tables
 from hbr_fast.report.answers import answers
@@ -126,6 +127,7 @@ def _is_report(folder: Path) -> bool:
 def _images(study: StudyFiles, dataset: Any) -> tuple[ImageStore | None, str]:
     """Pixels of the train split, or None and the reason."""
     wanted = study.meta["dataset"]["fingerprint"]
+    changed = "the dataset was changed after the study"
     if not study.has_hardness:
         return None, "the hardness of the training samples is not known"
     if not wanted:
@@ -136,13 +138,18 @@ def _images(study: StudyFiles, dataset: Any) -> tuple[ImageStore | None, str]:
                 f"the given dataset has the fingerprint {dataset.fingerprint}, the study used {wanted}: "
                 "give the dataset that the study used, or none"
             )
+        require_unchanged(dataset)
         return dataset.train.store, ""
     try:
         opened = open_recorded(study.path, study.meta["dataset"].get("path", ""))
     except (FileNotFoundError, ValueError) as error:
         return None, f"the dataset could not be opened ({error})"
     if opened.fingerprint != wanted:
-        return None, "the dataset was changed after the study"
+        return None, changed
+    try:
+        require_unchanged(opened)
+    except (FileNotFoundError, ValueError) as error:
+        return None, f"{changed} ({error})"
     return opened.train.store, ""
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from hbr_fast.hardness import HardnessScores
 from hbr_fast.members.scoring.confidence import own_confidence, rank_pool
 from hbr_fast.members.scoring.final_model import stored_final_scores
 from hbr_fast.members.store import StoredMember, train_and_store
+from hbr_fast.report import page
 from hbr_fast.resampling.pipeline import resample_by_hardness
 from hbr_fast.training.recipes import named_recipe
 
@@ -150,6 +152,30 @@ def test_results_are_not_made_from_changed_pixels(data: Dataset, tmp_path: Path)
         with pytest.raises(ValueError, match=CHANGED):
             result()
     assert own_confidence(pool.split, data, [member], label="pool").shape == (16,)
+
+
+def test_evaluate_changed_pixels(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = named_recipe("small-cnn", ["epochs=1", "batch_size=8", "precision=float32"])
+    trained_ensemble(data, recipe, tmp_path)
+    other = open_dataset(shutil.copytree(data.path, tmp_path / "other.hbr"))
+    zero_pixels(data)
+    zero_pixels(other)
+    for options in (["--split", "train"], ["--dataset", str(other.path)]):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", str(tmp_path / "other"), *options])
+        assert re.search(CHANGED, capsys.readouterr().err)
+
+
+def test_report_shows_no_changed_pixels(data: Dataset, tmp_path: Path) -> None:
+    about = {"fingerprint": data.fingerprint, "path": str(data.path)}
+    study: Any = SimpleNamespace(meta={"dataset": about}, has_hardness=True, path=tmp_path)
+    assert page._images(study, None)[1] == ""
+    zero_pixels(data)
+    shown, why = page._images(study, None)
+    assert shown is None
+    assert re.search(CHANGED, why)
+    with pytest.raises(ValueError, match=CHANGED):
+        page._images(study, data)
 
 
 def test_beton_is_not_written_from_changed_pixels(
