@@ -103,6 +103,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {target.parent} to write {target.name} into: make it first")
+    if target.exists() and not target.is_file():  # a rename would replace even /dev/null
+        raise FileExistsError(f"{target} is not an ordinary file, and nothing else is replaced: choose another name")
     with _named_errors(target), _partial(target, directory=False) as temporary:
         yield temporary
         _sync_file(temporary)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hbr_fast.data.meta_json import META
-from hbr_fast.files import foreign_entries, read_json
+from hbr_fast.files import foreign_entries
 
 _NOTES = ("skipped.csv",)  # reports of the conversion, not listed in `meta.json`
+_OF_SPLITS = re.compile(r".+\.(images|labels|hardness|index|sources|source_offsets)\.npy|.+\.\d{5,}\.tar")
 
 
 def require_replaceable(path: Path) -> None:
@@ -28,7 +30,7 @@ def require_replaceable(path: Path) -> None:
         raise FileExistsError(
             f"{path} is not a dataset (it has {entries[0]} and no {META}), and --force replaces nothing else: {remedy}"
         )
-    foreign = sorted(set(entries) - {META, *_NOTES, *_files_of(path)})
+    foreign = sorted(name for name in entries if name not in (META, *_NOTES) and not _is_of_dataset(name))
     if foreign:
         raise FileExistsError(
             f"{path} holds {foreign[0]}, which conversion did not write ({len(foreign)} such) and --force would "
@@ -36,12 +38,6 @@ def require_replaceable(path: Path) -> None:
         )
 
 
-def _files_of(path: Path) -> list[str]:
-    """Names that `meta.json` lists; if it is damaged, all that look like a split's files."""
-    try:
-        listed = read_json(path / META)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        listed = None
-    if isinstance(listed, dict):
-        return [name for name in listed if isinstance(name, str)]
-    return [file.name for split in ("train", "test", "validation") for file in path.glob(f"{split}.*")]
+def _is_of_dataset(name: str) -> bool:
+    """Whether a file is named as conversion names a split's files; what `meta.json` lists may be another program's."""
+    return "/" not in name and _OF_SPLITS.fullmatch(name) is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hbr_fast import files, locks, temporary
+from hbr_fast.data.replaceable import require_replaceable
 
 from .attempts import ROOT
 
@@ -219,3 +220,29 @@ def test_foreign_entries_are_named(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/")
     assert files.foreign_entries(tmp_path, ["index.html", "sub/file"]) == ["link"]
     assert files.foreign_entries(tmp_path, ["index.html", "link"]) == ["sub/file"]
+
+
+def test_atomic_write_replaces_ordinary_files_only(tmp_path: Path) -> None:
+    """A rename would replace a device such as /dev/null, too, if the user may."""
+    pipe, linked, directory = tmp_path / "pipe", tmp_path / "linked", tmp_path / "directory"
+    os.mkfifo(pipe)
+    linked.symlink_to(pipe)
+    directory.mkdir()
+    for path in (pipe, linked, directory):
+        with (
+            pytest.raises(FileExistsError, match=f"{path.name} is not an ordinary file"),
+            files.atomic_write(path) as file,
+        ):
+            file.write(b"a")
+    assert pipe.is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["directory", "linked", "pipe"]
+
+
+@pytest.mark.parametrize("described", ['{"mine": 1}', '{"files": {"thesis.tex": {}, "train.csv": {}}}', "{"])
+def test_force_keeps_what_another_program_describes(tmp_path: Path, described: str) -> None:
+    place = tmp_path / "a.hbr"
+    place.mkdir()
+    for name, content in (("meta.json", described), ("thesis.tex", "mine"), ("train.csv", "mine")):
+        (place / name).write_text(content)
+    with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which conversion did not write \(2 such\)"):
+        require_replaceable(place)
