@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 _LARGEST_WHOLE, _LARGEST_REAL = 2**31, 1e12  # of cells of 64-bit types: larger ones are damage, and charts of them hang
 
+# Rows of one value take no bytes in Parquet: more than this many must take one each.
+_MOST_ROWS = 5_000_000
+_READ_PARQUET = """
+import io, os, polars, sys
+for file in sys.argv[2:] or [io.BytesIO(sys.stdin.buffer.read())]:
+    size = os.stat(file).st_size if isinstance(file, str) else file.getbuffer().nbytes
+    rows = polars.scan_parquet(file).select(polars.len()).collect().item()
+    if rows > max(int(sys.argv[1]), size):
+        print(rows)
+        break
+    polars.read_parquet(file)
+"""
+
 
 def read_csv(
     path: Path, columns: Mapping[str, Any], *, optional: Mapping[str, Any] | None = None, remedy: str
@@ -87,18 +100,19 @@ def require_readable_parquet(*files: Path | bytes) -> None:
     Raises
     ------
     OSError
-        If they did.
+        If they did, or have far more rows than bytes.
     """
     paths = [str(file) for file in files if isinstance(file, Path)]
     content = next((file for file in files if isinstance(file, bytes)), None)
-    program = "import polars, sys; [polars.read_parquet(f) for f in sys.argv[1:] or [sys.stdin.buffer.read()]]"
     ended = subprocess.run(
-        [sys.executable, "-P", "-c", program, *paths],
+        [sys.executable, "-P", "-c", _READ_PARQUET, str(_MOST_ROWS), *paths],
         input=content,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=False,
     )
+    if ended.returncode == 0 and ended.stdout:
+        raise OSError(f"{int(ended.stdout):,} rows in so few bytes cannot be a table")
     if ended.returncode < 0:  # other errors occur here again, with their reason
         raise OSError("it is damaged: reading it ends the process")
 

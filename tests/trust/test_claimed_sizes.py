@@ -11,7 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+
+from hbr_fast import csv_files
+from hbr_fast.data.sources.tables import read_table
 
 from .attempts import attempt
 
@@ -165,3 +169,53 @@ def beton(labels): return Beton(path=Path("a.beton"), labels=np.array(labels), r
     assert "a.beton: label 1099511627776 of sample 1 is far beyond the number of samples, 4" in outcome.message
     outcome = attempt("assert len(numbered_classes(beton([0, 999]))) == 1000", imports=imports, cwd=tmp_path)
     assert outcome.kind == "accepted", outcome
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_zip_bomb(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        for name in ("x/1.png", "x/2.png", "y/1.png", "y/2.png"):
+            with archive.open(name, "w") as file:
+                for _ in range(300 if name == "y/2.png" else 1):
+                    file.write(bytes(1 << 20))
+    outcome = attempt(
+        'open_tree(Path("a.zip"), PassedOver()).read("y/2.png")',
+        imports="from pathlib import Path\n"
+        "from hbr_fast.data.sources.archives import open_tree\n"
+        "from hbr_fast.data.sources.trees import PassedOver",
+        memory=640 << 20,
+        cwd=tmp_path,
+    )
+    assert outcome.kind == "OSError", outcome
+    assert "would unpack to 314,572,800" in outcome.message
+
+
+def test_compressed_tar_that_fills_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(zeros(bomb_tar(tarfile.REGTYPE, "x/1.png", 64 << 20), 64 << 20))
+    outcome = attempt(
+        """
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        open_tree(Path("a.tar.gz"), PassedOver())
+        """,
+        imports="from pathlib import Path\n"
+        "from hbr_fast.data.sources.archives import open_tree\n"
+        "from hbr_fast.data.sources.trees import PassedOver",
+        cwd=tmp_path,
+    )
+    assert outcome.kind == "OSError", outcome
+    assert outcome.message.startswith("no space left in ")
+    assert "to unpack a.tar.gz" in outcome.message
+
+
+def test_parquet_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_files, "_MOST_ROWS", 1000)
+    path = tmp_path / "a.parquet"
+    pl.select(a=pl.repeat(1, 1000)).write_parquet(path)
+    assert csv_files.read_table(path).height == 1000
+    pl.select(a=pl.repeat(1, 200_000)).write_parquet(path)
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read \(200,000 rows in so few bytes"):
+        csv_files.read_table(path)
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file \(200,000 rows"):
+        read_table(path.read_bytes(), str(path))

@@ -18,6 +18,7 @@ from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.members import ArchiveTree, Members
 from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, PassedOver, Tree, joined, plain_path
 from hbr_fast.data.sources.zips import open_zip
+from hbr_fast.files import DISK_FULL
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 _COPY_BYTES = 1 << 20
@@ -156,6 +157,11 @@ def _uncompressed(place: Path) -> IO[bytes]:
                 copy.write(block)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         copy.close()
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise OSError(
+                f"no space left in {tempfile.gettempdir()} to unpack {place}: free some, set TMPDIR to another "
+                "place, or unpack it yourself"
+            ) from None
         raise ValueError(f"{place} is a damaged or truncated archive ({error}): fetch it again") from None
     copy.flush()
     copy.seek(0)

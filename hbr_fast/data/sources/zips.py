@@ -22,6 +22,7 @@ _CENTRAL, _CENTRAL_BYTES = b"PK\1\2", 46
 _LOCAL, _LOCAL_BYTES = b"PK\3\4", 30
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _ENCRYPTED, _UTF8 = 0x1, 0x800
+_MOST_UNPACKED, _MOST_EXPANSION = 64 << 20, 100  # of a member, in bytes and in bytes a packed one
 _IN_EXTRA = 0xFFFFFFFF  # the value is in the extra field of large archives
 
 
@@ -64,6 +65,8 @@ class ZipTree(ArchiveTree):
     def _content(self, member: _Member, count: int | None) -> bytes:
         if member.flags & _ENCRYPTED:
             raise DamagedZip("it is encrypted")
+        if member.method != _STORED and member.size > max(_MOST_UNPACKED, _MOST_EXPANSION * member.packed_size):
+            raise DamagedZip(f"{member.packed_size:,} bytes would unpack to {member.size:,}: store it unpacked")
         descriptor, start = self.file.fileno(), member.header_at + self.shift
         header = os.pread(descriptor, _LOCAL_BYTES, start)
         if len(header) < _LOCAL_BYTES or not header.startswith(_LOCAL):
