@@ -7,6 +7,8 @@ import hashlib
 import io
 import os
 import shutil
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +174,11 @@ def _check_source(source: Source) -> None:
             f"{source.name}: the name of class {broken[0]!a} is not UTF-8 ({len(broken)} such), so no results file "
             "could hold it: rename it"
         )
-    repeated = sorted({name for name in source.classes if source.classes.count(name) > 1})
+    blank = [number for number, name in enumerate(source.classes) if not name.strip()]
+    if blank:
+        raise ValueError(f"{source.name}: class {blank[0]} has no name ({len(blank)} such): give it one")
+    counts = Counter(unicodedata.normalize("NFC", name) for name in source.classes)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:
         raise ValueError(f"{source.name}: two classes are named {repeated[0]!r}: give each a name of its own")
     _check_labels(source, {name: split.labels_n for name, split in source.splits.items()})

@@ -95,7 +95,7 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(f"its header is damaged ({_line(error)})") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects: allow_pickle is never set")
-    if dtype.itemsize == 0 or dtype.subdtype is not None:  # any number of items in no bytes, or more axes than its shape
+    if dtype.itemsize == 0 or dtype.subdtype is not None:  # any number of items in no bytes, or axes beyond its shape
         raise ValueError(f"no array has the type {dtype!s:.40}")
     # Sides of 0 hide what the product of the others would be, and NumPy takes no bool as a side.
     whole = all(type(side) is int and side >= 0 for side in shape)

@@ -225,3 +225,15 @@ def test_npz_fraction_depends_on_seed(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("twice", [("", "b", "c"), ("a", " \t", "c")])
+def test_convert_refuses_class_without_name(tmp_path: Path, twice: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"mine: class [01] has no name \(1 such\)"):
+        convert("npz", tmp_path / "a.hbr", root=save(tmp_path, **whole(classes=np.array(twice))))
+
+
+def test_convert_refuses_class_names_that_look_the_same(tmp_path: Path) -> None:
+    twice = np.array(["caf\u00e9", "cafe\u0301", "c"])
+    with pytest.raises(ValueError, match=r"mine: two classes are named 'caf\u00e9'"):
+        convert("npz", tmp_path / "a.hbr", root=save(tmp_path, **whole(classes=twice)))
