@@ -38,6 +38,7 @@ from hbr_fast.loaders.batch import Batch
 from hbr_fast.loaders.loader import Loader
 from hbr_fast.orders import Sampler, sequential_order, uniform_order, weighted_order
 
+GUARD_S = 600  # against hangs; generous enough for a busy machine
 STRONG = Augment(flip=0.5, pad=2)
 AUGMENTS = (
     Augment(),
@@ -565,9 +566,9 @@ def running_threads() -> int:
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
     """Wait for other threads until a condition holds; on a busy machine that may take long."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + GUARD_S
     while not holds():
-        assert time.monotonic() < deadline, f"in 20 seconds it did not happen that {what}"
+        assert time.monotonic() < deadline, f"in {GUARD_S} seconds it did not happen that {what}"
         time.sleep(0.002)
 
 
