@@ -27,8 +27,19 @@ _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.(partial|old)")
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits; the file is streamed."""
-    with open(path, "rb") as file:
+    with named_reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def named_reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make errors of the block name the file: those of opening it do, not those of reading it, e.g. on a bad disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def canonical_json(value: Any) -> str:
@@ -54,7 +65,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a `ValueError` names the file if it does not parse, or holds NaN, infinity or invalid
     Unicode."""
     try:
-        with open(path, "rb") as file:
+        with named_reading(path), open(path, "rb") as file:
             return parse_json(file.read())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): restore it or write it again") from None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_LOCK = " is not an ordinary file, so it cannot be a lock: remove it"
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
@@ -35,10 +36,12 @@ def opened_lock(path: Path) -> Iterator[int]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(f"{path} is a symbolic link, not a lock: remove it") from None
+        if error.errno == errno.EISDIR:
+            raise OSError(f"{path}{_NO_LOCK}") from None
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is not an ordinary file, so it cannot be a lock: remove it")
+            raise OSError(f"{path}{_NO_LOCK}")
         yield descriptor
     finally:
         os.close(descriptor)

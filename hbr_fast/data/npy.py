@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from hbr_fast.files import named_reading
+
 # What reading a damaged `.npz` file raises.
 NPZ_DAMAGE = (
     ValueError,
@@ -60,7 +62,7 @@ def read_npy(
         If it is damaged, longer or shorter than its header says, or has the wrong type or shape; the message names it.
     """
     try:
-        with open(path, "rb") as file:
+        with named_reading(path), open(path, "rb") as file:
             found_shape, fortran, found = npy_header(file)
             expected = file.tell() + math.prod(found_shape) * found.itemsize
             size = os.fstat(file.fileno()).st_size
@@ -89,7 +91,7 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         if version not in _HEADERS:
             raise ValueError(f"version {version} is not known")
         shape, fortran, dtype = _HEADERS[version](file)
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, OSError):
         raise
     except Exception as error:  # numpy parses the header as Python: tokenizer, recursion and type errors
         raise ValueError(f"its header is damaged ({_line(error)})") from None

@@ -165,8 +165,9 @@ def _of_directory(path: Path, dataset: Dataset) -> Pool:
 
 def _fingerprint_of_file(path: Path) -> str:
     """Hash of the file, combined with that of its label file if it has one."""
+    beside = None if path.suffix == ".npz" and path.is_file() else _labels_beside(path)
     own = sha256_of_file(path)
-    return own if path.suffix == ".npz" else content_hash([own, sha256_of_file(_labels_beside(path))])
+    return own if beside is None else content_hash([own, sha256_of_file(beside)])
 
 
 def _labels_beside(path: Path) -> Path:

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from hbr_fast import files, locks, temporary
+from hbr_fast.data.npy import read_npy
 from hbr_fast.data.replaceable import require_replaceable
+from hbr_fast.data.sources.trees import DirectoryTree
 
-from .attempts import ROOT
+from .attempts import ROOT, attempt
 
 
 @contextlib.contextmanager
@@ -147,6 +149,10 @@ def test_lock_refuses_link_and_keeps_its_file(tmp_path: Path) -> None:
     os.mkfifo(place / ".lock")
     with pytest.raises(OSError, match="is not an ordinary file"), files.locked(place):
         pass
+    (place / ".lock").unlink()
+    (place / ".lock").mkdir()
+    with pytest.raises(OSError, match="is not an ordinary file"), files.locked(place):
+        pass
 
 
 def test_scratch_directory_leaves_links_alone(tmp_path: Path) -> None:
@@ -246,3 +252,37 @@ def test_force_keeps_what_another_program_describes(tmp_path: Path, described: s
         (place / name).write_text(content)
     with pytest.raises(FileExistsError, match=r"holds thesis\.tex, which conversion did not write \(2 such\)"):
         require_replaceable(place)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read at its beginning")
+@pytest.mark.parametrize("read", ["file", "json", "npy", "tree", "head"])
+def test_error_while_reading_names_the_file(read: str) -> None:
+    """As on a damaged disk: the file opens, and reading it fails."""
+    tree = DirectoryTree(Path("/proc/self"), follow_links=False)
+    how = {
+        "file": lambda: files.sha256_of_file("/proc/self/mem"),
+        "json": lambda: files.read_json("/proc/self/mem"),
+        "npy": lambda: read_npy("/proc/self/mem"),
+        "tree": lambda: tree.read("mem"),
+        "head": lambda: tree.head("mem", 10),
+    }
+    with pytest.raises(OSError, match=r"Input/output error: '/proc/self/mem'"):
+        how[read]()
+
+
+@pytest.mark.parametrize("what", ["folder", "pool"])
+def test_endless_device_is_no_data(tmp_path: Path, what: str) -> None:
+    """Not read to its end: there is none."""
+    data = 'convert("synthetic", "a.hbr", classes=2, train_per_class=3, test_per_class=2)'
+    outcome = attempt(
+        {
+            "folder": 'open_source("folder", root="/dev/zero")',
+            "pool": 'open_pool("/dev/zero", dataset=data, cache=Path("cache"))',
+        }[what],
+        imports="from pathlib import Path\nfrom hbr_fast.data.convert import convert\n"
+        "from hbr_fast.data.pool import open_pool\n"
+        f"from hbr_fast.data.sources.opening import open_source\ndata = {data}",
+        cwd=tmp_path,
+    )
+    assert (outcome.kind, outcome.lines) == ("ValueError", 1), outcome
+    assert outcome.message.startswith("/dev/zero is n")

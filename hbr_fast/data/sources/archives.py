@@ -40,9 +40,9 @@ def open_tree(place: Path, passed: PassedOver, *, follow_links: bool = False) ->
         near = _near(place)
         hint = f"did you mean {near}?" if near else "give the folder or archive with the images"
         raise FileNotFoundError(f"{place} does not exist: {hint}")
-    if zipfile.is_zipfile(place):
+    if place.is_file() and zipfile.is_zipfile(place):
         return open_zip(place, passed)
-    if place.name.lower().endswith(_TAR_SUFFIXES) or tarfile.is_tarfile(place):
+    if place.is_file() and (place.name.lower().endswith(_TAR_SUFFIXES) or tarfile.is_tarfile(place)):
         return _open_tar(place, passed)
     raise ValueError(f"{place} is neither a folder nor a zip or tar archive: give one of these")
 

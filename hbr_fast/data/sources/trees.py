@@ -13,6 +13,8 @@ from typing import Protocol, overload
 
 import numpy as np
 
+from hbr_fast.files import named_reading
+
 # Folders and files that systems and tools leave beside pictures, in addition to names that begin with a dot.
 _CLUTTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 _EXAMPLES = 3
@@ -212,9 +214,11 @@ class DirectoryTree:
 
     def read(self, path: str) -> bytes:
         # Not by pathlib, which keeps every name in a process-wide table.
-        with open(os.path.join(self.place, path), "rb", buffering=0) as file:
+        name = os.path.join(self.place, path)
+        with named_reading(name), open(name, "rb", buffering=0) as file:
             return file.readall()
 
     def head(self, path: str, count: int) -> bytes:
-        with open(os.path.join(self.place, path), "rb") as file:
+        name = os.path.join(self.place, path)
+        with named_reading(name), open(name, "rb") as file:
             return file.read(count)
