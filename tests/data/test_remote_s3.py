@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.remote_checks import check_a_damaged_picture_is_set_aside, kept_bytes, shards_of, train_loader
 from loaders.contracts import assert_same, copies
 from photographs import write_photographs
 
+from data.remote_checks import check_a_damaged_picture_is_set_aside, kept_bytes, shards_of, train_loader
 from hbr_fast.data import remote, shards
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset, open_dataset
