@@ -73,7 +73,7 @@ def _bar(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
 @contextlib.contextmanager
 def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]:
     start = last = time.monotonic()
-    first: tuple[float, int] | None = None  # time and units at the first report, after compiling and starting
+    first: tuple[float, int, int] | None = None  # time, units and bytes at the first report, after starting up
     done = sizes = 0
 
     def advance(units: int, size: int = 0, /) -> None:
@@ -81,14 +81,15 @@ def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]
         done, sizes = done + units, sizes + size
         now = time.monotonic()
         if first is None and units:
-            first = now, done
-        if now - last >= PLAIN_INTERVAL_S and 0 < done < total:
+            first = now, done, sizes
+        if now - last >= PLAIN_INTERVAL_S and first is not None and done < total:
             last = now
-            rates = _rate(done / (now - start), unit, sizes / (now - start))
-            assert first is not None
-            seconds, units_since = now - first[0], done - first[1]
-            left = f", {seconds * (total - done) / units_since:,.0f} s left" if units_since else ""
-            say(f"{description}: {done:,}/{total:,} {unit}, {rates}{left}")
+            seconds, units_since, size_since = now - first[0], done - first[1], sizes - first[2]
+            rates = ""
+            if units_since and seconds:
+                left = seconds * (total - done) / units_since
+                rates = f", {_rate(units_since / seconds, unit, size_since / seconds)}, {left:,.0f} s left"
+            say(f"{description}: {done:,}/{total:,} {unit}{rates}")
 
     yield advance
     seconds = time.monotonic() - start

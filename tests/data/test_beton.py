@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import pickle
 import re
@@ -27,7 +28,8 @@ from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.data.encoded_images import BadPicture, EncodedImages
 
-pytest.importorskip("ffcv")
+# Not importorskip: FFCV compiles for seconds when it is imported, and every test process would do so to collect.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,5 +1,6 @@
 import dataclasses
 import gc
+import importlib.util
 import tempfile
 import threading
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from hbr_fast.loaders.augment import Augment
 from hbr_fast.loaders.loader import Loader
 from loaders.contracts import MakeLoader, assert_same, checks_of, checks_of_pictures, make_split, textured_split
 
-pytest.importorskip("ffcv")
+# Not importorskip: FFCV compiles for seconds when it is imported, and every test process would do so to collect.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
 
 
 STRONG = Augment(flip=0.5, alternating_flip=True, pad=3, padding="reflect", cutout=4)
