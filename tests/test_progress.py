@@ -71,9 +71,7 @@ def test_progress_gives_bytes_where_they_are_told(capsys: pytest.CaptureFixture[
     ]
 
 
-def test_progress_leaves_out_the_time_until_the_first_units(
-    capsys: pytest.CaptureFixture[str], clock: Clock
-) -> None:
+def test_progress_leaves_out_the_time_until_the_first_units(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     with progress.task("train", total=1_000, unit="images") as advance:
         clock.now += 30  # processes start, kernels are compiled
         advance(10)

@@ -74,6 +74,6 @@ def test_issue_templates_are_forms(path: Path) -> None:
 def test_user_script_runs(tmp_path: Path) -> None:
     found = user_script(tmp_path)
     assert found["batches"] == 3
-    assert found["drawn"] == 24
+    assert (found["drawn"], found["kept"]) == (3 * 24, 12)
     assert found["epochs"] == 1
     assert found["p"] == 1

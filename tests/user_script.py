@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,6 +33,7 @@ from hbr_fast import (
     holm,
     named_recipe,
     paired_difference,
+    prune,
     resample,
     uniform_order,
 )
@@ -73,9 +75,15 @@ def main(folder: Path) -> dict[str, float]:
     scores: HardnessScores = record(train, model, epochs=2)
     plan: Plan = resampled(train, scores)
     batches: int = len(Loader(train, plan=plan, batch_size=8))
-    sampler: HardnessSampler = HardnessSampler(train.labels, scores_n=scores, estimator="loss", alpha=0.5)
     mine = TensorDataset(torch.tensor(train.images), torch.tensor(train.labels))
-    drawn: int = sum(len(labels) for _, labels in DataLoader(mine, sampler=sampler, batch_size=8))
+    drawn = 0
+    as_list: list[int] = train.labels.tolist()  # as `ImageFolder.targets` is
+    labels: npt.ArrayLike | torch.Tensor
+    for labels in (train.labels, torch.tensor(train.labels), as_list):
+        sampler: HardnessSampler = HardnessSampler(labels, scores_n=scores, estimator="loss", alpha=0.5)
+        drawn += sum(len(batch) for _, batch in DataLoader(mine, sampler=sampler, batch_size=8))
+    loss: list[float] = scores.per_sample("loss").tolist()
+    kept: int = len(prune(as_list, 0.5, by="hardness", hard_is="high", scores_n=loss, seed=0).kept)
 
     test: Batch = next(iter(Loader(dataset.test, batch_size=len(dataset.test))))
     result: Evaluation = evaluate(model(test.images).detach().numpy(), test.labels.numpy(), classes=dataset.classes)
@@ -83,4 +91,11 @@ def main(folder: Path) -> dict[str, float]:
     difference: PairedDifference = paired_difference(np.array([[0.5], [0.6]]), np.array([[0.7], [0.9]]))
     corrected = holm([difference.p_value, 0.5])
     recipe: Recipe = named_recipe("small-cnn", ["epochs=1"])
-    return {**found, "batches": batches, "drawn": drawn, "p": float(corrected[0]), "epochs": recipe.epochs}
+    return {
+        **found,
+        "batches": batches,
+        "drawn": drawn,
+        "kept": kept,
+        "p": float(corrected[0]),
+        "epochs": recipe.epochs,
+    }

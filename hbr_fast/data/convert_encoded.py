@@ -67,9 +67,8 @@ def pictures_mean_std(store: EncodedImages) -> tuple[tuple[float, ...], tuple[fl
     Each counts at 128 x 128 pixels, cropped as in evaluation. Pictures that cannot be decoded are left out.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), _PICTURES)).round().astype(np.int64))
-    progress.say(
-        f"statistics: decoding {progress.counted(len(rows), 'picture')}"
-    )  # the decoder is compiled on its first use
+    # Said before, because the decoder is compiled on its first use.
+    progress.say(f"statistics: decoding {progress.counted(len(rows), 'picture')}")
     sums_c, squares_c = np.zeros(store.channels, np.int64), np.zeros(store.channels, np.int64)
     pixels = 0
     for part in np.array_split(rows, -(-len(rows) // 64)):

@@ -8,11 +8,12 @@ Source: Pukowski & Osmani, arXiv 2504.07031 (the gaps).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Better = Literal["smaller", "larger"]
 
@@ -124,10 +125,10 @@ def hard_classes(counts_c: np.ndarray, base_c: np.ndarray) -> np.ndarray:
 
 
 def gaps(
-    metric_c: np.ndarray | Sequence[float],
+    metric_c: ArrayLike,
     *,
-    counts_c: np.ndarray | Sequence[int] | None = None,
-    base_c: np.ndarray | Sequence[float] | None = None,
+    counts_c: ArrayLike | None = None,
+    base_c: ArrayLike | None = None,
     better: Better = "larger",
 ) -> dict[str, float]:
     """How unequal a metric is over the classes. Every class counts, even one whose value is 0.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.progress import counted
 
@@ -68,8 +69,8 @@ class Evaluation:
 
 
 def evaluate(
-    logits_nc: np.ndarray,
-    labels_n: np.ndarray,
+    logits_nc: ArrayLike,
+    labels_n: ArrayLike,
     *,
     classes: Sequence[str] | None = None,
     absent: Literal["error", "nan"] = "error",

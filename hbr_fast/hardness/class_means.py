@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def class_means(
-    scores_n: np.ndarray,
-    labels_n: np.ndarray,
+    scores_n: ArrayLike,
+    labels_n: ArrayLike,
     num_classes: int,
     *,
     unscored: Literal["error", "nan"] = "error",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.files import atomic_write
 from hbr_fast.hardness.class_means import class_means
@@ -96,7 +97,7 @@ class HardnessScores:
         total = np.where(seen, values, 0.0).sum(axis=0)
         return np.divide(total, seen.sum(axis=0), out=np.full(len(self), np.nan), where=seen.any(axis=0))
 
-    def class_means(self, name: str, labels_n: np.ndarray, num_classes: int) -> np.ndarray:
+    def class_means(self, name: str, labels_n: ArrayLike, num_classes: int) -> np.ndarray:
         """Class hardness H_c (method, section 3): mean score of the class's observed samples, float64 [C].
 
         Raises
@@ -148,7 +149,7 @@ class HardnessScores:
         *,
         hardest: bool = True,
         class_: int | None = None,
-        labels_n: np.ndarray | None = None,
+        labels_n: ArrayLike | None = None,
     ) -> np.ndarray:
         """Ids of the k hardest (or easiest) observed samples by one estimator, int64 [k], the most extreme first.
 
@@ -179,7 +180,7 @@ class HardnessScores:
             raise ValueError(f"cannot give {counted(k, 'sample')}{where}: {len(ids)} were observed")
         return ids[np.argsort(scores[ids] if hardest else -scores[ids], kind="stable")[:k]]
 
-    def to_frame(self, labels_n: np.ndarray | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:
+    def to_frame(self, labels_n: ArrayLike | None = None, classes: Sequence[str] | None = None) -> pl.DataFrame:
         """One row per sample, as a polars table.
 
         Parameters

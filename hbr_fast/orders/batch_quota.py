@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.arguments import whole_number
 from hbr_fast.kernels.orders import cpu_bijections
@@ -16,12 +17,12 @@ from hbr_fast.orders.quota import QuotaOrder, quota_order
 
 
 def batch_quota_order(
-    labels_n: np.ndarray,
-    counts_c: np.ndarray | Sequence[int] | Mapping[int, int],
+    labels_n: ArrayLike,
+    counts_c: ArrayLike | Mapping[int, int],
     *,
     batch_size: int,
     seed: int,
-    preference: np.ndarray | None = None,
+    preference: ArrayLike | None = None,
 ) -> BatchQuotaOrder:
     """`quota_order` with exact shares in every batch: a batch of 100 of two equal classes has 50 of each.
 
@@ -74,7 +75,7 @@ class BatchQuotaOrder(Sampler):
         """Number of samples."""
         return self.quotas.num_rows
 
-    def with_counts(self, counts_c: np.ndarray | Sequence[int] | Mapping[int, int]) -> BatchQuotaOrder:
+    def with_counts(self, counts_c: ArrayLike | Mapping[int, int]) -> BatchQuotaOrder:
         """The same samples, batch size, seed and preference with other counts."""
         quotas = self.quotas
         return batch_quota_order(

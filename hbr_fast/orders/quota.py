@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.kernels.orders import cpu_bijections
 from hbr_fast.orders.arrays import one_a_class, one_each
@@ -30,11 +31,11 @@ from hbr_fast.seeding import Stream, checked_seed, philox, stream_key
 
 
 def quota_order(
-    labels_n: np.ndarray,
-    counts_c: np.ndarray | Sequence[int] | Mapping[int, int],
+    labels_n: ArrayLike,
+    counts_c: ArrayLike | Mapping[int, int],
     *,
     seed: int,
-    preference: np.ndarray | None = None,
+    preference: ArrayLike | None = None,
 ) -> QuotaOrder:
     """An order with an exact number of samples of each class in every epoch.
 
@@ -76,7 +77,7 @@ def quota_order(
 
 
 def ratio_order(
-    labels_n: np.ndarray, ratios_c: np.ndarray | Sequence[float] | Mapping[int, float], *, length: int, seed: int
+    labels_n: ArrayLike, ratios_c: ArrayLike | Mapping[int, float], *, length: int, seed: int
 ) -> QuotaOrder:
     """An order of fixed length whose classes appear in real-valued ratios.
 
@@ -143,7 +144,7 @@ class QuotaOrder(Sampler):
         epoch = checked_epoch(epoch)
         return _cumulative_counts(self.quotas, epoch + 1) - _cumulative_counts(self.quotas, epoch)
 
-    def with_counts(self, counts_c: np.ndarray | Sequence[int] | Mapping[int, int]) -> QuotaOrder:
+    def with_counts(self, counts_c: ArrayLike | Mapping[int, int]) -> QuotaOrder:
         """The same samples, seed and preference with other counts."""
         return quota_order(self.labels, counts_c, seed=self.seed, preference=self.preference)
 
@@ -237,7 +238,7 @@ class QuotaOrder(Sampler):
         return arguments
 
 
-def checked_labels(labels_n: np.ndarray) -> np.ndarray:
+def checked_labels(labels_n: ArrayLike) -> np.ndarray:
     """Labels as a checked array [N]; unsigned ones of 64 bits as int64, which NumPy before 2.3 wants for counting."""
     labels = one_each("labels", labels_n)
     if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu":
@@ -250,7 +251,7 @@ def checked_labels(labels_n: np.ndarray) -> np.ndarray:
 
 
 def _quota_order(
-    labels_n: np.ndarray, quotas: Sequence[Fraction], *, seed: int, preference: np.ndarray | None
+    labels_n: ArrayLike, quotas: Sequence[Fraction], *, seed: int, preference: ArrayLike | None
 ) -> QuotaOrder:
     labels = checked_labels(labels_n)
     if labels.max() >= len(quotas):

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.kernels.orders import cpu_draws
 from hbr_fast.orders.arrays import one_each
@@ -15,7 +16,7 @@ from hbr_fast.seeding import Stream, checked_seed, stream_key
 
 
 def weighted_order(
-    weights_n: np.ndarray, *, seed: int, length: int | None = None, replacement: bool = True
+    weights_n: ArrayLike, *, seed: int, length: int | None = None, replacement: bool = True
 ) -> WeightedOrder:
     """An order that draws rows in proportion to weights.
 
@@ -83,7 +84,7 @@ class WeightedOrder(Sampler):
         """Number of weights."""
         return len(self.weights)
 
-    def with_weights(self, weights_n: np.ndarray) -> WeightedOrder:
+    def with_weights(self, weights_n: ArrayLike) -> WeightedOrder:
         """The same order with other weights."""
         return weighted_order(weights_n, length=self.length, seed=self.seed, replacement=self.replacement)
 

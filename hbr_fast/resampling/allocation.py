@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.hardness.estimators import Hard
 from hbr_fast.resampling.division import Problem, divide, largest_remainder
@@ -68,7 +69,7 @@ class Allocation:
 
 
 def allocate(
-    class_hardness_c: np.ndarray | Sequence[float],
+    class_hardness_c: ArrayLike,
     *,
     hard_is: Hard,
     alpha: float = 1.0,
@@ -212,8 +213,8 @@ def allocate(
 
 
 def reallocate(
-    counts_c: np.ndarray | Sequence[int],
-    class_hardness_c: np.ndarray | Sequence[float],
+    counts_c: ArrayLike,
+    class_hardness_c: ArrayLike,
     *,
     hard_is: Hard,
     alpha: float = 1.0,
@@ -246,11 +247,11 @@ def reallocate(
     ValueError
         If counts, hardness or `max_change` are out of range.
     """
-    counts = np.asarray(counts_c)
+    counts, hardness_c = np.asarray(counts_c), np.asarray(class_hardness_c)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=1) < 1:
         raise ValueError(f"counts must be whole numbers of at least 1, one a class, got {counts}")
-    if len(counts) != len(class_hardness_c):
-        raise ValueError(f"{len(counts)} counts but {len(class_hardness_c)} class hardness values")
+    if counts.shape != hardness_c.shape:
+        raise ValueError(f"{len(counts)} counts but {hardness_c.size} class hardness values")
     if not 0 <= max_change <= 1:
         raise ValueError(f"max_change is a share in [0, 1], got {max_change}")
     total = int(counts.sum())

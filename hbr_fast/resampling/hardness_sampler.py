@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.hardness.class_means import class_means
 from hbr_fast.hardness.estimators import Hard
@@ -66,9 +67,9 @@ class HardnessSampler(OrderSampler):
 
     def __init__(
         self,
-        labels_n: np.ndarray,
+        labels_n: ArrayLike,
         *,
-        scores_n: np.ndarray | HardnessScores | HardnessRecorder | None = None,
+        scores_n: ArrayLike | HardnessScores | HardnessRecorder | None = None,
         estimator: str | None = None,
         counts_c: np.ndarray | Sequence[int] | Mapping[int, int] | None = None,
         hard_is: Hard | None = None,

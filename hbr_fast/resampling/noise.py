@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.resampling.pruning import rounded_share
 from hbr_fast.resampling.ranking import members_of_classes, raw_bits, shuffled
@@ -38,7 +39,7 @@ class NoisyLabels:
 
 
 def inject_noise(
-    labels_n: np.ndarray, rate: float, *, num_classes: int, kind: Kind = "uniform", seed: int
+    labels_n: ArrayLike, rate: float, *, num_classes: int, kind: Kind = "uniform", seed: int
 ) -> NoisyLabels:
     """Give a share of each class a wrong label.
 
@@ -121,7 +122,7 @@ def threshold_of(
 
 
 def suspects(
-    scores_n: np.ndarray,
+    scores_n: ArrayLike,
     *,
     hard_is: str,
     count: int | None = None,

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.resampling.ranking import class_name, hardest_first, members_of_classes, shuffled
 from hbr_fast.seeding import Stream
@@ -56,14 +57,14 @@ class Pruned:
 
 
 def prune(
-    labels_n: np.ndarray,
+    labels_n: ArrayLike,
     rate: float,
     *,
     by: By = "random",
     level: Level = "class",
     drop: End = "easy",
-    ids: np.ndarray | None = None,
-    scores_n: np.ndarray | None = None,
+    ids: ArrayLike | None = None,
+    scores_n: ArrayLike | None = None,
     hard_is: str | None = None,
     seed: int = 0,
     classes: Sequence[str] | None = None,
@@ -126,8 +127,9 @@ def prune(
     if by == "hardness":
         if scores_n is None or hard_is not in ("low", "high"):
             raise ValueError('by="hardness" ranks samples: give scores_n and hard_is "low" or "high"')
-        if len(scores_n) != len(labels_n):
-            raise ValueError(f"scores_n must have one score for each of {len(labels_n)} labels, got {len(scores_n)}")
+        scores_n = np.asarray(scores_n, np.float64)
+        if scores_n.shape != labels_n.shape:
+            raise ValueError(f"scores_n must have one score for each of {len(labels_n)} labels, got {scores_n.size}")
         if np.isnan(scores_n[there]).any():
             raise ValueError(
                 f"{np.isnan(scores_n[there]).sum()} scores are NaN: score every sample, or prune at random"
@@ -140,8 +142,8 @@ def prune(
         if by == "random":
             last_to_go = shuffled(own, seed=seed, stream=stream, c=c)
         else:
-            assert scores_n is not None
-            last_to_go = own[hardest_first(np.asarray(scores_n, np.float64)[own], hard_is)]
+            assert isinstance(scores_n, np.ndarray)
+            last_to_go = own[hardest_first(scores_n[own], hard_is)]
             if drop == "hard":
                 last_to_go = last_to_go[::-1]
         kept.append(last_to_go[: len(own) - rounded_share(rate, len(own))])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hbr_fast.data.plan import Plan
 from hbr_fast.resampling.oversampling import OVERSAMPLE, WEIGHTED, Rows, gained
@@ -18,11 +19,11 @@ from hbr_fast.resampling.undersampling import DROPPED_HARD_END, UNDERSAMPLE, kep
 
 
 def resample(
-    labels_n: np.ndarray,
-    counts_c: np.ndarray | Sequence[int],
+    labels_n: ArrayLike,
+    counts_c: ArrayLike,
     *,
-    ids: np.ndarray | None = None,
-    scores_n: np.ndarray | None = None,
+    ids: ArrayLike | None = None,
+    scores_n: ArrayLike | None = None,
     hard_is: str | None = None,
     undersample: str = "easy",
     oversample: str = "random",
@@ -97,12 +98,13 @@ def resample(
     [1, 2]
     """
     labels_n, counts_c = np.asarray(labels_n), np.asarray(counts_c)
+    scores_n = None if scores_n is None else np.asarray(scores_n, np.float64)
     _check_labels_and_counts(labels_n, counts_c)
     labels_n, seed = labels_n.astype(np.int64, copy=False), int(seed)
     ids = _checked_ids(ids, len(labels_n), "ids") if ids is not None else np.arange(len(labels_n))
     _check_strategies(undersample, oversample, scores_n=scores_n, neighbours_nk=neighbours_nk, pool=pool)
     if undersample in DROPPED_HARD_END or oversample in WEIGHTED:
-        scores_n = np.asarray(scores_n, dtype=np.float64)
+        assert scores_n is not None  # they need it
         _check_scores(scores_n, len(labels_n), ids, hard_is)
     held = _checked_ids(holdout if holdout is not None else [], len(labels_n), "holdout")
     if oversample == "holdout" and holdout is None:
@@ -172,7 +174,7 @@ def _check_labels_and_counts(labels_n: np.ndarray, counts_c: np.ndarray) -> None
             )
 
 
-def _checked_ids(ids: np.ndarray | Sequence[int], num_samples: int, name: str) -> np.ndarray:
+def _checked_ids(ids: ArrayLike, num_samples: int, name: str) -> np.ndarray:
     """Ascending int64 ids, distinct and within the split."""
     checked = np.sort(np.asarray(ids, dtype=np.int64))
     if len(checked) and not 0 <= checked[0] <= checked[-1] < num_samples:

@@ -58,9 +58,9 @@ def test_class_means_reject_out_of_range_labels() -> None:
 def test_scores_accept_any_integer_sequence_as_labels() -> None:
     scores = scores_of(aum=[[1.0, 3.0, 4.0, 7.0]])
     for labels in ([0, 0, 1, 1], np.array([0, 0, 1, 1], np.uint8), torch.tensor([0, 0, 1, 1])):
-        np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [2, 5.5])  # type: ignore[arg-type]
-        assert scores.top("aum", 1, class_=1, labels_n=labels).tolist() == [2]  # type: ignore[arg-type]
-        assert scores.to_frame(labels, ["a", "b"])["class_name"].to_list() == ["a", "a", "b", "b"]  # type: ignore[arg-type]
+        np.testing.assert_array_equal(scores.class_means("aum", labels, 2), [2, 5.5])
+        assert scores.top("aum", 1, class_=1, labels_n=labels).tolist() == [2]
+        assert scores.to_frame(labels, ["a", "b"])["class_name"].to_list() == ["a", "a", "b", "b"]
     for ask in (
         lambda labels: scores.class_means("aum", labels, 2),
         lambda labels: scores.top("aum", 1, class_=0, labels_n=labels),
