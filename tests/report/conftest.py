@@ -236,4 +236,5 @@ def study_writer(tmp_path: Path) -> StudyWriter:
 def dataset() -> SimpleNamespace:
     """The parts of an open dataset that the report uses: 500 images of 1 x 8 x 8, each filled with its own grey."""
     images = np.broadcast_to((np.arange(500) % 251)[:, None, None, None], (500, 1, 8, 8)).astype(np.uint8)
-    return SimpleNamespace(fingerprint="f" * 64, train=SimpleNamespace(images=images, store=RawImages(images)))
+    train = SimpleNamespace(images=images, store=RawImages(images))
+    return SimpleNamespace(fingerprint="f" * 64, train=train, path=Path("none.hbr"), meta={"files": {}})
