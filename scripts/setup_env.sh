@@ -113,7 +113,8 @@ install() {
     name="installing hbr_fast${extras:+ with $extras}"
     say "$name into $venv: 2 to 10 minutes the first time (PyTorch is large)"
     [[ -z $extras ]] || requirement="${repo}[${extras}]"
-    run_quietly "$name" "$venv/install.log" "$venv/bin/python" -m pip install --disable-pip-version-check \
+    # Without compiling: of 28,000 modules few are imported, and those are compiled then.
+    run_quietly "$name" "$venv/install.log" "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile \
         "$@" --editable "$requirement" || die "the installation failed: see the lines above"
     printf '%s\n' "$wanted" >"$stamp"
     # Extras include the core.
