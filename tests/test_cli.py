@@ -303,6 +303,7 @@ def test_evaluate_prints_the_worst_class_first_and_writes_metrics(
     recall = np.mean([result.recall for result in results], axis=0)
     assert [line.split()[0] for line in lines[5:8]] == [f"class_{c}" for c in np.argsort(recall, kind="stable")]
     assert [float(line.split()[2]) for line in lines[5:8]] == pytest.approx(sorted(100 * recall), abs=0.01)
+    assert lines[8].startswith("Few test samples: class_0 20, class_1 20, class_2 20. One sample moves the recall of ")
     table = pl.read_csv(csv)
     assert table.height == 6
     assert table.filter(member=1)["precision"].to_list() == pytest.approx(results[1].precision.tolist())

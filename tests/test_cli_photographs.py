@@ -40,6 +40,10 @@ def test_study_from_a_folder_of_photographs_to_its_page(
         colours = gallery.convert("RGB").getcolors(2**20)
         assert colours is not None
         assert len(colours) > 500  # photographs, not blank tiles
+    before = (page.parent / "hardest_images.png").read_bytes()
+    for given in ([], ["--dataset", str(data)]):  # the size is not part of the dataset that is opened again
+        cli.main(["report", str(out), *given])
+        assert (page.parent / "hardest_images.png").read_bytes() == before
 
 
 def test_remedies_on_photographs_with_a_network_of_torchvision(

@@ -47,6 +47,7 @@ def evaluate(
     from hbr_fast.data.verify import require_unchanged
     from hbr_fast.evaluation.measures import METRICS, gaps
     from hbr_fast.evaluation.metrics import evaluate as evaluated
+    from hbr_fast.evaluation.resolution import few_samples
     from hbr_fast.files import atomic_write
     from hbr_fast.members.ensemble import open_ensemble
 
@@ -95,6 +96,8 @@ def evaluate(
     for c in np.argsort(means["recall"], kind="stable").tolist():
         values = "  ".join(f"{100 * means[name][c]:>9.2f}" for name in printed)
         print(f"{classes[c]:<{widest}}  {images[c]:>7,}  {values}")
+    if few := few_samples(classes, images, kind=split):
+        print(few)
     if csv is not None:
         rows = [
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from hbr_fast.evaluation.measures import MEASURES, METRICS, Values
 from hbr_fast.seeding import Stream, generator
 
 RESAMPLES = 400  # of the test set: a standard deviation to 4 %
+FEW = 50  # samples of a class below which one of them moves its recall by more than 2 points
+MOST_NAMED = 4  # classes
 
 
 def difference_noise(
@@ -62,7 +64,29 @@ def difference_noise(
     return {name: float((of_2pr[1] - of_2pr[0]).mean(axis=0).std(ddof=1)) for name, of_2pr in found.items()}
 
 
-def smallest_step(labels_n: np.ndarray, num_classes: int) -> np.ndarray:
-    """The share by which one test sample moves the recall of each class: float64 [C]; infinite without a sample."""
-    with np.errstate(divide="ignore"):
-        return 1 / np.bincount(labels_n, minlength=num_classes)
+def few_samples(classes: Sequence[str], samples_c: np.ndarray, *, kind: str) -> str | None:
+    """A warning of classes with too few evaluated samples to tell small changes of recall.
+
+    Parameters
+    ----------
+    classes : sequence of str
+    samples_c : integer [C]
+        Evaluated samples of each class; classes without one are passed over.
+    kind : str
+        What samples they are, in a word: "test", "validation", ...
+
+    Returns
+    -------
+    str or None
+        None where every class has enough.
+    """
+    few = [c for c in np.argsort(samples_c, kind="stable").tolist() if 0 < samples_c[c] < FEW]
+    if not few:
+        return None
+    named = ", ".join(f"{classes[c]} {samples_c[c]}" for c in few[:MOST_NAMED])
+    more = f" and {len(few) - MOST_NAMED} more" if len(few) > MOST_NAMED else ""
+    return (
+        f"Few {kind} samples: {named}{more}. One sample moves the recall of {classes[few[0]]} by "
+        f"{100 / samples_c[few[0]]:.1f} points, and the best and the worst class are partly a matter of which samples "
+        "happened to be tested."
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from hbr_fast.evaluation.measures import METRICS
+from hbr_fast.evaluation.resolution import few_samples
 from hbr_fast.progress import counted
 from hbr_fast.report.controls import controls_answers
 from hbr_fast.report.study_files import BASELINE, Comparison, StudyFiles, arm_label, compare
 
 MOST_ANSWERS = 4  # most arms with their own sentence
 LEVEL = 0.05  # of significance
-FEW_TESTED = 50  # test samples of a class below which one of them moves its recall by more than 2 points
 
 
 def answers(study: StudyFiles) -> list[str]:
@@ -53,12 +53,14 @@ def _choice(study: StudyFiles) -> list[str]:
     which = "the full set (alpha 0)" if chosen["arm"] == BASELINE else f"alpha {chosen['alpha']:g}"
     if chosen["arm"] != BASELINE and chosen["alpha"] == 0:
         which = f"the arm {arm_label(chosen['arm'])}"
+    gap, accuracy = f"{test['gap']:.1f} points", f"{test['accuracy']:.1f} %"
+    if chosen["arm"] != BASELINE:
+        gap += f", the baseline's {test['gap_baseline']:.1f}"
+        accuracy += f", the baseline's {test['accuracy_baseline']:.1f} %"
     return [
-        f"Chosen on {where}: {which}, the smallest gap that costs at most "
-        f"{tolerance:g} points of accuracy there. On the test set its {chosen.get('metric', 'recall')} gap is "
-        f"{test['gap']:.1f} points, the "
-        f"baseline's {test['gap_baseline']:.1f}; its accuracy is {test['accuracy']:.1f} %, the baseline's "
-        f"{test['accuracy_baseline']:.1f} %. Everything below refers to {study.evaluated}."
+        f"Chosen on {where}: {which}, the smallest gap that costs at most {tolerance:g} points of accuracy there. On "
+        f"the test set its {chosen.get('metric', 'recall')} gap is {gap}; its accuracy is {accuracy}. Everything below "
+        f"refers to {study.evaluated}."
     ]
 
 
@@ -171,6 +173,8 @@ def _moved(gap: Comparison) -> str:
     values = f"from {gap.baseline:.1f} to {gap.treatment:.1f} points"
     if gap.distinguishable:
         return f"{'narrowed' if gap.difference < 0 else 'widened'} {values}"
+    if gap.no_test and gap.difference == 0:
+        return f"stayed at {gap.treatment:.1f} points"
     return f"went {values} ({'no interval' if gap.no_test else 'within chance'})"
 
 
@@ -183,18 +187,10 @@ def _interval(comparison: Comparison) -> str:
 
 
 def _coarse(study: StudyFiles) -> list[str]:
-    """Classes with too few test samples to tell small changes."""
+    """Classes with too few evaluated samples to tell small changes."""
     tested = np.array(study.meta.get("evaluated_samples", []))
-    few = sorted(np.flatnonzero(tested < FEW_TESTED).tolist(), key=lambda c: tested[c])
-    if not few:
-        return []
-    named = ", ".join(f"{study.classes[c]} {tested[c]}" for c in few[:4])
-    more = f" and {len(few) - 4} more" if len(few) > 4 else ""
-    return [
-        f"Few test samples: {named}{more}. One sample moves the recall of {study.classes[few[0]]} by "
-        f"{100 / tested[few[0]]:.1f} points, and the best and the worst class are partly a matter of which samples "
-        "happened to be tested."
-    ]
+    warning = few_samples(study.classes, tested, kind=study.kind_evaluated)
+    return [] if warning is None else [warning]
 
 
 def _members(study: StudyFiles, arm: str) -> str:

@@ -322,7 +322,7 @@ def _told(of_arms: Iterable[str]) -> str:
     """What is told of each arm, in one sentence that can be read aloud."""
     told = list(of_arms)
     more = len(told) - MOST_TOLD
-    return "; ".join(told[:MOST_TOLD]) + (f"; {more} more arms are in the CSV files" if more > 0 else "")
+    return "; ".join(told[:MOST_TOLD]) + (f"; {more} more in the CSV files" if more > 0 else "")
 
 
 def _numbers(values: Any) -> list[float | None]:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import ImageStore
 from hbr_fast.report.drawing import DPI, MOST_LABELS, Picture, count, report_style, wrapped
 from hbr_fast.report.study_files import BASELINE, StudyFiles
@@ -52,8 +51,6 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
         .with_columns(pl.int_range(pl.len()).over("class_index").alias("rank"))
     )
     order = study.hard_to_easy().tolist()
-    if isinstance(images, EncodedImages):
-        images = images.at_size(CELL, "pad")
     tiles = {i: tile(images.gather([i])[0]) for i in chosen["sample_id"].to_list()}
     height, width, _ = next(iter(tiles.values())).shape if tiles else (CELL, CELL, 3)
     scale = max(1, CELL // max(height, width))
@@ -84,7 +81,7 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
                 x = margin + entry["rank"] * cell
                 shown = tiles[entry["sample_id"]].repeat(scale, axis=0).repeat(scale, axis=1)
                 canvas[y : y + height, x : x + width] = shown
-                axes.text(x + width / 2, y + height + 2, f"{entry['aum']:.2f}", ha="center", va="top", fontsize=7.5)
+                axes.text(x + width / 2, y + height + 2, f"{entry['aum']:z.2f}", ha="center", va="top", fontsize=7.5)
                 small = [_short(entry["source"], (cell - gap) * 72 / DPI)] if named else []
                 if guessed:
                     small.insert(0, f"as {entry['predicted'][:16]}" if entry["predicted"] else "")

@@ -95,16 +95,16 @@ def confidence_against_margin(study: StudyFiles, images: ImageStore | None = Non
     with report_style():
         subtitle = f"a cell's shade: how many samples; Spearman {rho:+.3f} over {known.height:,} samples"
         figure, axes = titled_figure("Confidence against margin", subtitle, 3.2)
-        cells = axes.hexbin(aum, confidence, gridsize=40, bins="log", mincnt=1, cmap="Blues", linewidths=0)
+        # Cells in proportion to the axes: to the data alone they are slivers where all confidences are alike.
+        low, high = (float(aum.min()), float(aum.max())) if known.height else (0.0, 1.0)
+        extent = (low, high, 0.0, 1.0) if low < high else (low - 0.5, low + 0.5, 0.0, 1.0)
+        cells = axes.hexbin(
+            aum, confidence.clip(0, 1), gridsize=40, extent=extent, bins="log", mincnt=1, cmap="Blues", linewidths=0
+        )
         axes.plot(
             odd["aum"], odd["confidence"], linestyle="none", marker="o", markersize=7, markerfacecolor="none",
             color="#D55E00", gid="examples",
         )  # fmt: skip
-        for place, row in enumerate(odd.iter_rows(named=True), start=1):
-            axes.annotate(
-                str(place), (row["aum"], row["confidence"]), (6, 0), textcoords="offset points", fontsize=8,
-                va="center", color="#8a3a00",
-            )  # fmt: skip
         axes.axvline(0, color="#595959", linewidth=0.8)
         axes.set_xlabel("AUM (logits)")
         axes.set_ylabel("confidence (probability)")
@@ -113,6 +113,8 @@ def confidence_against_margin(study: StudyFiles, images: ImageStore | None = Non
         figure.colorbar(cells, ax=axes, label="samples", ticks=ticks, format="%g").minorticks_off()
         if images is not None:
             _insets(figure, odd, images)
+        points = [odd[name].to_numpy()[np.newaxis] for name in ("aum", "confidence")]
+        label_points(axes, *points, [str(place) for place in range(1, odd.height + 1)])
     return Picture(
         "confidence_against_margin",
         "Confidence against margin",

@@ -17,6 +17,7 @@ import markupsafe
 from plotly.offline import get_plotlyjs
 
 from hbr_fast.data.dataset import open_recorded
+from hbr_fast.data.encoded_images import EncodedImages
 from hbr_fast.data.images import ImageStore
 from hbr_fast.data.verify import require_unchanged
 from hbr_fast.files import atomic_directory, foreign_entries, read_json, write_json
@@ -24,6 +25,7 @@ from hbr_fast.report import drawing, figures, tables
 from hbr_fast.report.answers import answers
 from hbr_fast.report.browser import write_browser
 from hbr_fast.report.charts import charts_of
+from hbr_fast.report.gallery import CELL
 from hbr_fast.report.reading import read_study
 from hbr_fast.report.study_files import StudyFiles, arm_label
 from hbr_fast.report.table_formats import to_csv, to_html, to_latex
@@ -139,7 +141,7 @@ def _images(study: StudyFiles, dataset: Any) -> tuple[ImageStore | None, str]:
                 "give the dataset that the study used, or none"
             )
         require_unchanged(dataset)
-        return dataset.train.store, ""
+        return _of_one_size(dataset.train.store), ""
     try:
         opened = open_recorded(study.path, study.meta["dataset"].get("path", ""))
     except (FileNotFoundError, ValueError) as error:
@@ -150,7 +152,12 @@ def _images(study: StudyFiles, dataset: Any) -> tuple[ImageStore | None, str]:
         require_unchanged(opened)
     except (FileNotFoundError, ValueError) as error:
         return None, f"{changed} ({error})"
-    return opened.train.store, ""
+    return _of_one_size(opened.train.store), ""
+
+
+def _of_one_size(images: ImageStore) -> ImageStore:
+    """Encoded pictures as whole ones, at the size of the galleries whatever the size they were trained at."""
+    return images.at_size(CELL, "pad") if isinstance(images, EncodedImages) else images
 
 
 def _facts(study: StudyFiles) -> list[tuple[str, list[tuple[str, str]]]]:

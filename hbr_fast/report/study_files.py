@@ -187,6 +187,12 @@ class StudyFiles:
         own = self.meta["choice"]["validation_share"] is None
         return "the validation split" if own else "held-out training samples"
 
+    @property
+    def kind_evaluated(self) -> str:
+        """What samples were evaluated, in one word."""
+        words = {"the test set": "test", "the validation split": "validation"}
+        return words.get(self.evaluated, "held-out")
+
     def members(self, arm: str) -> int:
         """Number of trained members of an arm."""
         return self.per_member.filter(pl.col("arm") == arm).height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,6 +28,7 @@ from hbr_fast.report.drawing import (
 from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, spread
 
 ASIDE, PANEL = 3, 140  # points: between lines that share a place on the axis, and the width of a panel
+LETTER = 5.5  # points, of a label
 LOG_ABOVE = 4  # values spread over more than this factor crowd at one end of a linear axis
 
 
@@ -148,8 +150,9 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
     # A signed gap is judged by its absolute value.
     shade = np.divide(np.abs(gaps), np.abs(gaps[0]), out=np.ones_like(gaps), where=gaps[0] != 0)
     reach = max(0.02, float(np.nanmax(np.abs(shade - 1))))
+    shade[(gaps[0] == 0) & (gaps != 0)] = 1 + reach  # any gap is wider than none
     with report_style():
-        figure, _ = heat_map(
+        figure, axes = heat_map(
             f"{study.metric_title} gaps between classes",
             "shade: share of the baseline's gap, mean over members; numbers: points",
             shade,
@@ -161,6 +164,9 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
             label="gap over the baseline's",
             written=gaps,
         )
+        bar = axes.images[0].colorbar
+        assert bar is not None
+        bar.ax.set_ylim(max(0.0, 1 - reach), 1 + reach)  # the scale is symmetrical, but no share is below 0
     frame = pl.DataFrame({"arm": study.arms, **{gap: gaps[:, i] for i, gap in enumerate(GAPS)}})
     best = int(gaps[:, 0].argmin())
     return Picture(
@@ -303,7 +309,10 @@ def _fit(axes: Axes, places: Sequence[float], *, lines: int, least: float) -> No
     """Limits and ticks: values in equal ratios on a logarithmic axis, percentages within their range."""
     if places[0] > 0 and places[-1] > LOG_ABOVE * places[0]:
         axes.set_xscale("log")
-        axes.set_xticks(places, [f"{place:g}" for place in places])
+        names = [f"{place:g}" for place in places]
+        turned = sum(len(name) + 1 for name in names) * LETTER > PANEL
+        tilt: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        axes.set_xticks(places, names, **tilt)
         axes.minorticks_off()
     bars = [drawn for drawn in axes.containers if isinstance(drawn, ErrorbarContainer)]
     if not any(np.isfinite(np.asarray(bar.lines[0].get_ydata())).any() for bar in bars):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hbr_fast.evaluation.measures import MEASURES
-from hbr_fast.evaluation.resolution import difference_noise
+from hbr_fast.evaluation.resolution import difference_noise, few_samples
 from hbr_fast.evaluation.statistics import combined_interval, t_interval
 
 LABELS = np.repeat([0, 1], [40, 60])
@@ -55,3 +55,13 @@ def test_combined_interval_by_hand() -> None:
     assert flat == pytest.approx((0.02 - 0.0195996, 0.02 + 0.0195996), rel=1e-4)
     for undefined in ((np.full(3, 0.02), 0.0), (values[:1], 0.01), (values, math.nan)):
         assert np.isnan(combined_interval(*undefined)).all()
+
+
+def test_few_samples_names_the_classes_that_one_sample_moves_much() -> None:
+    assert few_samples("ab", np.array([50, 0]), kind="test") is None  # a class without samples has no recall
+    warning = few_samples("abcdef", np.array([49, 60, 1, 3, 3, 20]), kind="validation")
+    assert warning is not None
+    assert warning.startswith(
+        "Few validation samples: c 1, d 3, e 3, f 20 and 1 more. One sample moves the recall of c "
+    )
+    assert " by 100.0 points, " in warning

@@ -168,6 +168,20 @@ def test_page_filters_what_an_arm_predicts_differently(page: Any) -> None:
     assert "hbr: Shirt" in page.locator("#tiles li").first.inner_text()
 
 
+def test_page_says_for_which_samples_predictions_are_known(browser: Any, study: Path, dataset: SimpleNamespace) -> None:
+    table = pl.read_csv(study / "samples.csv")
+    first = pl.when(pl.col("sample_id") < 40).then(pl.lit("Sandal")).alias("predicted")
+    table.with_columns(first).write_csv(study / "samples.csv")
+    opened = browser.new_page()
+    opened.goto(write_report(study, dataset=dataset).as_uri())
+    found, all_of_them = opened.locator("#found"), "500 of 500 samples."
+    assert found.inner_text() == all_of_them
+    opened.get_by_label("predicted as another class").check()
+    assert found.inner_text().endswith(" Predictions are known for 40 samples, the hardest of each class.")
+    assert 0 < len(shown(opened)) < 40
+    opened.close()
+
+
 def test_page_counts_arms_that_predict_differently(
     browser: Any, study_writer: StudyWriter, dataset: SimpleNamespace
 ) -> None:
@@ -214,6 +228,22 @@ def test_page_sorts_tables_by_a_click(page: Any) -> None:
     assert heading.get_attribute("aria-sort") == "descending"
     heading.get_by_role("button").click()
     assert [float(cell) for cell in table.locator("tbody tr td:nth-child(2)").all_inner_texts()] == sorted(first)
+
+
+def test_page_sorts_names_from_the_first_and_their_numbers_by_size(
+    browser: Any, study_writer: StudyWriter, dataset: SimpleNamespace
+) -> None:
+    arms = ["baseline", "random-10", "random-2", "random-0.5", "random-1", "smote-1"]
+    settings = {arm: {"alpha": float(arm.partition("-")[2])} for arm in arms[1:]}
+    study = study_writer(recall={arm: np.full((2, 10), 0.9) for arm in arms}, settings=settings)
+    opened = browser.new_page(viewport={"width": 1200, "height": 900})
+    opened.goto(write_report(study, dataset=dataset).as_uri())
+    table = opened.locator("section[aria-label=Arms] table")
+    assert table.evaluate("table => table.scrollWidth <= table.parentElement.clientWidth"), "no column is cut off"
+    table.get_by_role("button", name="arm", exact=True).click()
+    named = table.locator("tbody th").all_inner_texts()
+    assert named == ["baseline", "random-0.5", "random-1", "random-2", "random-10", "smote-1"]
+    opened.close()
 
 
 def test_page_fits_a_narrow_screen(page: Any) -> None:

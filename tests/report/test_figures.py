@@ -19,7 +19,7 @@ from PIL import Image
 from hbr_fast.data.images import RawImages
 from hbr_fast.report import browser, confusion, drawing, figures, gallery, hardness_figures, stability, sweeps, trade
 from hbr_fast.report.reading import read_study
-from hbr_fast.report.study_files import StudyFiles, compare
+from hbr_fast.report.study_files import GAPS, StudyFiles, compare
 
 from .conftest import RECALL
 
@@ -348,6 +348,26 @@ def test_path_figure_spaces_alphas_by_ratio(study_writer: StudyWriter) -> None:
     assert crowded.figure.axes[0].get_xscale() == "linear"
 
 
+def test_path_figure_turns_labels_that_would_collide(study_writer: StudyWriter) -> None:
+    alphas = (0.0674, 0.134, 0.269, 0.539, 1.07, 2.15)
+    recall = {"baseline": np.tile(RECALL, (2, 1)), **{f"random-{a}": np.tile(RECALL, (2, 1)) for a in alphas}}
+    settings = {f"random-{a}": {"alpha": a} for a in alphas}
+    seeds = {arm: [0, 1] for arm in recall}
+    picture = sweeps.gaps_by_alpha(read_study(study_writer(recall=recall, settings=settings, seeds=seeds)))
+    assert picture is not None
+    drawing.write_figure(picture.figure, study_writer("drawn") / "drawn.png")  # lays it out
+    labels = picture.figure.axes[-1].get_xticklabels()
+    assert [label.get_text() for label in labels] == [f"{alpha:g}" for alpha in alphas]
+    ends = [label.get_window_extent().x1 for label in labels]
+    room = np.diff(ends).min()  # of turned labels, the lines of text lie apart by their place across them
+    height = labels[0].get_fontsize() * picture.figure.dpi / 72
+    if labels[0].get_rotation() == 0:
+        starts = [label.get_window_extent().x0 for label in labels]
+        assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
+    else:
+        assert room * np.sin(np.radians(labels[0].get_rotation())) > height
+
+
 def many_arms(study_writer: StudyWriter, oversamplers: int) -> StudyFiles:
     """Two alphas for each of many oversamplers."""
     names = [f"how{i}-{alpha}" for i in range(oversamplers) for alpha in (0.1, 0.2)]
@@ -380,6 +400,19 @@ def test_signed_gap_is_shaded_by_its_absolute_value(study_writer: StudyWriter) -
     shades = np.asarray(picture.figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(shades, 1)
     assert picture.data["easy_hard"][1] == pytest.approx(-picture.data["easy_hard"][0])
+
+
+def test_any_gap_is_shaded_as_wider_than_none(study_writer: StudyWriter) -> None:
+    path = study_writer(recall={arm: np.tile(RECALL, (2, 1)) for arm in ("baseline", "a", "b", "c", "d", "e")})
+    members = pl.read_csv(path / "per_member.csv")
+    mad = pl.when(pl.col("arm") == "a").then(0.05).otherwise(0.0).alias("recall_mad")
+    tripled = pl.when(pl.col("arm") == "b").then(pl.col("recall_std") * 3).otherwise(pl.col("recall_std"))
+    members.with_columns(mad, tripled).write_csv(path / "per_member.csv")
+    figure = sweeps.gaps_of_arms(read_study(path)).figure
+    shades = np.asarray(figure.axes[0].images[0].get_array())
+    mads = shades[:, list(GAPS).index("mad")]
+    np.testing.assert_allclose(mads, [1, 3, 1, 1, 1, 1])  # the end of the scale, which another gap sets
+    assert figure.axes[1].get_ylim() == pytest.approx((0, 3))  # no gap is a negative share of another
 
 
 def test_bar_figure_limits_percentages_and_reports_undefined_gap(study_writer: StudyWriter) -> None:
@@ -515,9 +548,22 @@ def test_confidence_against_margin_figure_has_examples(study_writer: StudyWriter
     assert picture.data["class_index"].n_unique() == picture.data.height == 8
     np.testing.assert_allclose(line(picture.figure, "examples"), picture.data.select("aum", "confidence").to_numpy())
     assert len(picture.figure.axes) == 2 + 8  # the plot, its scale and the images
+    assert [text.get_text() for text in picture.figure.axes[0].texts] == [str(number) for number in range(1, 9)]
     first = picture.data["sample_id"][0]
     shown = np.asarray(picture.figure.axes[2].images[0].get_array())
     assert (shown == dataset.train.images[first, 0, 0, 0]).all()
+
+
+def test_cells_of_confidence_against_margin_are_seen_where_all_are_alike(study_writer: StudyWriter) -> None:
+    path = study_writer()
+    table = pl.read_csv(path / "samples.csv")
+    narrow = 0.2 + 0.001 * pl.col("confidence")
+    table.with_columns(narrow.alias("confidence")).write_csv(path / "samples.csv")
+    picture = hardness_figures.confidence_against_margin(read_study(path))
+    assert picture is not None
+    axes = picture.figure.axes[0]
+    cell = axes.collections[0].get_paths()[0].get_extents()  # in the axes' units
+    assert cell.height > 1 / 50
 
 
 def test_precision_against_recall_figure_matches_its_csv(study_writer: StudyWriter) -> None:

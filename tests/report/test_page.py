@@ -72,8 +72,8 @@ def test_answer_narrowed(study_writer: StudyWriter) -> None:
         "With 3 members per arm, HBR narrowed the recall gap between the best and the worst class from 29.0 to 18.7 "
         "percentage points (-10.3 points, -36 %; 95 % interval -12.6 to -8.1 over 3 variants and test samples; p = "
         "0.25, the least that 3 variants can give, 1 after Holm's correction). Accuracy rose from 87.1 % to 88.1 % "
-        "(+1.0 points; 95 % interval +0.8 to +1.3 over 3 variants and test samples). Other gaps: recall MAD went from "
-        "0.0 to 0.0 points (no interval); the precision gap narrowed from 29.0 to 18.7 points."
+        "(+1.0 points; 95 % interval +0.8 to +1.3 over 3 variants and test samples). Other gaps: recall MAD "
+        "stayed at 0.0 points; the precision gap narrowed from 29.0 to 18.7 points."
     )
 
 
@@ -184,6 +184,12 @@ def test_answer_starts_with_chosen_alpha_and_its_test_results(study_writer: Stud
     (path / "study.json").write_text(json.dumps(meta | own))
     assert answers(read_study(path))[0].startswith("Chosen on the validation split: alpha 0.129")
     assert answers(read_study(path))[0].endswith("Everything below refers to the validation split.")
+    (path / "study.json").write_text(json.dumps(meta | own | {"evaluated_samples": [12] * 10}))
+    assert answers(read_study(path))[-1].startswith("Few validation samples: ")
+    own["choice"] = chosen | {"arm": "baseline", "alpha": 0.0}
+    (path / "study.json").write_text(json.dumps(meta | own))
+    assert "the full set (alpha 0), the smallest" in answers(read_study(path))[0]
+    assert "its recall gap is 21.4 points; its accuracy is 90.3 %. Every" in answers(read_study(path))[0]
 
 
 def test_answer_of_baseline_alone(study_writer: StudyWriter) -> None:

@@ -49,7 +49,9 @@ function valueOf(row, column) {
 }
 
 function sort(table, column, button) {
-  const falling = button.dataset.order === "descending" ? "ascending" : "descending";
+  const numbers = [...table.tBodies[0].rows].some((row) => typeof valueOf(row, column) === "number");
+  const first = numbers ? "descending" : "ascending", then = numbers ? "ascending" : "descending";
+  const falling = button.dataset.order === first ? then : first;
   for (const other of table.querySelectorAll("th button")) {
     delete other.dataset.order;
     other.closest("th").removeAttribute("aria-sort");
@@ -60,7 +62,7 @@ function sort(table, column, button) {
   body.append(...[...body.rows].sort((a, b) => {
     const one = valueOf(a, column), other = valueOf(b, column);
     if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;  // "n/a" comes last
-    return sign * (typeof one === "number" ? one - other : one.localeCompare(other));
+    return sign * (typeof one === "number" ? one - other : one.localeCompare(other, "en", { numeric: true }));
   }));
 }
 
@@ -163,7 +165,10 @@ if (typeof hbrSamples !== "undefined") {
     const held = samples.ids.length.toLocaleString("en");
     const of = samples.total > samples.ids.length
       ? `the ${held} hardest of ${samples.total.toLocaleString("en")} samples` : `${held} samples`;
-    found.textContent = `${rest.length.toLocaleString("en")} of ${of}.`;
+    const known = samples.predicted.filter((guess) => guess >= 0).length;
+    const few = (mistaken.checked || changed.checked) && known < samples.ids.length
+      ? ` Predictions are known for ${known.toLocaleString("en")} samples, the hardest of each class.` : "";
+    found.textContent = `${rest.length.toLocaleString("en")} of ${of}.${few}`;
     tiles.replaceChildren();
     grow();
   }
