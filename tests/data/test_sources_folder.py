@@ -84,6 +84,12 @@ def test_folder_resizes_to_height_and_width(tmp_path: Path) -> None:
     write_image(tmp_path / "train" / "ape" / "wide.png", halves)
     with pytest.raises(ValueError, match=r"images differ in size, from \(4, 4\) to \(10, 30\): give one with --size"):
         images_of(folder(root=tmp_path), "train")
+    with pytest.raises(FileNotFoundError) as caught:  # what is missing is named in one run
+        convert("folder", tmp_path / "out.hbr", root=tmp_path / "train")
+    for part in ("train/train is missing", "--test-fraction 0.2; images differ in size, from (4, 4) to (10, 30): give"):
+        assert part in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"--test-fraction 0\.2$"):
+        convert("folder", tmp_path / "out.hbr", root=tmp_path / "train", size=(6, 9))
     source = folder(root=tmp_path, size=(6, 9))
     images = images_of(source, "train")
     assert images.shape == (7, 3, 6, 9)

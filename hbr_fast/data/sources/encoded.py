@@ -111,7 +111,10 @@ def picture_source(
             notes=[*notes, *passed.notes(), *files.notes()],
         )
 
-    return Source(name, classes, splits, findings=findings, no_test=no_test)
+    def also_missing() -> str | None:
+        return _differing_sizes(listings) if storing is None and how.size is None else None
+
+    return Source(name, classes, splits, findings=findings, no_test=no_test, also_missing=also_missing)
 
 
 @dataclass
@@ -226,7 +229,7 @@ class _Files:
                 if isinstance(one, str):
                     read.unusable.append((row, one))
                 elif isinstance(one, Decoded) and one.pixels.shape[1:] != self.size:
-                    raise ValueError(_sizes_differ(self.listings))
+                    raise ValueError(f"{listing.place.tree.place}: {_differing_sizes(self.listings)}")
                 else:
                     self._note(split, row, checksum, one.warning, one.is_transparent)
                 row += 1
@@ -391,7 +394,9 @@ def _channels_and_size(listings: Mapping[str, Listing], mode: Mode, how: Decodin
     return channels or 3, size or (1, 1)
 
 
-def _sizes_differ(listings: Mapping[str, Listing]) -> str:
+def _differing_sizes(listings: Mapping[str, Listing]) -> str | None:
+    """What is wrong if the pictures' headers say several sizes."""
     sizes = sorted({header.size for header in _headers(listings)})
-    place = next(iter(listings.values())).place.tree.place
-    return f"{place}: images differ in size, from {sizes[0]} to {sizes[-1]}: give one with --size"
+    if len(sizes) < 2:
+        return None
+    return f"images differ in size, from {sizes[0]} to {sizes[-1]}: give one with --size"

@@ -35,7 +35,8 @@ def with_test_split(source: Source, fraction: float | None, *, seed: int = 0) ->
         return source
     if fraction is None:
         assert source.no_test is not None, "a source without a test split says why"
-        raise source.no_test
+        also = None if source.also_missing is None else source.also_missing()
+        raise source.no_test if also is None else type(source.no_test)(f"{source.no_test}; {also}")
     whole = source.splits["train"]
     assert whole.subset is not None, "a source without a test split can be divided"
     is_test_n = held_out(whole.labels_n, len(source.classes), fraction, seed=seed)

@@ -120,6 +120,8 @@ class Source:
         For a source that reads its files once: called after the blocks of every split were read.
     no_test : Exception, optional
         What to raise if there is no test split and none is to be held out: what is missing and what would do.
+    also_missing : callable, optional
+        Called with `no_test`: what other option it lacks, "images ...: give one with --size", or None.
     changed : sequence of str
         Files whose content is not the published one (`published.py`).
     """
@@ -130,6 +132,7 @@ class Source:
     origin: dict[str, Any] = field(default_factory=dict)
     findings: Callable[[], Findings] | None = None
     no_test: Exception | None = None
+    also_missing: Callable[[], str | None] | None = None
     changed: Sequence[str] = ()
 
 
