@@ -113,8 +113,8 @@ def confidence_against_margin(study: StudyFiles, images: ImageStore | None = Non
         figure.colorbar(cells, ax=axes, label="samples", ticks=ticks, format="%g").minorticks_off()
         if images is not None:
             _insets(figure, odd, images)
-        points = [odd[name].to_numpy()[np.newaxis] for name in ("aum", "confidence")]
-        label_points(axes, *points, [str(place) for place in range(1, odd.height + 1)])
+        x_ac, y_ac = (odd[name].to_numpy()[np.newaxis] for name in ("aum", "confidence"))
+        label_points(axes, x_ac, y_ac, [str(place) for place in range(1, odd.height + 1)])
     return Picture(
         "confidence_against_margin",
         "Confidence against margin",

@@ -360,7 +360,7 @@ def test_path_figure_turns_labels_that_would_collide(study_writer: StudyWriter) 
     assert [label.get_text() for label in labels] == [f"{alpha:g}" for alpha in alphas]
     ends = [label.get_window_extent().x1 for label in labels]
     room = np.diff(ends).min()  # of turned labels, the lines of text lie apart by their place across them
-    height = labels[0].get_fontsize() * picture.figure.dpi / 72
+    height = float(labels[0].get_fontsize()) * picture.figure.dpi / 72
     if labels[0].get_rotation() == 0:
         starts = [label.get_window_extent().x0 for label in labels]
         assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
