@@ -62,11 +62,12 @@ def evaluate(
     ensemble, about = open_ensemble(run)
     trained_on = dataset_of(run, about)
     other = None if dataset is None else open_dataset(dataset)
-    chosen = _split(trained_on if other is None else other, split, like=trained_on)
+    tested = trained_on if other is None else other
+    chosen = _split(tested, split, like=trained_on)
     classes = trained_on.classes[: real_classes(trained_on)]
     stored = other is None and split == "test"  # training evaluated it
     if not stored:
-        require_unchanged(trained_on if other is None else other)
+        require_unchanged(tested)
 
     results = [
         evaluated(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class HardnessSampler(OrderSampler):
         *,
         scores_n: ArrayLike | HardnessScores | HardnessRecorder | None = None,
         estimator: str | None = None,
-        counts_c: np.ndarray | Sequence[int] | Mapping[int, int] | None = None,
+        counts_c: ArrayLike | Mapping[int, int] | None = None,
         hard_is: Hard | None = None,
         alpha: float = 1.0,
         base: Base | None = None,

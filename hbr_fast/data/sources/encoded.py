@@ -112,7 +112,8 @@ def picture_source(
         )
 
     def also_missing() -> str | None:
-        return _differing_sizes(listings) if storing is None and how.size is None else None
+        sizes = _header_sizes(listings) if storing is None and how.size is None else []
+        return _sizes_differ(sizes) if len(sizes) > 1 else None
 
     return Source(name, classes, splits, findings=findings, no_test=no_test, also_missing=also_missing)
 
@@ -229,7 +230,7 @@ class _Files:
                 if isinstance(one, str):
                     read.unusable.append((row, one))
                 elif isinstance(one, Decoded) and one.pixels.shape[1:] != self.size:
-                    raise ValueError(f"{listing.place.tree.place}: {_differing_sizes(self.listings)}")
+                    raise ValueError(f"{listing.place.tree.place}: {_sizes_differ(_header_sizes(self.listings))}")
                 else:
                     self._note(split, row, checksum, one.warning, one.is_transparent)
                 row += 1
@@ -394,9 +395,10 @@ def _channels_and_size(listings: Mapping[str, Listing], mode: Mode, how: Decodin
     return channels or 3, size or (1, 1)
 
 
-def _differing_sizes(listings: Mapping[str, Listing]) -> str | None:
-    """What is wrong if the pictures' headers say several sizes."""
-    sizes = sorted({header.size for header in _headers(listings)})
-    if len(sizes) < 2:
-        return None
+def _header_sizes(listings: Mapping[str, Listing]) -> list[tuple[int, int]]:
+    """The sizes that the pictures' headers say, each once, in ascending order."""
+    return sorted({header.size for header in _headers(listings)})
+
+
+def _sizes_differ(sizes: Sequence[tuple[int, int]]) -> str:
     return f"images differ in size, from {sizes[0]} to {sizes[-1]}: give one with --size"
