@@ -164,7 +164,7 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
             label="gap over the baseline's",
             written=gaps,
         )
-        bar = axes.images[0].colorbar
+        bar = axes.get_images()[0].colorbar
         assert bar is not None
         bar.ax.set_ylim(max(0.0, 1 - reach), 1 + reach)  # the scale is symmetrical, but no share is below 0
     frame = pl.DataFrame({"arm": study.arms, **{gap: gaps[:, i] for i, gap in enumerate(GAPS)}})
