@@ -103,7 +103,7 @@ print(hashlib.sha256(sys.argv[1].encode() + pathlib.Path(sys.argv[1], "pyproject
 
 # install EXTRAS [PIP_OPTIONS...]: the project, editable, with extras such as "dev,dali" (or ""), unless already installed.
 install() {
-    local extras=$1 wanted stamp name requirement=$repo
+    local extras=$1 wanted stamp name requirement=$repo compile
     shift
     stamp=$venv/installed-${extras:-core}
     wanted=$(installation_hash)
@@ -113,8 +113,10 @@ install() {
     name="installing hbr_fast${extras:+ with $extras}"
     say "$name into $venv: 2 to 10 minutes the first time (PyTorch is large)"
     [[ -z $extras ]] || requirement="${repo}[${extras}]"
-    # Without compiling: of 28,000 modules few are imported, and those are compiled then.
-    run_quietly "$name" "$venv/install.log" "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile \
+    # Of 28,000 modules few are imported, and those are compiled then, once; every time, where Python may not keep it.
+    compile=--no-compile
+    [[ -z ${PYTHONDONTWRITEBYTECODE:-} ]] || compile=--compile
+    run_quietly "$name" "$venv/install.log" "$venv/bin/python" -m pip install --disable-pip-version-check "$compile" \
         "$@" --editable "$requirement" || die "the installation failed: see the lines above"
     printf '%s\n' "$wanted" >"$stamp"
     # Extras include the core.

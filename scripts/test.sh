@@ -5,6 +5,7 @@
 # With CI set, a missing FFCV or other extra is a failure.
 set -euo pipefail
 
+unset PYTHONDONTWRITEBYTECODE # some images set it: each of hundreds of processes would compile torch again, for seconds
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$repo"
 

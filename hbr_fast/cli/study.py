@@ -147,8 +147,9 @@ def study(
         found = preview(grid, opened, out=directory, pool=opened_pool, execution=execution)
         print("\n".join(arm_lines(found)), flush=True)
         progress.say("measuring how fast a few batches train")
-        rate = images_per_second(opened, grid.recipe, execution=execution)
-        print(time_line(found, rate=rate, at_once=execution.at_once(grid.trainings)))
+        at_once = execution.at_once(grid.trainings)
+        rate = images_per_second(opened, grid.recipe, execution=execution, at_once=at_once)
+        print(time_line(found, rate=rate, at_once=at_once))
         return
 
     from hbr_fast.report.page import write_report

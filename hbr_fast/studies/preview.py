@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.images import RawImages
@@ -25,7 +26,7 @@ from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.trainer import train_member
 
 TIMED_BATCHES = 8
-PROBES = (2, 16)  # images of a batch
+PROBES = (2, 4, 16)  # images of a batch: always, of a slow network, of others
 PATIENCE_S = 3.0
 
 
@@ -122,18 +123,43 @@ def preview(
     return Preview(tuple(rows), images)
 
 
-def images_per_second(dataset: Dataset, recipe: Recipe, *, execution: Execution | None = None) -> float:
+def images_per_second(
+    dataset: Dataset, recipe: Recipe, *, execution: Execution | None = None, at_once: int = 1
+) -> float:
     """Measure how fast one member trains here: a few batches, after as many to warm up.
 
-    First two images, then a small batch: where more would take long, the rate of those is the answer.
+    First a batch of two images, then one of a few more. Where whole batches would take long, their time follows from
+    those two: a constant, and a share of each image.
+
+    Parameters
+    ----------
+    dataset, recipe, execution
+        Those of the trainings.
+    at_once : int
+        How many members train at the same time. If several, each has one thread, and so has the measurement: two
+        threads on a busy machine mostly wait for each other.
     """
-    for images in PROBES:
-        probe = dataclasses.replace(recipe, batch_size=min(images, recipe.batch_size), accumulate=1)
-        rate = _timed(dataset, probe, batches=1, execution=execution)
-        batches, batch = (1, PROBES[-1]) if images < PROBES[-1] else (TIMED_BATCHES, recipe.batch_size)
-        if 2 * batches * batch / rate > PATIENCE_S:
-            return rate
-    return _timed(dataset, recipe, batches=TIMED_BATCHES, execution=execution)
+    threads = torch.get_num_threads()
+    try:
+        if at_once > 1:
+            torch.set_num_threads(1)
+        pair = min(PROBES[0], recipe.batch_size)
+        pair_s = _batch_seconds(dataset, recipe, images=pair, execution=execution)
+        affordable = 2 * pair_s * PROBES[2] / pair <= PATIENCE_S
+        few = min(PROBES[2] if affordable else PROBES[1], recipe.batch_size)
+        few_s = _batch_seconds(dataset, recipe, images=few, execution=execution)
+        image_s = max(0.0, few_s - pair_s) / (few - pair) if few > pair else few_s / few
+        batch_s = few_s + (recipe.batch_size - few) * image_s
+        if 2 * TIMED_BATCHES * batch_s > PATIENCE_S:
+            return recipe.batch_size / batch_s
+        return _timed(dataset, recipe, batches=TIMED_BATCHES, execution=execution)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _batch_seconds(dataset: Dataset, recipe: Recipe, *, images: int, execution: Execution | None) -> float:
+    small = dataclasses.replace(recipe, batch_size=images, accumulate=1)
+    return images / _timed(dataset, small, batches=1, execution=execution)
 
 
 def _timed(dataset: Dataset, recipe: Recipe, *, batches: int, execution: Execution | None) -> float:
@@ -168,7 +194,7 @@ def time_line(found: Preview, *, rate: float, at_once: int) -> str:
     total, done = sum(arm.trainings for arm in found.arms), sum(arm.done for arm in found.arms)
     seconds = found.images / rate / at_once
     hours, minutes = divmod(round(seconds / 60), 60)
-    took = f"{hours} h {minutes:02} min" if seconds >= 60 else f"{seconds:.0f} s"
+    took = f"{hours} h {minutes:02} min" if hours else f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"
     return (
         f"{counted(total, 'training')}, {done} done, {total - done} to do: about {took} "
         f"({found.images:,} images at {rate:,.{0 if rate >= 10 else 1}f} per second and member, {at_once} at once)"

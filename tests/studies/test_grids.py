@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from hbr_fast import cli
 from hbr_fast.data.convert import convert
@@ -29,6 +30,7 @@ from hbr_fast.studies.preview import images_per_second, preview
 from hbr_fast.studies.recipes import STUDIES, TINY_RECIPE, named_study
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Choice, Pruning, Study
+from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.recipes import named_recipe
 
 DATA: dict[str, Any] = {"classes": 4, "train_per_class": 80, "test_per_class": 40, "shape": (1, 8, 8)}
@@ -362,26 +364,47 @@ def test_preview_counts_finished_work_and_trains_nothing(small: Dataset, tmp_pat
     assert images_per_second(small, TINY_RECIPE) > 100
 
 
-@pytest.mark.parametrize(("rate", "measured"), [(0.5, [2]), (40.0, [2, 16]), (40_000.0, [2, 16, 8 * 20])])
+@pytest.mark.parametrize(
+    ("constant_s", "image_s", "measured"),
+    [
+        (0.0, 2.0, [2, 4]),
+        (0.4, 0.0, [2, 4]),  # processes that wait for each other: no time of an image
+        (0.01, 0.025, [2, 16]),
+        (1e-4, 1e-5, [2, 16, 8 * 20]),
+    ],
+)
 def test_speed_is_measured_on_few_images_where_training_is_slow(
-    small: Dataset, monkeypatch: pytest.MonkeyPatch, rate: float, measured: list[int]
+    small: Dataset, monkeypatch: pytest.MonkeyPatch, constant_s: float, image_s: float, measured: list[int]
 ) -> None:
     rows: list[int] = []
+    threads: set[int] = set()
 
-    def train(*_: Any, plan: Plan, **__: Any) -> Any:
+    def train(_: Dataset, recipe: Recipe, *, plan: Plan, **__: Any) -> Any:
         rows.append(len(plan))
+        threads.add(torch.get_num_threads())
+        rate = recipe.batch_size / (constant_s + recipe.batch_size * image_s)
         return SimpleNamespace(history=[SimpleNamespace(images_per_second=rate)])
 
     monkeypatch.setattr(preview_of, "train_member", train)
     recipe = named_recipe("small-cnn", ["batch_size=20", "accumulate=20", "precision=float32"])
-    assert preview_of.images_per_second(small, recipe) == rate
+    rate = preview_of.images_per_second(small, recipe, at_once=2)
+    assert rate == pytest.approx(20 / (constant_s + 20 * image_s))
     assert rows == measured
+    assert threads == {1}
 
 
 def test_a_slow_rate_is_printed_with_a_decimal() -> None:
     found = preview_of.Preview((preview_of.ArmPreview("baseline", 1, 0),), images=100)
     assert "100 images at 0.4 per second" in preview_of.time_line(found, rate=0.4, at_once=1)
     assert "100 images at 1,234 per second" in preview_of.time_line(found, rate=1234.0, at_once=1)
+
+
+@pytest.mark.parametrize(
+    ("images", "took"), [(40, "40 s"), (600, "10 min"), (3600, "1 h 00 min"), (7290, "2 h 02 min")]
+)
+def test_time_line_in_hours_minutes_or_seconds(images: int, took: str) -> None:
+    found = preview_of.Preview((preview_of.ArmPreview("baseline", 1, 0),), images=images)
+    assert f"about {took} (" in preview_of.time_line(found, rate=1.0, at_once=1)
 
 
 def test_dry_run_prints_and_leaves_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
