@@ -53,7 +53,7 @@ class RecipeOptions:
     weights : str, optional
         A file of weights to start from (safetensors or pth).
     optimizer : str, optional
-        sgd, adamw, torch.optim:CLASS or package.module:function.
+        sgd, adamw, muon, torch.optim:CLASS or package.module:function.
     optimizer_args : str, optional
         Keyword arguments of the optimizer.
     schedule : str, optional

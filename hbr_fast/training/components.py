@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BUILT_IN: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "model": {},  # those of `models.networks` have numbers in their names
-    "optimizer": {"sgd": optimizers.sgd, "adamw": optimizers.adamw},
+    "optimizer": {"sgd": optimizers.sgd, "adamw": optimizers.adamw, "muon": optimizers.muon},
     "schedule": {
         "step": schedules.step_decay,
         "triangular": schedules.triangular,

@@ -41,6 +41,28 @@ def adamw(
     return torch.optim.AdamW(parameters, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=True)
 
 
+def muon(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    kernel_lr: float = 0.2,
+    kernel_momentum: float = 0.7,
+) -> torch.optim.Optimizer:
+    """Muon for the kernels of convolutions, SGD with Nesterov momentum for all others (`hbr_fast.training.muon`)."""
+    from hbr_fast.training.muon import Muon
+
+    return Muon(
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        kernel_lr=kernel_lr,
+        kernel_momentum=kernel_momentum,
+    )
+
+
 def parameter_groups(
     model: nn.Module, no_decay: NoDecay, *, lr: float = 0.0, weight_decay: float = 0.0, norm_bias_lr: float = 1.0
 ) -> list[nn.Parameter] | list[dict[str, Any]]:

@@ -56,14 +56,14 @@ class Recipe:
         L2 penalty on all parameters, or as the optimiser defines it.
     schedule : str
         "step" multiplies the rate by `decay` after each of the `milestones`; "triangular" rises linearly from 0 over
-        the first `warmup` share of the steps and falls linearly to 0; "cosine" (`schedule_args`: `warmup_epochs`,
-        `floor`); "constant"; or a function of (step, steps_per_epoch) that returns the factor of `lr`.
+        the first `warmup` share of the steps, which may be 0, and falls linearly to 0; "cosine" (`schedule_args`:
+        `warmup_epochs`, `floor`); "constant"; or a function of (step, steps_per_epoch) that returns the factor of `lr`.
     milestones : tuple of int
         Epochs after which "step" decays.
     decay : float
         Factor of "step".
     warmup : float
-        Share of the steps in which "triangular" rises, in (0, 1).
+        Share of the steps in which "triangular" rises, in [0, 1).
     label_smoothing : float
         Of the loss, in [0, 1). Hardness is always recorded against the hard label.
     augment : Augment
@@ -84,7 +84,7 @@ class Recipe:
         "bfloat16" computes convolutions under autocast; "auto" does so if the device that trains is faster with it.
         A member's own recipe records which was used.
     optimizer : str
-        "sgd", "adamw", or a function of (parameters), such as "torch.optim:RMSprop".
+        "sgd", "adamw", "muon", or a function of (parameters), such as "torch.optim:RMSprop".
     loss : str
         "cross-entropy", "focal", "balanced-softmax", "logit-adjusted", or a function of (logits, labels) that returns
         their mean loss.
@@ -164,7 +164,7 @@ class Recipe:
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "milestones": all(a < b for a, b in pairwise((0, *self.milestones))),
             "decay": 0 < self.decay <= 1,
-            "warmup": 0 < self.warmup < 1,
+            "warmup": 0 <= self.warmup < 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "augment": isinstance(self.augment, Augment),
             "size": 0 <= self.size < 2**15,

@@ -116,7 +116,7 @@ def test_train_member_uses_all_user_defined_components(
 
 @pytest.mark.parametrize("rows", [50, 170])
 @pytest.mark.parametrize(
-    "optimizer", ["sgd", "adamw", "torch.optim:Adam", "torch.optim:RMSprop", "torch.optim:Adafactor"]
+    "optimizer", ["sgd", "adamw", "muon", "torch.optim:Adam", "torch.optim:RMSprop", "torch.optim:Adafactor"]
 )
 def test_train_member_resumes_to_same_bits_with_any_optimizer(
     tiny: Dataset, recipe: Recipe, tmp_path: Path, optimizer: str, rows: int

@@ -207,7 +207,7 @@ def test_recipe_flip_and_pad_are_deprecated() -> None:
         ),
         (
             ["optimizer=adam", "loss=dice", "schedule=a b:c"],
-            r"optimizer cannot be 'adam': .* sgd, adamw .* mean 'adamw'\?\); schedule cannot be 'a b:c': .*; loss",
+            r"optimizer cannot be 'adam': .* sgd, adamw, muon .* 'adamw'\?\); schedule cannot be 'a b:c': .*; loss",
         ),
     ],
 )
@@ -302,7 +302,7 @@ def test_recipe_names_wrong_name_or_override_in_one_line(name: str, overrides: l
         ("milestones", (6, 5)),
         ("decay", 0.0),
         ("decay", 1.1),
-        ("warmup", 0.0),
+        ("warmup", -0.1),
         ("warmup", 1.0),
         ("label_smoothing", -0.1),
         ("label_smoothing", 1.0),

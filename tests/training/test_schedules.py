@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hbr_fast.training.recipe import Recipe
-from hbr_fast.training.schedules import constant, cosine
+from hbr_fast.training.schedules import constant, cosine, triangular
 
 
 def test_cosine_rises_linearly_then_falls_along_half_a_cosine() -> None:
@@ -13,6 +13,11 @@ def test_cosine_rises_linearly_then_falls_along_half_a_cosine() -> None:
     assert rates[25] == pytest.approx(0.1 + 0.9 * 0.5)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[39] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 29 / 30)))
+
+
+def test_triangular_without_warmup_falls_from_the_first_step() -> None:
+    rates = [triangular(step, 5, epochs=2, warmup=0.0) for step in range(10)]
+    assert rates == pytest.approx([(10 - step) / 11 for step in range(10)])
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,7 @@ def test_trap_21_step_reads_nothing_back(recipe: Recipe, dtype: torch.dtype, smo
         ({"loss": "focal", "loss_args": {"class_weight": [1, 2, 3]}}, {}),
         ({"loss": "logit-adjusted"}, {}),
         ({"optimizer": "adamw", "no_decay": "norm-and-bias"}, {}),
+        ({"optimizer": "muon", "norm_bias_lr": 8.0}, {}),
     ],
     ids=str,
 )
