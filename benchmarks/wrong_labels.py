@@ -36,25 +36,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from held_out import held_out_logits, seconds_of
 from rich.console import Console
 from rich.table import Table
 from scipy.special import softmax
 
 from hbr_fast.cli.options import dataset_of
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.data.plan import Plan
 from hbr_fast.data.relabel import fingerprint_for_plans, real_classes, true_labels
-from hbr_fast.files import locked, make_directory
 from hbr_fast.hardness import ESTIMATORS
 from hbr_fast.members.ensemble import open_ensemble
 from hbr_fast.members.execution import Execution
-from hbr_fast.members.jobs import Job
-from hbr_fast.members.obtain import obtain_members
-from hbr_fast.members.scoring.final_model import as_trained, scores_by, scores_of_logits, trained_model
+from hbr_fast.members.scoring.final_model import scores_by, scores_of_logits
 from hbr_fast.members.store import StoredMember
 from hbr_fast.resampling.noise import NoisyLabels, score_detection, score_ranking, suspects, threshold_of
-from hbr_fast.seeding import member_seed
-from hbr_fast.training.predict import predict
 from hbr_fast.training.recipe import Recipe, stored_recipe
 
 QUALITIES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")  # cleanlab's rankings
@@ -99,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if chosen.cleanlab is not None:
         recipe = stored_recipe(members[0].path / "recipe.json", remedy=f"train {chosen.run} again")
         execution = Execution(chosen.members_at_once or "auto")
-        out = out_of_fold(
+        logits_mnc, cost = out_of_fold(
             dataset, recipe, chosen.cleanlab, folds=chosen.folds, members=chosen.fold_members, execution=execution
         )
-        rows |= by_cleanlab(out, noisy)
+        rows |= by_cleanlab(logits_mnc, cost, noisy)
     print_table(rows, f"{dataset.name}: {100 * noisy.wrong.mean():.1f} % wrong labels, {len(members)} members")
     print(json.dumps({name: asdict(row) for name, row in rows.items()}, allow_nan=False))
 
@@ -146,15 +141,6 @@ def by_threshold_samples(runs: Sequence[Path], dataset: Dataset, noisy: NoisyLab
     return found
 
 
-@dataclass(frozen=True)
-class OutOfFold:
-    """Logits of each sample by networks that did not see it, float [M, N, C], and what they cost."""
-
-    logits_mnc: np.ndarray
-    trainings: float
-    seconds: float
-
-
 def folds_of(samples: int, count: int) -> list[np.ndarray]:
     """Samples of each fold, at random, ascending."""
     rows = np.random.default_rng(0).permutation(samples)
@@ -163,44 +149,32 @@ def folds_of(samples: int, count: int) -> list[np.ndarray]:
 
 def out_of_fold(
     dataset: Dataset, recipe: Recipe, out: Path, *, folds: int, members: int, execution: Execution
-) -> OutOfFold:
-    """Train on all folds but one, predict that one, for each; networks already in `out` are not trained again."""
-    samples = len(dataset.train)
-    cut = folds_of(samples, folds)
-    rests = [Plan.of_rows(np.setdiff1d(np.arange(samples), fold)) for fold in cut]
-    jobs = [Job(member_seed(0, number), rest) for rest in rests for number in range(members)]
-    make_directory(out)
-    with locked(out):
-        trained = obtain_members(dataset, recipe, jobs, store=out, execution=execution, label="folds")
-    logits_mnc = np.empty((members, samples, dataset.train.num_classes), np.float32)
-    for place, member in enumerate(trained):
-        fold, network = cut[place // members], trained_model(member, dataset.train)
-        logits = predict(network, as_trained(member, dataset.train), dtype=member.dtype, rows=fold)
-        logits_mnc[place % members, fold] = logits
-    return OutOfFold(logits_mnc, members * (folds - 1), seconds_of(trained))
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Logits of each sample by networks of the other folds, float [M, N, C]; the trainings and seconds they cost."""
+    cut = folds_of(len(dataset.train), folds)
+    rows, numbers = zip(*((fold, number) for fold in cut for number in range(members)), strict=True)
+    found = held_out_logits(dataset, recipe, rows, out, execution=execution, numbers=numbers)
+    logits_mnc = np.empty((members, len(dataset.train), dataset.train.num_classes), np.float32)
+    for fold, number, logits in zip(rows, numbers, found.logits, strict=True):
+        logits_mnc[number, fold] = logits
+    return logits_mnc, (sum(found.trainings), sum(found.seconds))
 
 
-def by_cleanlab(out: OutOfFold, noisy: NoisyLabels) -> dict[str, Row]:
+def by_cleanlab(logits_mnc: np.ndarray, cost: tuple[float, float], noisy: NoisyLabels) -> dict[str, Row]:
     """cleanlab's rankings and its choice of suspects by probabilities out of fold; the margin of the same logits."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    cost = (out.trainings, out.seconds)
-    probabilities = softmax(out.logits_mnc.astype(np.float64), axis=2).mean(axis=0)
+    probabilities = softmax(logits_mnc.astype(np.float64), axis=2).mean(axis=0)
     found = {}
     for method in QUALITIES:
         quality_n = get_label_quality_scores(noisy.labels, probabilities, method=method, adjust_pred_probs=False)
         found[f"cleanlab {method}"] = Row(*cost, **asdict(score_ranking(quality_n, noisy, hard_is="low")))
     wrong = np.flatnonzero(find_label_issues(noisy.labels, probabilities, n_jobs=1))
     found["cleanlab find_label_issues"] = Row(*cost, **detected(wrong, noisy))
-    margins = [scores_of_logits(logits_nc, noisy.labels).per_sample("aum_final") for logits_nc in out.logits_mnc]
+    margins = [scores_of_logits(logits_nc, noisy.labels).per_sample("aum_final") for logits_nc in logits_mnc]
     found["held-out margin"] = Row(*cost, **asdict(score_ranking(np.mean(margins, axis=0), noisy, hard_is="low")))
     return found
-
-
-def seconds_of(members: Sequence[StoredMember]) -> float:
-    """What their trainings took, one after another."""
-    return sum(float(member.history()["seconds"].sum()) for member in members)
 
 
 def detected(suspected: np.ndarray, noisy: NoisyLabels) -> dict[str, Any]:

@@ -67,6 +67,34 @@ def test_time_to_hardness_finds_what_the_judge_says(
     assert "holds [5] values for 300 train samples" in capsys.readouterr().err
 
 
+def test_networks_of_parts_judge_the_samples_they_did_not_see(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = script("time_to_hardness", monkeypatch)
+    held_out = made.parts_of(10, parts=3, rounds=2)
+    assert len(held_out) == 6
+    for one in (held_out[:3], held_out[3:]):
+        np.testing.assert_array_equal(np.bincount(np.concatenate(one)), 2)  # each sample is in one part of a round
+    assert not np.array_equal(held_out[0], held_out[3])
+    words = [str(place / "worse.hbr"), str(place / "run"), "--judge", str(place / "judges.npz"), "--key", "easy"]
+    words += ["--held-out", str(place / "parts"), "--recipe", "small-cnn", *RECIPE, "--parts", "2", "--rounds", "2"]
+    made.main(words)
+    found = last_line(capsys)
+    # One network judges half the samples, so the first row is that of two.
+    assert set(found) == {"run x1", "run x2", "parts x2", "parts x3", "parts x4"}
+    assert found["parts x4"]["estimator"].startswith("held-out")
+    assert 0.6 < found["parts x4"]["samples"] < 0.75
+    assert found["parts x4"]["seconds"] >= found["parts x2"]["seconds"]
+
+    members = [open_member(place / "parts", one.name) for one in (place / "parts" / "members").iterdir()]
+    assert [len(member.scores().per_sample("aum")) for member in members] == [300] * 4
+    assert [np.isfinite(member.scores().per_sample("aum")).sum() for member in members] == [150] * 4
+    made.main(words)
+    assert last_line(capsys) == found, "nothing is trained again"
+    with pytest.raises(SystemExit, match="--parts must be at least 2"):
+        made.main([*words, "--parts", "1"])
+
+
 def run_wrong_labels(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> dict[str, dict[str, Any]]:
