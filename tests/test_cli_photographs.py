@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import polars as pl
@@ -44,6 +46,31 @@ def test_study_from_a_folder_of_photographs_to_its_page(
     for given in ([], ["--dataset", str(data)]):  # the size is not part of the dataset that is opened again
         cli.main(["report", str(out), *given])
         assert (page.parent / "hardest_images.png").read_bytes() == before
+
+
+def test_readme_commands_from_one_folder_per_class_to_a_decision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of the README that take a folder, on pictures so few that margins are negative."""
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    block = next(one for one in re.findall(r"```console\n(.*?)```", text, re.DOTALL) if "convert folder" in one)
+    convert, study = (shlex.split(line)[1:] for line in block.splitlines())
+    write_photographs(tmp_path, per_class=13)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "photos")
+    cli.main(convert)
+    small = ["--points", "1", "--variants", "1", "--members", "1", "--members-at-once", "1"]
+    recipe = ["--set", "model=cnn-4", "epochs=1", "batch_size=6", "precision=float32"]
+    cli.main([*study, *small, "--dry-run", *recipe])
+    assert "2 trainings, 0 done" in capsys.readouterr().out
+    cli.main([*study, *small, *recipe])
+    headline = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Path(headline["report"]).resolve() == tmp_path / "runs" / "photos" / "report" / "index.html"
+    about = json.loads(Path("runs/photos/study.json").read_text())
+    assert about["choice"]["validation"][1]["alpha"] > 0
+    assert min(about["class_hardness"]) <= 0, "else --nonpositive is not needed here"
 
 
 def test_remedies_on_photographs_with_a_network_of_torchvision(
