@@ -141,12 +141,14 @@ def study(
 
     from hbr_fast.data.pool import open_pool
     from hbr_fast.studies.preview import arm_lines, images_per_second, preview, time_line
+    from hbr_fast.studies.runner import require_trainable
 
     opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
     if dry_run:
         found = preview(grid, opened, out=directory, pool=opened_pool, execution=execution)
         print("\n".join(arm_lines(found)), flush=True)
         progress.say("measuring how fast a few batches train")
+        require_trainable(grid, opened, execution)
         at_once = execution.at_once(grid.trainings)
         rate = images_per_second(opened, grid.recipe, execution=execution, at_once=at_once)
         print(time_line(found, rate=rate, at_once=at_once))

@@ -208,8 +208,8 @@ class Planner:
             infeasible[self.study.path_from.name] = str(error)
         for arm in arms:
             try:
-                if arm.oversample in POOL and self.pool is None:
-                    raise ValueError(f"oversampler {arm.oversample} takes images from a pool, and none was given")
+                if reason := lacks_pool(arm, self.pool):
+                    raise ValueError(reason)
                 copies = arm.oversample == "smote" and not neighbours
                 made_as = dataclasses.replace(arm, oversample="random") if copies else arm
                 found.append((arm, [self.plan(made_as, variant) for variant in range(self.study.variants)]))
@@ -281,10 +281,17 @@ def said(infeasible: Mapping[str, str]) -> str:
     )
 
 
+def lacks_pool(arm: Arm, pool: Pool | None) -> str:
+    """Why an arm cannot be planned without a pool, or ""."""
+    if arm.oversample in POOL and pool is None:
+        return f"oversampler {arm.oversample} takes images from a pool, and none was given"
+    return ""
+
+
 def require_pool(study: Study, pool: Pool | None) -> None:
     """Refuse a study whose every arm needs a missing pool, before its baseline trains."""
     arms = [*study.arms, *([study.path_from] if study.path_from else [])]
-    if pool is None and arms and all(arm.oversample in POOL for arm in arms):
+    if arms and all(lacks_pool(arm, pool) for arm in arms):
         raise ValueError(
             f"{'arm' if len(arms) == 1 else 'arms'} {', '.join(repr(arm.name) for arm in arms)}: the images come "
             "from a "

@@ -18,7 +18,7 @@ from hbr_fast.members.execution import Execution
 from hbr_fast.members.store import find_member, member_key, member_path
 from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
-from hbr_fast.studies.plans import require_pool, study_rows
+from hbr_fast.studies.plans import lacks_pool, require_pool, study_rows
 from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner, require_same_dataset
 from hbr_fast.studies.study import BASELINE, Study
 from hbr_fast.training.device import resolve_precision
@@ -93,11 +93,17 @@ def preview(
     members = [member for member in found if member is not None]
     if len(members) < len(first):
         note = "rows follow from the baseline, which is not trained yet"
-        rows += [ArmPreview(arm.name, study.members_per_arm, 0, note) for arm in study.arms]
+        possible = []
+        for arm in study.arms:
+            if reason := lacks_pool(arm, pool):
+                rows.append(ArmPreview(arm.name, 0, 0, f"infeasible: {reason}"))
+            else:
+                rows.append(ArmPreview(arm.name, study.members_per_arm, 0, note))
+                possible.append(arm)
         if study.path_from is not None:
             count = study.members_per_arm * study.path
             rows.append(ArmPreview(f"{study.path_from.name}, {study.path} alphas", count, 0, note))
-        kept = [1 - (arm.prune.rate if arm.prune else 0.0) for arm in study.arms] + [1.0] * study.path
+        kept = [1 - (arm.prune.rate if arm.prune else 0.0) for arm in possible] + [1.0] * study.path
         return Preview(tuple(rows), images + round(study.recipe.epochs * size * study.members_per_arm * sum(kept)))
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)
     seen = {member.key for member in members}

@@ -103,8 +103,7 @@ def run_study(
     require_same_dataset(directory, dataset)
     rows = study_rows(study, dataset)
     found = None if groups is None else _groups(Path(groups), study, dataset)
-    check_fit(dataset, recipe, None)  # before there is a directory that a refusal would leave empty
-    _try_recipes(study, dataset, execution)
+    require_trainable(study, dataset, execution)  # before there is a directory that a refusal would leave empty
     make_directory(directory)
     with locked(directory):
         _run(
@@ -270,14 +269,17 @@ def by_recipe(
     return found
 
 
-def _try_recipes(study: Study, dataset: Dataset, execution: Execution) -> None:
-    """Try the recipes of arms before the baseline trains, which may take hours.
+def require_trainable(study: Study, dataset: Dataset, execution: Execution) -> None:
+    """Try a step of every recipe of a study before the baseline trains, which may take hours.
 
     Raises
     ------
-    ValueError
-        With the name of the arm.
+    ValueError, FileNotFoundError
+        See `check_fit` and `try_step`; with the name of the arm, if it has a recipe of its own.
     """
+    study = dataclasses.replace(study, recipe=resolve_precision(study.recipe, execution.training_device()))
+    check_fit(dataset, study.recipe, None)
+    try_step(dataset, study.recipe, device=execution.trial_device())
     for arm in study.arms:
         if arm.changes:
             try:

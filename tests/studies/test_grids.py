@@ -393,6 +393,30 @@ def test_speed_is_measured_on_few_images_where_training_is_slow(
     assert threads == {1}
 
 
+def test_preview_names_arms_that_lack_a_pool_before_the_baseline_is_trained(small: Dataset, tmp_path: Path) -> None:
+    arms = (Arm("generated", 0.2, oversample="pool-random"), Arm("copies", 0.2))
+    found = preview(Study(name="s", recipe=TINY_RECIPE, arms=arms, variants=1, members=1), small, out=tmp_path / "s")
+    assert [(arm.name, arm.trainings) for arm in found.arms] == [("baseline", 1), ("generated", 0), ("copies", 1)]
+    assert "takes images from a pool, and none was given" in found.arms[1].note
+    assert found.images == TINY_RECIPE.epochs * 2 * 320
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+def test_study_refuses_a_network_that_fails_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    code = "import torch\n\ndef network(image_shape, num_classes):\n    return torch.nn.Conv2d(7, num_classes, 3)\n"
+    (tmp_path / "of_seven_channels.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = ["study", "alpha-path", "--tiny", "--out", str(tmp_path / "a"), "--members-at-once", "1", *words]
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--model", "of_seven_channels:network"])
+    said = capsys.readouterr().err
+    assert "of_seven_channels:network' in evaluation fails on images [4, " in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "a" / "study.json").exists()
+
+
 def test_a_slow_rate_is_printed_with_a_decimal() -> None:
     found = preview_of.Preview((preview_of.ArmPreview("baseline", 1, 0),), images=100)
     assert "100 images at 0.4 per second" in preview_of.time_line(found, rate=0.4, at_once=1)
