@@ -19,9 +19,15 @@ from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, c
 _SYMBOLS = {"o": "circle", "D": "diamond", "s": "square", "^": "triangle-up", "v": "triangle-down", "P": "cross",
             "X": "x", "*": "star"}  # fmt: skip
 _DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
-# matplotlib's Blues and PuOr, as the pictures have them.
-_SHARES = [[0, "#f7fbff"], [0.5, "#6aaed6"], [1, "#08306b"]]
-_CHANGES = [[0, "#b35806"], [0.5, "#f7f7f7"], [1, "#542788"]]
+# matplotlib's Blues and PuOr, as the pictures have them; on a dark page nothing is dark, too. The browser chooses.
+_SHARES = {
+    "light": [[0, "#f7fbff"], [0.5, "#6aaed6"], [1, "#08306b"]],
+    "dark": [[0, "#1f2023"], [0.5, "#2f7fb5"], [1, "#cfe6ff"]],
+}
+_CHANGES = {
+    "light": [[0, "#b35806"], [0.5, "#f7f7f7"], [1, "#542788"]],
+    "dark": [[0, "#f0a45c"], [0.5, "#1f2023"], [1, "#b79ae8"]],
+}
 MOST_TOLD = 6  # arms whose numbers the text below a chart tells; the files have all
 _INK = "ink"  # placeholder for the page's text colour, which the browser fills in
 

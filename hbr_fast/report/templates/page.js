@@ -27,6 +27,7 @@ function themed(chart) {
     ...trace, visible: !shown || shown.includes(number),
     ...(trace.marker && { marker: { ...trace.marker, color: inked(trace.marker.color) } }),
     ...(trace.line && { line: { ...trace.line, color: inked(trace.line.color) } }),
+    ...(trace.colorscale && { colorscale: trace.colorscale[dark.matches ? "dark" : "light"] }),
   }));
   return [traces, layout];
 }
