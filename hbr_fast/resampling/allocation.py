@@ -169,7 +169,8 @@ def allocate(
         bad_c = ~bad_c  # nothing is hard: no ratio either
     if bad_c.any() and nonpositive is None:
         raise ValueError(
-            f'hardness of {_named(bad_c, hardness_c, classes)} gives no ratio where hard_is="{hard_is}": '
+            f"hardness of {_named(bad_c, hardness_c, classes)} gives no ratio, which needs "
+            f"{'positive values' if hard_is == 'low' else 'values of at least 0 that are not all 0'}: "
             'make it positive with nonpositive="shift", or with nonpositive="authors" as the paper did'
         )
     shifted = None
