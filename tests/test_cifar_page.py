@@ -68,6 +68,8 @@ def run(words: list[str]) -> None:
         script, given = Path(words[1]), words[2:]
         if "--cleanlab" in given:
             given += ["--members-at-once", "1"]
+        if "--held-out" in given:
+            given = [*given, *SMALLER[given[given.index("--recipe") + 1]], *CHEAP, "--members-at-once", "1"]
         importlib.import_module(script.stem).main(given)
     else:
         assert words[:2] == ["pip", "install"], f"no way to try {words}"

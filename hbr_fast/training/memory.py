@@ -19,8 +19,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Within it, the C library keeps freed memory for the next use; at its end what is free goes back to the system.
 
     glibc takes blocks above 32 MiB from the system each time and returns them, so every page of them is mapped again
-    in every step: for the wide layers of `cifar-quick` an eighth of a step's processor time. Results do not depend on
-    it. Another C library, and settings of the user's own (`MALLOC_...`, `GLIBC_TUNABLES`), are left alone.
+    in every step: for the layers of `whitened2-64-192-192` an eighth of a step's processor time. Results do not
+    depend on it. Another C library, and settings of the user's own (`MALLOC_...`, `GLIBC_TUNABLES`), are left alone.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim") or _set_by_user():

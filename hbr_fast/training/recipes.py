@@ -82,8 +82,8 @@ def cifar_fast() -> Recipe:
 
 
 def cifar_quick() -> Recipe:
-    """A narrower `cifar-fast` in 1.2e14 operations, for studies."""
-    return dataclasses.replace(cifar_fast(), name="cifar-quick", model="whitened2-48-128-128", epochs=10)
+    """A narrower `cifar-fast` in 1.1e14 operations, for studies."""
+    return dataclasses.replace(cifar_fast(), name="cifar-quick", model="whitened2-48-128-128", epochs=9)
 
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {

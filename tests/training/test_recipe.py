@@ -67,7 +67,7 @@ def test_cifar_recipes_stay_within_their_operations(name: str, most: float) -> N
     network = build_model(recipe.model, channels=3, image_size=(32, 32), classes=10)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(2, 3, 32, 32)).sum().backward()
-    assert 0.9 * most < recipe.epochs * 50_000 * counter.get_total_flops() / 2 < most
+    assert 0.85 * most < recipe.epochs * 50_000 * counter.get_total_flops() / 2 < most
 
 
 def test_fast_resnet18_trains_the_same_network_in_a_tenth_of_the_epochs() -> None:
