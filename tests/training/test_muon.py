@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -51,23 +53,17 @@ def test_step_of_kernels_follows_its_definition(layout: torch.memory_format) -> 
     assert kernel.is_contiguous(memory_format=layout)
 
 
+def groups_of(model: nn.Linear) -> list[dict[str, Any]]:
+    return [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.5, "weight_decay": 0.0}]
+
+
 def test_other_parameters_are_those_of_sgd() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
-    one = Muon(
-        [{"params": [ours.weight]}, {"params": [ours.bias], "lr": 0.5, "weight_decay": 0.0}],
-        lr=0.1,
-        momentum=0.8,
-        weight_decay=0.02,
-    )
-    other = torch.optim.SGD(
-        [{"params": [theirs.weight]}, {"params": [theirs.bias], "lr": 0.5, "weight_decay": 0.0}],
-        lr=0.1,
-        momentum=0.8,
-        weight_decay=0.02,
-        nesterov=True,
-    )
+    values: dict[str, Any] = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.02}
+    one = Muon(groups_of(ours), **values)
+    other = torch.optim.SGD(groups_of(theirs), nesterov=True, **values)
     for _ in range(4):
         x = torch.randn(7, 5)
         for model, optimizer in ((ours, one), (theirs, other)):
