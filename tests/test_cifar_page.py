@@ -52,7 +52,8 @@ def smaller(words: list[str]) -> list[str]:
     if "--set" not in words:
         words += ["--set"]
     at = words.index("--set") + 1
-    return [*words[:at], *changes, *words[at:], "--members-at-once", "1"]
+    kept = [word for word in words[at:] if word.partition("=")[0] not in {one.partition("=")[0] for one in changes}]
+    return [*words[:at], *changes, *kept, "--members-at-once", "1"]
 
 
 def run(words: list[str]) -> None:
@@ -105,10 +106,12 @@ def test_commands_of_the_page_run_on_generated_images(
     # The paper's figure 1, and its case studies with their controls.
     assert Path("recall.png").read_bytes().startswith(b"\x89PNG")
     arms = {arm["name"] for arm in read_json(Path("runs/cifar-10/study.json"))["arms"]}
+    assert arms == {"baseline", "random-1", "other-class-1", "reweighted-1", "balanced"}
+    arms = {arm["name"] for arm in read_json(Path("runs/cifar-10-grid/study.json"))["arms"]}
     assert {"random-0.25", "smote-0.25", "other-class-0.25", "reweighted-0.25", "balanced"} <= arms
     half = {arm["name"]: arm for arm in read_json(Path("runs/cifar-10-half/study.json"))["arms"]}
     assert half["pruned-50"]["counts"] == [100] * 10
     choice = read_json(Path("runs/cifar-10-alpha/study.json"))["choice"]
     assert choice["arm"] in {row["arm"] for row in choice["validation"]}
-    for study in ("cifar-10", "cifar-10-half", "cifar-10-alpha"):
+    for study in ("cifar-10", "cifar-10-grid", "cifar-10-half", "cifar-10-alpha"):
         assert Path("runs", study, "report", "index.html").is_file()
