@@ -42,3 +42,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Reports without pictures, which take seconds each to draw and are tested in tests/report."""
+    from hbr_fast.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "pictures_of", lambda *args, **named: [])
+        yield

@@ -14,7 +14,6 @@ import pytest
 from hbr_fast import cli
 from hbr_fast.data.convert import convert
 from hbr_fast.files import read_json
-from hbr_fast.report import figures
 from hbr_fast.resampling.noise import inject_noise
 
 ROOT = Path(__file__).parent.parent
@@ -78,11 +77,11 @@ def run(words: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_commands_of_the_page_run_on_generated_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("cleanlab")
-    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])  # tested elsewhere, and a minute each
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     found: dict[str, dict[str, dict[str, Any]]] = {}  # by script, what the last lines of its runs say

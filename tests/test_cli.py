@@ -488,7 +488,7 @@ def test_study_infeasible_alpha_names_the_largest(data: Path, tmp_path: Path, fa
     assert not (tmp_path / "study" / "study.json").exists()
 
 
-@pytest.mark.usefixtures("quick_study")
+@pytest.mark.usefixtures("quick_study", "no_pictures")
 def test_study_uses_requested_device(data: Path, tmp_path: Path, fails: Fails) -> None:
     words = ["study", "quickstart", "--dataset", data, "--out", tmp_path / "study", "--members", 1, *ONE]
     assert "device must be auto, cpu, cuda or cuda:N, got 'abacus'" in fails(*words, "--device", "abacus")

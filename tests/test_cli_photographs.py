@@ -48,11 +48,11 @@ def test_study_from_a_folder_of_photographs_to_its_page(
         assert (page.parent / "hardest_images.png").read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_readme_commands_from_one_folder_per_class_to_a_decision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands of the README that take a folder, on pictures so few that margins are negative."""
-    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     block = next(one for one in re.findall(r"```console\n(.*?)```", text, re.DOTALL) if "convert folder" in one)
     convert, study = (shlex.split(line)[1:] for line in block.splitlines())

@@ -25,8 +25,8 @@ STUDY = Study(name="small", recipe=RECIPE, arms=(Arm("hbr", 0.3),), variants=2, 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread(one_thread: None) -> None:
-    """All tests here train."""
+def _one_thread(one_thread: None, no_pictures: None) -> None:
+    """All tests here train, and look at tables only."""
 
 
 @pytest.fixture(scope="session")
