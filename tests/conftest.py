@@ -8,6 +8,8 @@ import hypothesis
 import pytest
 import torch
 
+from hbr_fast.report import figures
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
@@ -44,11 +46,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without pictures, which take seconds each to draw and are tested in tests/report."""
-    from hbr_fast.report import figures
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "pictures_of", lambda *args, **named: [])
-        yield
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])

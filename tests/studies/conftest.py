@@ -1,5 +1,6 @@
 """A dataset, a recipe that learns it in a tenth of a second, and a finished study."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.loaders.augment import Augment
+from hbr_fast.report import figures
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
 from hbr_fast.training.recipe import Recipe
@@ -25,8 +27,16 @@ STUDY = Study(name="small", recipe=RECIPE, arms=(Arm("hbr", 0.3),), variants=2, 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread(one_thread: None, no_pictures: None) -> None:
-    """All tests here train, and look at tables only."""
+def _one_thread(one_thread: None) -> None:
+    """All tests here train."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures() -> Iterator[None]:
+    """All tests here look at tables only, as do the fixtures of a module that write reports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "pictures_of", lambda *args, **named: [])
+        yield
 
 
 @pytest.fixture(scope="session")
