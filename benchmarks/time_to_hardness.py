@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from held_out import HeldOut, held_out_logits
+from held_out import HeldOut, held_out_logits, seconds_of
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -98,12 +98,11 @@ def agreement(run: Path, dataset: Dataset, easiness_n: np.ndarray) -> pl.DataFra
         members = ensemble.members[:count]
         scores = stack_scores([member.scores() for member in members])
         scores.require_dataset(dataset.fingerprint)
-        histories = [member.history() for member in members]
         about = {
             "run": run.name,
             "members": count,
-            "epochs": histories[0].height,
-            "seconds": round(sum(float(history["seconds"].sum()) for history in histories)),
+            "epochs": members[0].history().height,
+            "seconds": round(seconds_of(members)),
         }
         for name in RECORDED:
             sign = 1 if ESTIMATORS[name].hard_is == "low" else -1  # high is easy, as of the judge

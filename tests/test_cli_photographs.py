@@ -73,11 +73,11 @@ def test_readme_commands_from_one_folder_per_class_to_a_decision(
     assert min(about["class_hardness"]) <= 0, "else --nonpositive is not needed here"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_remedies_on_photographs_with_a_network_of_torchvision(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """docs/photographs-study.md at a small size: its recipe file, every remedy, the page."""
-    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])
     root, data, out = write_photographs(tmp_path / "photos"), tmp_path / "photos.hbr", tmp_path / "study"
     cli.main(["convert", "folder", str(data), "--root", str(root), "--store", "encoded"])
     page = (Path(__file__).parent.parent / "docs" / "photographs-study.md").read_text()

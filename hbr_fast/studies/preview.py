@@ -16,6 +16,7 @@ from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
 from hbr_fast.members.execution import Execution
 from hbr_fast.members.store import find_member, member_key, member_path
+from hbr_fast.members.trial import try_step
 from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
 from hbr_fast.studies.plans import lacks_pool, require_pool, study_rows
@@ -144,7 +145,14 @@ def images_per_second(
     at_once : int
         How many members train at the same time. If several, each has one thread, and so has the measurement: two
         threads on a busy machine mostly wait for each other.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If the recipe cannot be trained: see `try_step`.
     """
+    device = (execution or Execution()).trial_device()
+    try_step(dataset.at_size(recipe.size), resolve_precision(recipe, device), device=device)
     threads = torch.get_num_threads()
     try:
         if at_once > 1:

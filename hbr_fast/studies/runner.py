@@ -270,7 +270,7 @@ def by_recipe(
 
 
 def require_trainable(study: Study, dataset: Dataset, execution: Execution) -> None:
-    """Try a step of every recipe of a study before the baseline trains, which may take hours.
+    """Check that the baseline can be trained, and try the recipes of arms before it trains, which may take hours.
 
     Raises
     ------
@@ -279,7 +279,6 @@ def require_trainable(study: Study, dataset: Dataset, execution: Execution) -> N
     """
     study = dataclasses.replace(study, recipe=resolve_precision(study.recipe, execution.training_device()))
     check_fit(dataset, study.recipe, None)
-    try_step(dataset, study.recipe, device=execution.trial_device())
     for arm in study.arms:
         if arm.changes:
             try:

@@ -44,7 +44,8 @@ class Muon(torch.optim.Optimizer):
 
     Examples
     --------
-    >>> optimizer = Muon(nn.Conv2d(3, 8, 3).parameters(), lr=0.4, momentum=0.85, weight_decay=0.0)
+    >>> rates = {"lr": 0.4, "momentum": 0.85, "kernel_lr": 0.2, "kernel_momentum": 0.7}
+    >>> optimizer = Muon(nn.Conv2d(3, 8, 3).parameters(), **rates, weight_decay=0.0)
     >>> [(group["lr"], group["kernels"]) for group in optimizer.param_groups]
     [(0.2, True), (0.4, False)]
     """
@@ -56,8 +57,8 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        kernel_lr: float = 0.2,
-        kernel_momentum: float = 0.7,
+        kernel_lr: float,
+        kernel_momentum: float,
     ) -> None:
         for name, rate in (("lr", lr), ("kernel_lr", kernel_lr), ("weight_decay", weight_decay)):
             if not rate >= 0:

@@ -11,6 +11,8 @@ from torch import nn
 
 from hbr_fast.training.muon import Muon, orthogonalised
 
+KERNELS = {"kernel_lr": 0.2, "kernel_momentum": 0.7}
+
 
 def by_singular_values(matrix: np.ndarray) -> np.ndarray:
     """The polynomial of the singular values, from a decomposition in float64."""
@@ -62,7 +64,7 @@ def test_other_parameters_are_those_of_sgd() -> None:
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     values: dict[str, Any] = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.02}
-    one = Muon(groups_of(ours), **values)
+    one = Muon(groups_of(ours), **values, **KERNELS)
     other = torch.optim.SGD(groups_of(theirs), nesterov=True, **values)
     for _ in range(4):
         x = torch.randn(7, 5)
@@ -76,7 +78,7 @@ def test_other_parameters_are_those_of_sgd() -> None:
 
 def test_parameters_without_gradient_stay() -> None:
     kernel = nn.Parameter(torch.ones(2, 2, 3, 3))
-    optimizer = Muon([kernel], lr=0.1, momentum=0.5, weight_decay=0.1)
+    optimizer = Muon([kernel], lr=0.1, momentum=0.5, weight_decay=0.1, **KERNELS)
     optimizer.step()
     assert torch.equal(kernel, torch.ones(2, 2, 3, 3))
     assert optimizer.step(lambda: 3.0) == 3.0
@@ -93,6 +95,6 @@ def test_parameters_without_gradient_stay() -> None:
     ],
 )
 def test_muon_rejects_values_out_of_range(changed: dict[str, float], message: str) -> None:
-    values = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0} | changed
+    values = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0} | KERNELS | changed
     with pytest.raises(ValueError, match=message):
         Muon([nn.Parameter(torch.ones(2, 2, 3, 3))], **values)

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from hbr_fast.training import optimizer_state
-from hbr_fast.training.muon import Muon
+from hbr_fast.training.optimizers import muon
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
@@ -21,7 +21,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
-    "muon": lambda p: Muon(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "muon": lambda p: muon(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
 }
 

@@ -61,13 +61,13 @@ def test_recipes_of_the_issue_exist_under_their_names() -> None:
     assert len({dataclasses.replace(named_recipe(name), name="") for name in RECIPES}) == 6
 
 
-@pytest.mark.parametrize(("name", "most"), [("cifar-fast", 4e14), ("cifar-quick", 1.2e14)])
+@pytest.mark.parametrize(("name", "most"), [("cifar-fast", 4e14), ("cifar-quick", 1.1e14)])
 def test_cifar_recipes_stay_within_their_operations(name: str, most: float) -> None:
     recipe = named_recipe(name)
     network = build_model(recipe.model, channels=3, image_size=(32, 32), classes=10)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(2, 3, 32, 32)).sum().backward()
-    assert 0.85 * most < recipe.epochs * 50_000 * counter.get_total_flops() / 2 < most
+    assert 0.9 * most < recipe.epochs * 50_000 * counter.get_total_flops() / 2 < most
 
 
 def test_fast_resnet18_trains_the_same_network_in_a_tenth_of_the_epochs() -> None:
@@ -207,7 +207,8 @@ def test_recipe_flip_and_pad_are_deprecated() -> None:
         ),
         (
             ["optimizer=adam", "loss=dice", "schedule=a b:c"],
-            r"optimizer cannot be 'adam': .* sgd, adamw, muon .* 'adamw'\?\); schedule cannot be 'a b:c': .*; loss",
+            r"optimizer cannot be 'adam': .* sgd, adamw, muon .* mean 'adamw'\?\); "
+            r"schedule cannot be 'a b:c': .*; loss",
         ),
     ],
 )
