@@ -116,13 +116,16 @@ def wait_for(what: Callable[[], Any], seconds: float = GUARD_S) -> Any:
 
 
 def training_workers() -> list[int]:
-    """Processes that are training a member: Ray names its workers after their task."""
+    """Processes of this test's clusters that are training a member: Ray names its workers after their task.
+
+    Only descendants of this process: clusters of tests that run beside this one are not to be killed.
+    """
     found = []
-    for entry in Path("/proc").iterdir():
+    for process in psutil.Process().children(recursive=True):
         try:
-            if entry.name.isdecimal() and b"ray::_train_on_node" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:  # it ended while we looked
+            if "ray::_train_on_node" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:  # it ended while we looked
             continue
     return found
 
