@@ -18,10 +18,12 @@ def answers(study: StudyFiles) -> list[str]:
     """Whether the gap between classes closed, by how much, and how accuracy changed: one sentence per arm if there are
     few, else one for all and one each for the smallest and the largest gap.
 
-    They follow a sentence on the trainings left out because they diverged, and one on the chosen alpha, if any.
+    They follow a sentence on the trainings left out because they diverged, and one on the chosen alpha, if any; one on
+    hardness that was shifted before ratios were made of it comes after them.
     """
     left_out = [*_left_out(study), *_infeasible(study)]
-    return [*left_out, *_choice(study), *_answers(study), *controls_answers(study), *_coarse(study)]
+    found = [*_choice(study), *_answers(study), *controls_answers(study)]
+    return [*left_out, *found, *_shifted(study), *_coarse(study)]
 
 
 def _left_out(study: StudyFiles) -> list[str]:
@@ -41,6 +43,17 @@ def _infeasible(study: StudyFiles) -> list[str]:
         if arms
         else []
     )
+
+
+def _shifted(study: StudyFiles) -> list[str]:
+    arms = [arm for arm in study.meta["arms"] if arm.get("shifted") and arm["alpha"]]
+    if not arms:
+        return []
+    some = "" if len(arms) == len(study.treatments) else f" (in {', '.join(arm_label(arm['name']) for arm in arms)})"
+    return [
+        "The mean hardness of some classes gives no ratio, so the same amount was added to that of every class "
+        f"first{some}: ratios, and what alpha means, depend on that amount."
+    ]
 
 
 def _choice(study: StudyFiles) -> list[str]:

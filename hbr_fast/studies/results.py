@@ -372,6 +372,7 @@ def _arm_entry(arm: ArmResult, directory: Path) -> dict[str, Any]:
             # JSON has no infinity: equally hard classes have no largest alpha.
             most = allocations[0].max_alpha
             entry["max_alpha"] = most if math.isfinite(most) else None
+            entry["shifted"] = allocations[0].shifted
     entry["counts"] = arm.counts[0].tolist()
     entry["counts_by_variant"] = arm.counts.tolist()
     entry["members"] = [

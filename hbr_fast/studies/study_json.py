@@ -42,6 +42,7 @@ class _Arm(TypedDict):
     counts: NotRequired[list[Natural]]
     counts_wanted: NotRequired[list[Natural]]
     counts_by_variant: NotRequired[list[list[Natural]]]
+    shifted: NotRequired[Literal["shift", "authors"] | None]
 
 
 class _Failure(TypedDict):

@@ -514,6 +514,8 @@ def test_infeasible_arms_are_named_together_and_the_others_run(
     assert list(about["infeasible"]) == ["far", "pool", "after"]
     assert about["infeasible"]["after"] == "it is compared with 'far'"
     assert any(text.startswith("Infeasible and left out: far (") for text in answers(read_study(tmp_path / "s")))
+    assert about["arms"][1]["shifted"] is None, "allowed, and not needed"
+    assert not any("the same amount was added" in text for text in answers(read_study(tmp_path / "s")))
     found = preview(study, small, out=tmp_path / "s")
     assert [(arm.name, arm.trainings) for arm in found.arms] == [
         ("baseline", 1), ("near", 1), ("far", 0), ("pool", 0), ("after", 0)
