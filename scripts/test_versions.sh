@@ -39,6 +39,6 @@ rm -f "$log"
 import sys, numba, numpy, torch, torchvision
 print("Python", sys.version.split()[0], *(f"{of.__name__} {of.__version__}" for of in (torch, torchvision, numpy, numba)))'
 
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$venv/bin/python" -m pytest -q -p no:cacheprovider \
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$venv/bin/python" -m pytest -p no:cacheprovider \
     tests/kernels tests/hardness tests/orders tests/resampling tests/data tests/evaluation tests/members tests/training \
     tests/test_*files.py tests/test_machine.py tests/test_seeding.py tests/test_traps.py "$@"
