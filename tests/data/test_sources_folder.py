@@ -13,7 +13,7 @@ from PIL import Image
 
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import Dataset
-from hbr_fast.data.sources import Source, folder
+from hbr_fast.data.sources import Source, folder, headers
 from hbr_fast.data.sources import encoded as encoded_module
 from hbr_fast.data.sources.layouts import Listing, Place
 from hbr_fast.data.sources.opening import open_source
@@ -308,7 +308,7 @@ def test_folder_detects_gray_from_headers(tmp_path: Path) -> None:
     assert listing["train"].shape[0] == 3
     place = Place(Tree(tmp_path), "train")
     listings = {"train": Listing(place, ["train/ape/0.png", "train/ape/1.png"], np.zeros(2, np.int64))}
-    assert encoded_module._channels_and_size(listings, "auto", Decoding()) == (3, (4, 4))
+    assert headers.channels_and_size(listings, "auto", Decoding()) == (3, (4, 4))
     assert seen == ["train/ape/0.png"]
 
 

@@ -7,39 +7,32 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 
-from hbr_fast import progress
 from hbr_fast.data.images import rows_per_block
 from hbr_fast.data.shards import Outcome
 from hbr_fast.data.sources import pictures
+from hbr_fast.data.sources.headers import Mode, channels_and_size, header_sizes, sizes_differ
 from hbr_fast.data.sources.layouts import Listing
-from hbr_fast.data.sources.pictures import Decoded, Decoding, Header, Unusable
+from hbr_fast.data.sources.pictures import Decoded, Decoding, Unusable
+from hbr_fast.data.sources.read_ahead import read_ahead
 from hbr_fast.data.sources.source import EncodedSplit, Findings, Source, SourceSplit
 from hbr_fast.data.sources.stored import Stored, Storing, read_and_store
 from hbr_fast.data.sources.trees import DirectoryTree, PassedOver, Tree
 from hbr_fast.files import canonical_json
-from hbr_fast.machine import usable_cpus
-
-Mode = Literal["auto", "rgb", "gray"]
 
 SKIPPED = "skipped.csv"
 _UNUSABLE_NAMED, _WARNINGS_NAMED = 100, 10
 _LEAST_ROWS, _MOST_ROWS = 64, 512  # pictures handed to the threads at a time
 _ENCODED_ROWS = 32  # the same where they are stored encoded: each may be many megabytes
-_HEADER_BYTES = 1 << 16
 
 # Reads a file, by tree and path: its SHA-256, and what it became (pixels in `out`, if given) or what is wrong with it.
 Work = Callable[..., tuple[str, "Decoded | Stored | str"]]
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def picture_source(
@@ -88,7 +81,7 @@ def picture_source(
     ValueError
         While the blocks are read: naming all unusable files and what is wrong with each, or sizes that differ.
     """
-    channels, size = _channels_and_size(listings, mode, how if storing is None else replace(how, size=(1, 1)))
+    channels, size = channels_and_size(listings, mode, how if storing is None else replace(how, size=(1, 1)))
     work: Work
     if storing is None:
         work = partial(_read_and_decode, channels=channels, how=how)
@@ -112,8 +105,8 @@ def picture_source(
         )
 
     def also_missing() -> str | None:
-        sizes = _header_sizes(listings) if storing is None and how.size is None else []
-        return _sizes_differ(sizes) if len(sizes) > 1 else None
+        sizes = header_sizes(listings) if storing is None and how.size is None else []
+        return sizes_differ(sizes) if len(sizes) > 1 else None
 
     return Source(name, classes, splits, findings=findings, no_test=no_test, also_missing=also_missing)
 
@@ -225,12 +218,12 @@ class _Files:
         listing, read = self.listings[split], self.reads[split]
         work = partial(self.work, listing.place.tree)
         row = begin
-        for found in _ahead(work, listing.paths, rows, begin, out):
+        for found in read_ahead(work, listing.paths, rows, begin, out):
             for checksum, one in found:
                 if isinstance(one, str):
                     read.unusable.append((row, one))
                 elif isinstance(one, Decoded) and one.pixels.shape[1:] != self.size:
-                    raise ValueError(f"{listing.place.tree.place}: {_sizes_differ(_header_sizes(self.listings))}")
+                    raise ValueError(f"{listing.place.tree.place}: {sizes_differ(header_sizes(self.listings))}")
                 else:
                     self._note(split, row, checksum, one.warning, one.is_transparent)
                 row += 1
@@ -323,82 +316,3 @@ def _read_and_decode(
 def _state(path: str | Path) -> str:
     status = os.stat(path)
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _ahead(
-    work: Callable[..., _Result], items: Sequence[_Item], rows: int, begin: int = 0, out: np.ndarray | None = None
-) -> Iterator[list[_Result]]:
-    """Results in order, `rows` at a time, over threads: Pillow decodes without holding the interpreter lock.
-
-    The next chunk is processed while the current one is used. `out` has places for two chunks, which each result may
-    fill: they take turns.
-    """
-
-    def results(some: Sequence[_Item], first: int) -> list[_Result]:
-        if out is None:
-            return [work(item) for item in some]
-        return [work(item, out=out[(first + n) % len(out)]) for n, item in enumerate(some)]
-
-    workers = usable_cpus()
-    step = max(1, rows // (4 * workers))
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = None
-        for start in range(begin, len(items), rows):
-            chunk = items[start : start + rows]
-            submitted = [
-                pool.submit(results, chunk[at : at + step], start - begin + at) for at in range(0, len(chunk), step)
-            ]
-            if waiting is not None:
-                yield [result for future in waiting for result in future.result()]
-            waiting = submitted
-        if waiting is not None:
-            yield [result for future in waiting for result in future.result()]
-
-
-def _header(tree: Tree, path: str) -> Header | None:
-    """What the beginning of a file says; None if it is unusable, which a full read will report."""
-    try:
-        try:
-            return pictures.header(io.BytesIO(tree.head(path, _HEADER_BYTES)), path)
-        except Unusable:  # TIFF may keep its description at the end
-            return pictures.header(io.BytesIO(tree.read(path)), path)
-    except (Unusable, OSError):
-        return None
-
-
-def _headers(listings: Mapping[str, Listing]) -> Iterator[Header]:
-    with pictures.own_pixel_limit():
-        for listing in listings.values():
-            rows, work = len(listing.paths), partial(_header, listing.place.tree)
-            first = list(listing.paths[:1])  # the first colour picture settles it
-            yield from (one for path in first if (one := work(path)) is not None)
-            with progress.task(f"read headers of {listing.place.path.name}", total=rows, unit="files") as advance:
-                for found in _ahead(work, listing.paths[1:], 1024):
-                    yield from (one for one in found if one is not None)
-                    advance(len(found))
-
-
-def _channels_and_size(listings: Mapping[str, Listing], mode: Mode, how: Decoding) -> tuple[int, tuple[int, int]]:
-    """From the options if they say it, else from as few headers as needed."""
-    size, channels = how.size, {"rgb": 3, "gray": 1}.get(mode)
-    if size is None or channels is None:
-        found = _headers(listings)
-        for header in found:
-            size = size or header.size
-            if not header.is_gray:
-                channels = channels or 3
-            if channels is not None:
-                break
-        else:
-            channels = channels or (1 if size is not None else 3)
-        found.close()  # type: ignore[attr-defined]
-    return channels or 3, size or (1, 1)
-
-
-def _header_sizes(listings: Mapping[str, Listing]) -> list[tuple[int, int]]:
-    """The sizes that the pictures' headers say, each once, in ascending order."""
-    return sorted({header.size for header in _headers(listings)})
-
-
-def _sizes_differ(sizes: Sequence[tuple[int, int]]) -> str:
-    return f"images differ in size, from {sizes[0]} to {sizes[-1]}: give one with --size"

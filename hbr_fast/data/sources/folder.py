@@ -12,7 +12,8 @@ from hbr_fast import progress
 from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.archives import open_tree
 from hbr_fast.data.sources.classes import Labelled, checked_changes, only_common, unified
-from hbr_fast.data.sources.encoded import Mode, picture_source
+from hbr_fast.data.sources.encoded import picture_source
+from hbr_fast.data.sources.headers import Mode
 from hbr_fast.data.sources.labels import LabelFiles, labelled_by_table
 from hbr_fast.data.sources.layouts import (
     LAYOUTS,

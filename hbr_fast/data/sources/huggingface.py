@@ -15,7 +15,8 @@ import numpy as np
 from hbr_fast.arguments import near_names
 from hbr_fast.csv_files import polars_faults, reason, require_readable_parquet
 from hbr_fast.data.sources.classes import Labelled, unified
-from hbr_fast.data.sources.encoded import Mode, picture_source
+from hbr_fast.data.sources.encoded import picture_source
+from hbr_fast.data.sources.headers import Mode
 from hbr_fast.data.sources.layouts import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES, Listing, Place
 from hbr_fast.data.sources.pictures import Decoding, Fit
 from hbr_fast.data.sources.source import Source, checked_labels

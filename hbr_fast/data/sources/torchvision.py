@@ -17,7 +17,7 @@ from hbr_fast import progress
 from hbr_fast.arguments import near_names
 from hbr_fast.data.images import rows_per_block
 from hbr_fast.data.sample_sources import NumberedSources, SampleSources, SelectedSources
-from hbr_fast.data.sources.encoded import Mode
+from hbr_fast.data.sources.headers import Mode
 from hbr_fast.data.sources.pictures import Decoding, Fit, planar_pixels
 from hbr_fast.data.sources.published import MD5, is_changed, md5_of, pieces_of
 from hbr_fast.data.sources.source import Source, SourceSplit, array_split, checked_labels
