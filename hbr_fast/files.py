@@ -217,12 +217,16 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     OSError
         If its `.lock` is not an ordinary file, e.g. a link to another one.
     """
-    with opened_lock(Path(directory) / LOCK_NAME) as lock:
-        if not try_lock(lock):
-            raise BlockingIOError(
-                f"{directory} is in use by another process: wait for it to end, or choose another directory"
-            )
-        yield
+    path = Path(directory) / LOCK_NAME
+    while True:
+        with opened_lock(path) as lock:
+            if not try_lock(lock):
+                raise BlockingIOError(
+                    f"{directory} is in use by another process: wait for it to end, or choose another directory"
+                )
+            if _is_at(lock, path):  # else its holder removed it, with the directory, between the two calls
+                yield
+                return
 
 
 def relative_path(target: str | os.PathLike[str], start: str | os.PathLike[str]) -> str:

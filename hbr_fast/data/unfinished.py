@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ import numpy as np
 from hbr_fast import progress
 from hbr_fast.data.npy import read_npy
 from hbr_fast.data.shards import INDEX, FinishedShard, Outcome, shard_name
-from hbr_fast.files import content_hash, locked, make_directory, read_json, write_json
+from hbr_fast.files import LOCK_NAME, content_hash, locked, make_directory, read_json, remove_partials, write_json
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema, write_sealed_json
 
 _IDENTITY = "identity.json"
 _REMEDY = "remove its directory"
+_KEPT = re.compile(r".+\.\d{5,}\.(tar|npy|json)")  # of a shard, by `shard_name`
 
 
 class _Entry(TypedDict):
@@ -36,23 +38,35 @@ class _Finished(TypedDict):
 
 
 class Unfinished:
-    """A directory of finished shards; another conversion's are removed.
+    """A locked directory of finished shards; another conversion's are removed.
 
     Parameters
     ----------
     directory : Path
     identity : mapping
         JSON values that determine the shards: files with their states, labels, options.
+
+    Raises
+    ------
+    FileExistsError
+        If the directory holds what no conversion writes there.
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
         self.directory = directory
+        remove_partials(directory)
+        names = {entry.name for entry in directory.iterdir()} - {LOCK_NAME, _IDENTITY}
+        if foreign := sorted(name for name in names if not _KEPT.fullmatch(name)):
+            raise FileExistsError(
+                f"{directory} is where conversion keeps unfinished shards, and holds {foreign[0]!r}, which it did not "
+                "write: move it away"
+            )
         mine = content_hash(dict(identity))
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             if read_json(directory / _IDENTITY)["identity"] == mine:
                 return
-        for left in directory.glob("*.*"):
-            left.unlink()
+        for name in names:
+            (directory / name).unlink()
         write_json(directory / _IDENTITY, {"identity": mine})
 
     def finished(self, split: str) -> list[FinishedShard]:
@@ -105,8 +119,12 @@ def unfinished_shards(out: Path, identity: Mapping[str, Any]) -> Iterator[Unfini
     ------
     BlockingIOError
         If another process converts to `out`.
+    FileExistsError
+        If the place of the shards is taken by a link or by other files.
     """
     directory = out.parent / f".{out.name}.shards"
+    if directory.is_symlink():
+        raise FileExistsError(f"{directory} is a link, and conversion keeps unfinished shards there: remove it")
     make_directory(directory)
     with locked(directory):
         kept = Unfinished(directory, identity)

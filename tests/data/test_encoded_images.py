@@ -295,6 +295,18 @@ def test_interrupted_at_any_moment_ends_with_the_same_bytes(
         assert {file.name: file.read_bytes() for file in again.path.iterdir()} == expected
 
 
+@pytest.mark.parametrize("how", ["link", "directory"])
+def test_place_of_unfinished_shards_with_files_of_others(photos: Path, tmp_path: Path, how: str) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "notes.md").write_text("mine")
+    taken = tmp_path / ".out.hbr.shards"
+    taken.symlink_to(precious) if how == "link" else precious.rename(taken)
+    with pytest.raises(FileExistsError, match="is a link" if how == "link" else "holds 'notes.md', which it did not"):
+        convert("folder", tmp_path / "out.hbr", root=photos, store="encoded")
+    assert {path.name for path in taken.iterdir()} - {".lock"} == {"notes.md"}
+
+
 def test_shards_of_other_pictures_or_damaged_ones_are_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,14 +17,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from photographs import write_photographs
 from PIL import Image
 
 from hbr_fast import cli, csv_files, progress
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
 from hbr_fast.data.plan import Plan
+from hbr_fast.data.shards import FinishedShard
 from hbr_fast.data.sources import folder
 from hbr_fast.data.sources.tables import read_table as read_labels_table
+from hbr_fast.data.unfinished import Unfinished
 from hbr_fast.data.verify import verify_dataset
 from hbr_fast.files import atomic_directory, locked
 from hbr_fast.tensor_files import write_tensors
@@ -123,6 +127,28 @@ def test_two_processes_write_one_dataset(tmp_path: Path) -> None:
     verify_dataset(target)
     assert forked(lambda: convert("synthetic", target, **TOY)).startswith(f"FileExistsError: {target} exists already")
     assert [path.name for path in tmp_path.iterdir()] == ["a.hbr"]
+
+
+def test_two_processes_convert_encoded_pictures_to_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is refused, whatever it converts, and the first one's shards are there until it is done."""
+    root, other = write_photographs(tmp_path / "root"), write_photographs(tmp_path / "other", per_class=7)
+    out = tmp_path / "a.hbr"
+    real, answers = Unfinished.keep, list[str]()
+    words = [sys.executable, "-m", "hbr_fast", "convert", "folder", str(out), "--store", "encoded", "--root"]
+
+    def keep(self: Unfinished, shard: FinishedShard) -> None:
+        real(self, shard)
+        if not answers:  # once, after the first shard
+            for place in (root, other):
+                done = subprocess.run([*words, str(place)], capture_output=True, text=True, check=False)
+                answers.append(f"{done.returncode} {done.stderr.splitlines()[-1]}")
+
+    monkeypatch.setattr(Unfinished, "keep", keep)
+    convert("folder", out, root=root, store="encoded")
+    assert len(answers) == 2
+    assert all(f"{tmp_path}/.a.hbr.shards is in use by another process" in answer for answer in answers), answers
+    verify_dataset(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.hbr", "other", "root"]
 
 
 def test_two_processes_lock_one_directory(tmp_path: Path) -> None:
