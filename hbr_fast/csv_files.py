@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hbr_fast.files import reason
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -122,8 +124,3 @@ def polars_faults() -> tuple[type[BaseException], ...]:
     import polars as pl
 
     return (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of a library's message, for one of ours."""
-    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.200}"

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,8 +26,23 @@ LOCK_NAME = ".lock"  # an empty file that stays after its lock is released
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.(partial|old)")
 
 
+def require_ordinary(path: str | os.PathLike[str]) -> None:
+    """Refuse pipes and devices, which opening or reading may wait for; whether there is a file is found by opening it.
+
+    Raises
+    ------
+    ValueError
+        If it is neither an ordinary file nor a directory.
+    """
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError(f"{path} is a pipe or a device, not an ordinary file: give a file")
+
+
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits; the file is streamed."""
+    require_ordinary(path)
     with named_reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -40,6 +56,11 @@ def named_reading(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a library's message, for one of ours."""
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}"
 
 
 def canonical_json(value: Any) -> str:
@@ -64,6 +85,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a `ValueError` names the file if it does not parse, or holds NaN, infinity or invalid
     Unicode."""
+    require_ordinary(path)
     try:
         with named_reading(path), open(path, "rb") as file:
             return parse_json(file.read())
@@ -353,11 +375,12 @@ def _named_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # numpy's error for a full disk has no error number.
-        full = error.errno in DISK_FULL or (error.errno is None and "requested and" in str(error))
-        if full:
+        # Of NumPy and polars, an error for a full disk has its number in the text or none.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno or (int(told[1]) if told else None)
+        if number in DISK_FULL or (number is None and "requested and" in str(error)):
             named = OSError(f"no space left for {target}: free some or choose another place")
-            named.errno = error.errno or errno.ENOSPC
+            named.errno = number or errno.ENOSPC
             raise named from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and ".partial" in str(error.filename):
             raise PermissionError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hbr_fast import progress
-from hbr_fast.files import atomic_path, canonical_json, make_directory, parse_json
+from hbr_fast.files import atomic_path, canonical_json, make_directory, parse_json, require_ordinary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,6 +133,7 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors import safe_open
 
+    require_ordinary(path)
     with safe_open(path, framework=framework) as file:
         values = parse_json((file.metadata() or {}).get(KEY, "{}"))
         names = list(file.keys())

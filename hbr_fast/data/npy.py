@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hbr_fast.files import named_reading
+from hbr_fast.files import named_reading, require_ordinary
 
 # What reading a damaged `.npz` file raises.
 NPZ_DAMAGE = (
@@ -61,6 +61,7 @@ def read_npy(
     ValueError
         If it is damaged, longer or shorter than its header says, or has the wrong type or shape; the message names it.
     """
+    require_ordinary(path)
     try:
         with named_reading(path), open(path, "rb") as file:
             found_shape, fortran, found = npy_header(file)
@@ -144,6 +145,7 @@ def npz_names(path: str | os.PathLike[str], *, remedy: str = "write it again") -
     FileNotFoundError, ValueError
         If there is no such file, or it is damaged.
     """
+    require_ordinary(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return [member.removesuffix(".npy") for member in archive.namelist()]

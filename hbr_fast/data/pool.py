@@ -19,7 +19,7 @@ from hbr_fast.data.images import RawImages, rows_per_block
 from hbr_fast.data.npy import NPZ_DAMAGE, check_npz_member, npy_header, read_npy, read_npz
 from hbr_fast.data.sample_sources import NumberedSources
 from hbr_fast.data.verify import require_unchanged
-from hbr_fast.files import atomic_directory, content_hash, sha256_of_file
+from hbr_fast.files import atomic_directory, content_hash, require_ordinary, sha256_of_file
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema, write_sealed_json
 
 SCHEMA = 1
@@ -181,6 +181,7 @@ def _labels_beside(path: Path) -> Path:
 
 
 def _write(path: Path, target: Path, shape: tuple[int, ...]) -> None:
+    require_ordinary(path)
     if path.suffix == ".npz":
         labels = _npz_labels(path)
         with zipfile.ZipFile(path) as archive, archive.open(_member(archive, IMAGES, path)) as file:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from hbr_fast.data.images import release_pages
+from hbr_fast.files import require_ordinary
 
 SHARD_BYTES = 512 * 2**20
 WRITE_BYTES = 2**20  # written at a time
@@ -267,6 +268,7 @@ class ShardFiles(Sequence[np.ndarray]):
         with self._lock:
             mapped = self._mapped[shard]
             if mapped is None:
+                require_ordinary(self.paths[shard])
                 mapped = self._mapped[shard] = np.memmap(self.paths[shard], np.uint8, mode="r")
         return mapped
 

@@ -1,5 +1,6 @@
 """Final-model estimators, and where they are kept."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ def test_final_scores_are_computed_once_and_stored_with_member(
     (members[1].path / "final.safetensors").write_bytes((members[0].path / "final.safetensors").read_bytes())
     with pytest.raises(AssertionError, match="computed again"):
         stored_final_scores(members[1], tiny)
+    # Nor those of the same pixels normalised otherwise: the fingerprint does not hold mean and standard deviation.
+    with pytest.raises(AssertionError, match="computed again"):
+        stored_final_scores(members[0], dataclasses.replace(tiny, mean=(0.9,) * len(tiny.mean)))
     (members[1].path / "final.safetensors").unlink()
 
 

@@ -38,6 +38,7 @@ from .targets import TARGETS
 RIGHT = ("ValueError", "FileNotFoundError", "FileExistsError", "BadPicture")
 BAD = ("unnamed", "several lines", "wrong exception", "silent", "memory", "hang", "crash")
 MEMORY = 1 << 30  # addresses beyond those of the imported libraries
+FIFO = -1  # a case's number: the file is replaced by a pipe that nobody writes to
 WATCHDOG_S = 60.0  # only against hangs: a case takes milliseconds
 
 
@@ -125,7 +126,11 @@ def _outcome(case: Case, place: Path, right: str) -> tuple[str, str]:
     before = path.read_bytes()
     rng = random.Random(f"{case.target} {case.file} {case.number}")
     other = sorted(one for one in place.rglob("*") if one.is_file())
-    path.write_bytes(mutated(before, rng.choice(other).read_bytes(), rng))
+    path.unlink()
+    if case.number == FIFO:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(mutated(before, rng.choice(other).read_bytes(), rng))
     try:
         found = content_of(target.read(place))
     except MemoryError as error:
@@ -133,6 +138,7 @@ def _outcome(case: Case, place: Path, right: str) -> tuple[str, str]:
     except BaseException as error:
         return _kind_of(error, case), f"{type(error).__name__}: {error}"[:300]
     finally:
+        path.unlink(missing_ok=True)
         path.write_bytes(before)
     if found == right:
         return "unchanged", ""

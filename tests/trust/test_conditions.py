@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 from photographs import write_photographs
 from PIL import Image
 
@@ -29,7 +30,8 @@ from hbr_fast.data.sources import folder
 from hbr_fast.data.sources.tables import read_table as read_labels_table
 from hbr_fast.data.unfinished import Unfinished
 from hbr_fast.data.verify import verify_dataset
-from hbr_fast.files import atomic_directory, locked
+from hbr_fast.files import atomic_directory, atomic_write, locked
+from hbr_fast.report.drawing import write_figure
 from hbr_fast.tensor_files import write_tensors
 
 TOY: dict[str, Any] = {"classes": 2, "train_per_class": 20, "test_per_class": 2, "shape": (1, 16, 16)}
@@ -56,10 +58,22 @@ def forked(work: Callable[[], object]) -> str:
     return answer
 
 
+def write_csv(path: Path) -> None:
+    with atomic_write(path) as file:
+        pl.DataFrame({"a": range(4000)}).write_csv(file)
+
+
+def write_picture(path: Path) -> None:
+    (figure := Figure()).subplots().plot(range(100))
+    write_figure(figure, path)
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "dataset": ("a.hbr", lambda path: convert("synthetic", path, **TOY)),
     "plan": ("p.safetensors", Plan.of_rows(np.arange(1000)).save),
     "tensors": ("t.safetensors", lambda path: write_tensors(path, {"a": np.zeros(4000)}, {})),
+    "table": ("t.csv", write_csv),
+    "picture": ("p.png", write_picture),
 }
 
 

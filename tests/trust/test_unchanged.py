@@ -22,6 +22,7 @@ from hbr_fast.data.pool import open_pool
 from hbr_fast.data.verify import require_unchanged
 from hbr_fast.files import sha256_of_file
 from hbr_fast.hardness import HardnessScores
+from hbr_fast.json_schema import write_sealed_json
 from hbr_fast.members.scoring.confidence import own_confidence, rank_pool
 from hbr_fast.members.scoring.final_model import stored_final_scores
 from hbr_fast.members.store import StoredMember, train_and_store
@@ -77,13 +78,14 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_require_unchanged_reads_once(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read = count_reads(monkeypatch)
     require_unchanged(data)
-    assert sorted(read) == sorted(data.meta["files"])
+    files = {*data.meta["files"], "meta.json"}
+    assert sorted(read) == sorted(files)
     require_unchanged(data)
-    assert len(read) == len(data.meta["files"])
+    assert len(read) == len(files)
     zero_pixels(data)
     with pytest.raises(ValueError, match=CHANGED):
         require_unchanged(data)
-    assert read[len(data.meta["files"]) :] == ["train.images.npy"]
+    assert read[len(files) :] == ["train.images.npy"]
 
 
 def test_require_unchanged_is_remembered_for_other_processes(
@@ -96,12 +98,12 @@ def test_require_unchanged_is_remembered_for_other_processes(
     (record,) = forgetful.iterdir()
     monkeypatch.setattr(checksums, "_checked", {})  # another process
     require_unchanged(data)
-    assert len(read) == len(data.meta["files"])
+    assert len(read) == len({*data.meta["files"], "meta.json"})
     for damaged in ("", "[]", '{"x": 1}', json.dumps(dict.fromkeys(json.loads(record.read_text()), 3))):
         record.write_text(damaged)
         monkeypatch.setattr(checksums, "_checked", {})
         require_unchanged(data)
-    assert len(read) == 5 * len(data.meta["files"])
+    assert len(read) == 5 * len({*data.meta["files"], "meta.json"})
 
 
 def test_require_unchanged_trusts_no_young_file(data: Dataset, forgetful: Path) -> None:
@@ -122,11 +124,16 @@ def test_require_unchanged_without_a_private_directory(data: Dataset, monkeypatc
         require_unchanged(data)
 
 
-def test_require_unchanged_checks_statistics_of_earlier_versions(data: Dataset) -> None:
+@pytest.mark.parametrize("sealed", [False, True], ids=["an earlier version", "a checksum that was made to fit"])
+def test_require_unchanged_checks_statistics(data: Dataset, sealed: bool) -> None:
+    require_unchanged(data)
     meta = json.loads((data.path / "meta.json").read_text())
     del meta["sha256"]
     meta["mean"][0] += 1e-6
-    (data.path / "meta.json").write_text(json.dumps(meta))
+    if sealed:
+        write_sealed_json(data.path / "meta.json", meta)
+    else:
+        (data.path / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(ValueError, match=r"meta\.json: mean .* does not match the pixels"):
         require_unchanged(open_dataset(data.path))
 

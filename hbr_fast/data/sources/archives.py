@@ -18,7 +18,7 @@ from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.members import ArchiveTree, Members
 from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, PassedOver, Tree, joined, plain_path
 from hbr_fast.data.sources.zips import open_zip
-from hbr_fast.files import DISK_FULL
+from hbr_fast.files import DISK_FULL, require_ordinary
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 _COPY_BYTES = 1 << 20
@@ -143,6 +143,7 @@ def _uncompressed(place: Path) -> IO[bytes]:
     import lzma
 
     openers: dict[bytes, Callable[[IO[bytes]], Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    require_ordinary(place)
     file: IO[bytes] = open(place, "rb")  # noqa: SIM115
     opener = openers.get(file.read(2))
     file.seek(0)

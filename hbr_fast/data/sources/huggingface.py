@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from hbr_fast.arguments import near_names
-from hbr_fast.csv_files import polars_faults, reason, require_readable_parquet
+from hbr_fast.csv_files import polars_faults, require_readable_parquet
 from hbr_fast.data.sources.classes import Labelled, unified
 from hbr_fast.data.sources.encoded import picture_source
 from hbr_fast.data.sources.headers import Mode
@@ -22,7 +22,7 @@ from hbr_fast.data.sources.pictures import Decoding, Fit
 from hbr_fast.data.sources.source import Source, checked_labels
 from hbr_fast.data.sources.tables import LABEL_COLUMNS
 from hbr_fast.data.sources.trees import Entry, PackedNames, PassedOver
-from hbr_fast.files import read_json
+from hbr_fast.files import read_json, reason
 from hbr_fast.json_schema import require_schema
 from hbr_fast.progress import printable
 
@@ -140,6 +140,9 @@ def _saved(place: Path) -> tuple[Frames, Names]:
     require_schema(state, _STATE, where=str(place / "state.json"), remedy="save it again")
     require_schema(info, dict, where=str(place / "dataset_info.json"), remedy="save it again")
     files = [place / Path(one["filename"]).name for one in state["_data_files"]]
+    if not files:
+        raise ValueError(f"{place / 'state.json'} names no files of data: save it again")
+    _require_ordinary(files)
     try:
         frame = polars.concat([polars.read_ipc_stream(file) for file in files])
     except polars_faults() as error:
@@ -147,6 +150,13 @@ def _saved(place: Path) -> tuple[Frames, Names]:
     if state.get("_indices_data_files"):
         raise ValueError(f"{place} holds a selection of rows beside its data: save it again after flatten_indices()")
     return {"train": frame}, _class_names(info.get("features"))
+
+
+def _require_ordinary(files: Sequence[Path]) -> None:
+    for file in files:
+        if not file.is_file():  # to open a pipe is to wait for a writer
+            what = "is not an ordinary file" if file.exists() else "is missing"
+            raise ValueError(f"{file} {what}: save the dataset again")
 
 
 def _parquet(place: Path) -> tuple[Frames, Names]:
@@ -162,6 +172,7 @@ def _parquet(place: Path) -> tuple[Frames, Names]:
             f"{place} holds no Hugging Face dataset: give what save_to_disk wrote, or a folder with "
             "train-*.parquet in it or in data"
         )
+    _require_ordinary([*chain.from_iterable(files.values())])
     names: dict[str, Sequence[str]] = {}
     try:
         require_readable_parquet(*chain.from_iterable(files.values()))

@@ -22,7 +22,7 @@ from hbr_fast.data.sources.source import (
     checked_labels,
     torchvision_download,
 )
-from hbr_fast.files import sha256_of_file
+from hbr_fast.files import require_ordinary, sha256_of_file
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -155,6 +155,7 @@ def _shape(start: bytes, dimensions: int, path: str | os.PathLike[str]) -> tuple
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed if gzipped, reading no more than requested."""
+    require_ordinary(path)
     with open(path, "rb") as plain:
         if plain.read(2) != b"\x1f\x8b":
             plain.seek(0)

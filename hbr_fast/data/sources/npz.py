@@ -12,7 +12,7 @@ import numpy as np
 from hbr_fast.data.npy import NPZ_DAMAGE, check_npz_member
 from hbr_fast.data.sample_sources import NumberedSources
 from hbr_fast.data.sources.source import Findings, Source, array_split, checked_labels
-from hbr_fast.files import sha256_of_file
+from hbr_fast.files import require_ordinary, sha256_of_file
 
 Layout = Literal["nhwc", "nchw"]
 _ORIGINS = {
@@ -92,6 +92,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     wanted = {name for pair in (*_TRAIN, *_TEST, *_VALIDATION) for name in pair} | {"classes"}
     arrays: dict[str, np.ndarray] = {}
     name = ""
+    require_ordinary(path)
     try:
         with zipfile.ZipFile(path) as archive:
             found = [file.removesuffix(".npy") for file in archive.namelist()]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from hbr_fast.files import require_ordinary
+
 # By source and file. IDX files by their unpacked content, since several packages compress them anew; Fashion-MNIST's
 # values are those of Debian's package, too. CIFAR's Python form by its files, as torchvision lists them; the binary
 # form by its archive, since no publisher lists the files in it.
@@ -68,6 +70,7 @@ def md5_of(content: Iterable[bytes | memoryview]) -> str:
 
 def pieces_of(path: str) -> Iterable[bytes]:
     """A file's content in pieces of 1 MiB."""
+    require_ordinary(path)
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             yield piece

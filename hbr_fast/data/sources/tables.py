@@ -15,8 +15,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from hbr_fast.arguments import near_names
-from hbr_fast.csv_files import polars_faults, reason, require_readable_parquet
+from hbr_fast.csv_files import polars_faults, require_readable_parquet
 from hbr_fast.data.sources.trees import PackedNames
+from hbr_fast.files import reason
 from hbr_fast.progress import printable
 
 FILE_COLUMNS = (

@@ -14,6 +14,7 @@ from typing import IO
 
 from hbr_fast.data.sources.members import ArchiveTree, Members
 from hbr_fast.data.sources.trees import PassedOver, plain_path
+from hbr_fast.files import require_ordinary
 
 _END, _END_BYTES, _MOST_COMMENT = b"PK\5\6", 22, 1 << 16
 _LOCATOR, _LOCATOR_BYTES = b"PK\6\7", 20
@@ -98,6 +99,7 @@ def open_zip(place: Path, passed: PassedOver) -> ZipTree:
         If its directory is damaged.
     """
     members, described_at = Members(), array("q")
+    require_ordinary(place)
     file = open(place, "rb")  # noqa: SIM115
     try:
         at, end, shift, count = _directory(file)

@@ -21,7 +21,7 @@ from hbr_fast.data.dataset import Dataset, open_dataset
 from hbr_fast.data.meta_json import META
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.verify import verify_dataset
-from hbr_fast.files import DISK_FULL, atomic_directory
+from hbr_fast.files import DISK_FULL, atomic_directory, reason
 from hbr_fast.locks import held
 from hbr_fast.machine import usable_cpus
 from hbr_fast.members.execution import Execution
@@ -123,7 +123,7 @@ def run(
                     except ray.exceptions.RayError as error:
                         raise ChildProcessError(
                             f"a member's worker died {execution.retries + 1} times (out of memory?): finished members "
-                            f"are kept; run the same again ({str(error).splitlines()[0]})"
+                            f"are kept; run the same again ({reason(error)})"
                         ) from None
         finally:
             _end(ray, list(pending))
@@ -179,7 +179,7 @@ def connected(execution: Execution) -> Iterator[Any]:
                 ray.init(**options, _temp_dir=None if place is None else str(place))
         except (ConnectionError, RuntimeError) as error:
             raise ConnectionError(
-                f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): start one with ray start"
+                f"no Ray cluster answers at {address!r} ({reason(error)}): start one with ray start"
             ) from None
         try:
             yield ray

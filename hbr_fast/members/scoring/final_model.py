@@ -112,7 +112,12 @@ def stored_final_scores(member: StoredMember, dataset: Dataset) -> HardnessScore
     """Final-model scores of a stored member: read from its files, or computed from its weights and stored there."""
     path = member.path / "final.safetensors"
     # What they describe: for other weights, or the same under another name, they are computed again.
-    source = {"dataset": dataset.fingerprint, "key": member.key, "weights": member.info["files"]["weights.safetensors"]}
+    source = {
+        "dataset": dataset.fingerprint,
+        "normalised_by": [*dataset.mean, *dataset.std],  # not part of the fingerprint
+        "key": member.key,
+        "weights": member.info["files"]["weights.safetensors"],
+    }
     if path.is_file():
         try:
             kept = HardnessScores.load(path)
