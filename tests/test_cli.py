@@ -792,7 +792,10 @@ def test_resample_does_not_overwrite_without_force(run: Path, tmp_path: Path, fa
     out.write_bytes(b"precious")
     message = fails("resample", run, out, "--alpha", 0.1)
     assert message == f"{out} exists already: choose another name or replace it with --force"
+    message = fails("resample", run, out, "--alpha", 0.1, "--force")
+    assert message == f"{out} is no plan, and --force replaces nothing else: move it away or choose another name"
     assert out.read_bytes() == b"precious"
+    Plan.of_rows(np.arange(3)).save(out)
     cli.main(["resample", str(run), str(out), "--alpha", "0.1", "--force"])
     assert len(Plan.load(out)) == 240
 
@@ -862,7 +865,10 @@ def test_hardness_does_not_overwrite_without_force(run: Path, tmp_path: Path, fa
     out = tmp_path / "scores.csv"
     out.write_bytes(b"precious")
     assert str(out) in fails("hardness", run, "--csv", out)
+    assert "is no table, and --force" in fails("hardness", run, "--csv", out, "--force")
     assert out.read_bytes() == b"precious"
+    out.unlink()
+    cli.main(["hardness", str(run), "--csv", str(out)])
     cli.main(["hardness", str(run), "--csv", str(out), "--force"])
     assert pl.read_csv(out).height == 240
 

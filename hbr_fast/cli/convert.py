@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from hbr_fast.cli.options import NameOrPath, OutPath, refuse_to_overwrite
+from hbr_fast.cli.options import NameOrPath, OutPath
+from hbr_fast.cli.overwriting import refuse_to_overwrite
 
 
 def convert(
@@ -160,7 +161,7 @@ def convert(
     betons = {split: out.with_suffix(f".{split}.beton") for split in splits}
     for path in betons.values():  # before a source is read, which can take minutes
         require_ffcv()
-        refuse_to_overwrite(path, force)
+        refuse_to_overwrite(path, force, kind=".beton file")
     with contextlib.ExitStack() as stack:
         if is_dataset:
             dataset = open_dataset(source)

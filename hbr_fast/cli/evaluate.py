@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hbr_fast import progress
-from hbr_fast.cli.options import RunPath, dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import RunPath, dataset_of
+from hbr_fast.cli.overwriting import refuse_to_overwrite
 from hbr_fast.progress import counted
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def evaluate(
     from hbr_fast.files import atomic_write
     from hbr_fast.members.ensemble import open_ensemble
 
-    for file in (csv, figure):
-        if file is not None:
-            refuse_to_overwrite(file, force)
+    if csv is not None:
+        refuse_to_overwrite(csv, force, kind="table")
     if figure is not None:
+        refuse_to_overwrite(figure, force, kind="picture")
         from hbr_fast.report.class_recall import require_figure_name, write_class_recall
         from hbr_fast.report.drawing import short
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hbr_fast import progress
-from hbr_fast.cli.options import RunPath, dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import RunPath, dataset_of
+from hbr_fast.cli.overwriting import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
@@ -47,7 +48,7 @@ def hardness(
     if top is None and (class_ is not None or easiest):
         raise ValueError("--class and --easiest select the samples that --top prints: give --top too")
     if csv is not None:
-        refuse_to_overwrite(csv, force)
+        refuse_to_overwrite(csv, force, kind="table")
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = dataset_of(run, about)

@@ -175,12 +175,6 @@ def whole_lines(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def refuse_to_overwrite(out: Path, force: bool) -> None:
-    """Raise if `out` exists, unless it may be replaced."""
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists already: choose another name or replace it with --force")
-
-
 def dataset_of(run: Path, about: dict[str, dict[str, str]]) -> Dataset:
     """The dataset that a run was trained on, at its recorded path and unchanged."""
     from hbr_fast.data.dataset import open_recorded

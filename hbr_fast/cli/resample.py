@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from hbr_fast import progress
-from hbr_fast.cli.options import OutPath, RunPath, dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import OutPath, RunPath, dataset_of
+from hbr_fast.cli.overwriting import refuse_to_overwrite
 
 
 def resample(
@@ -58,7 +59,7 @@ def resample(
     from hbr_fast.resampling.pipeline import resample_by_hardness
     from hbr_fast.resampling.pruning import Pruning
 
-    refuse_to_overwrite(out, force)
+    refuse_to_overwrite(out, force, kind="plan")
     estimator_named(estimator)  # refuse an unknown estimator before computing anything
     pruning = Pruning(prune_rate, prune_by, prune_level) if prune_rate != 0 else None
     ensemble, about = open_ensemble(run)

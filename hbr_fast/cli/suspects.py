@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hbr_fast import progress
-from hbr_fast.cli.options import OutPath, RunPath, dataset_of, refuse_to_overwrite
+from hbr_fast.cli.options import OutPath, RunPath, dataset_of
+from hbr_fast.cli.overwriting import refuse_to_overwrite
 
 MOST_PRINTED = 10  # suspects
 
@@ -51,9 +52,9 @@ def suspects(
     from hbr_fast.resampling.noise import suspects as suspected_by
     from hbr_fast.studies.results import sample_table
 
-    refuse_to_overwrite(out, force)
+    refuse_to_overwrite(out, force, kind="plan")
     if csv is not None:
-        refuse_to_overwrite(csv, force)
+        refuse_to_overwrite(csv, force, kind="table")
     chosen = estimator_named(estimator)
     ensemble, about = open_ensemble(run)
     opened = dataset_of(run, about)

@@ -392,3 +392,10 @@ def _stored_shape(path: Path, field: str, arguments: np.ndarray) -> tuple[int, i
             f"{path}: field {field!r} holds {dtype} {list(shape)}, not uint8 images [H, W, C] or [C, H, W]"
         )
     return shape
+
+
+def is_beton(path: Path) -> bool:
+    """Whether a file begins as `.beton` files do; the rest may be damaged."""
+    with open(path, "rb") as file:
+        start = file.read(_HEADER.itemsize)
+    return len(start) == _HEADER.itemsize and np.frombuffer(start, _HEADER)["version"][0] == VERSION

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hbr_fast.files import require_ordinary
 from hbr_fast.tensor_files import read_tensors, write_tensors
 
 SCHEMA = 1
@@ -134,3 +135,15 @@ class Plan:
         if faults:
             raise ValueError(f"{path} does not hold a plan ({'; '.join(faults)}): {remedy}")
         return cls(**columns, provenance=about["provenance"], stores=tuple(stores))
+
+
+def is_plan(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as plans do, by the columns that its header names; the rest may be damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        require_ordinary(path)
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys()) == set(FORMS)
+    except (SafetensorError, OSError, ValueError):
+        return False
