@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from hbr_fast import csv_files
+from hbr_fast.data.convert import convert
+from hbr_fast.data.sources import trees
 from hbr_fast.data.sources.tables import read_table
 
 from .attempts import attempt
@@ -219,3 +223,17 @@ def test_parquet_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         csv_files.read_table(path)
     with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file \(200,000 rows"):
         read_table(path.read_bytes(), str(path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "gztar", "zip"])
+def test_picture_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    root = tmp_path / "set"
+    for name in ("cat", "dog"):
+        for split in ("train", "test"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(root / split / name / "a.png")
+    (root / "train" / "cat" / "a.png").write_bytes(bytes(2000))
+    place = root if kind == "folder" else Path(shutil.make_archive(str(tmp_path / "set"), kind, root))
+    monkeypatch.setattr(trees, "MOST_FILE_BYTES", 1999)
+    with pytest.raises(ValueError, match=r"train/cat/a\.png cannot be read \(.*it has 2,000 bytes, more than"):
+        convert("folder", tmp_path / "out.hbr", root=place)

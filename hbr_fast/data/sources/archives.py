@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from hbr_fast.arguments import near_names
 from hbr_fast.data.sources.members import ArchiveTree, Members
-from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, PassedOver, Tree, joined, plain_path
+from hbr_fast.data.sources.trees import SPECIAL, DirectoryTree, PassedOver, Tree, joined, plain_path, require_reasonable
 from hbr_fast.data.sources.zips import open_zip
 from hbr_fast.files import DISK_FULL, require_ordinary
 
@@ -69,6 +69,8 @@ class TarTree(ArchiveTree):
 
     def part(self, number: int, count: int | None) -> bytes:
         size = self.sizes[number]
+        if count is None:
+            require_reasonable(size)
         return os.pread(self.file.fileno(), size if count is None else min(count, size), self.starts[number])
 
 

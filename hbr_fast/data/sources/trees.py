@@ -18,6 +18,7 @@ from hbr_fast.files import named_reading
 # Folders and files that systems and tools leave beside pictures, in addition to names that begin with a dot.
 _CLUTTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 _EXAMPLES = 3
+MOST_FILE_BYTES = 1 << 29  # of a picture or a table
 HIDDEN = "hidden files/file and/or folders/folder"
 SPECIAL = "entries/entry that are/is neither files/file nor folders/folder"
 
@@ -88,6 +89,12 @@ class Tree(Protocol):
 
     def head(self, path: str, count: int) -> bytes:
         """Its first bytes."""
+
+
+def require_reasonable(size: int) -> None:
+    """Refuse to read so large a file as a whole; an archive of a few megabytes can hold one."""
+    if size > MOST_FILE_BYTES:
+        raise OSError(f"it has {size:,} bytes, more than the {MOST_FILE_BYTES:,} that a picture or a table may have")
 
 
 class PackedNames(Sequence[str]):
@@ -216,6 +223,7 @@ class DirectoryTree:
         # Not by pathlib, which keeps every name in a process-wide table.
         name = os.path.join(self.place, path)
         with named_reading(name), open(name, "rb", buffering=0) as file:
+            require_reasonable(os.fstat(file.fileno()).st_size)
             return file.readall()
 
     def head(self, path: str, count: int) -> bytes:

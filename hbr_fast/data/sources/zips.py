@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from hbr_fast.data.sources.members import ArchiveTree, Members
-from hbr_fast.data.sources.trees import PassedOver, plain_path
+from hbr_fast.data.sources.trees import PassedOver, plain_path, require_reasonable
 from hbr_fast.files import require_ordinary
 
 _END, _END_BYTES, _MOST_COMMENT = b"PK\5\6", 22, 1 << 16
@@ -64,6 +64,8 @@ class ZipTree(ArchiveTree):
             raise OSError(f"the archive is damaged or encrypted there: {error}") from None
 
     def _content(self, member: _Member, count: int | None) -> bytes:
+        if count is None:
+            require_reasonable(member.size)
         if member.flags & _ENCRYPTED:
             raise DamagedZip("it is encrypted")
         if member.method != _STORED and member.size > max(_MOST_UNPACKED, _MOST_EXPANSION * member.packed_size):
