@@ -130,6 +130,14 @@ def _mean_loss(mean: Any, recipe: Recipe, logits: torch.Tensor, labels: torch.Te
         raise ValueError(f"loss {recipe.loss!r} is {loss.item()} before any training")
     if not loss.requires_grad:
         raise ValueError(f"no gradient flows from loss {recipe.loss!r} to model {recipe.model!r}: is one detached?")
+    with torch.no_grad():
+        twice = float(mean(torch.cat([logits, logits]), torch.cat([labels, labels])))
+    # Losses that compare the images of a batch may differ in any other way.
+    if loss and math.isclose(twice, 2 * loss.item(), rel_tol=1e-3):
+        raise ValueError(
+            f"loss {recipe.loss!r} of a batch that has every image twice is twice as large: it must return the mean "
+            'over the batch, not the sum (reduction="mean")'
+        )
     return loss
 
 

@@ -57,6 +57,10 @@ def rows(logits, labels):
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
+def total(logits, labels):
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
 def number(logits, labels):
     return 3.0
 
@@ -128,6 +132,7 @@ def net(output: str) -> dict[str, Any]:
         ),
         ({"model": "tried:empty"}, "model 'tried:empty' has no parameters to train"),
         ({"loss": "tried:rows"}, r"loss 'tried:rows' returned a tensor \[4\]: it must return the mean loss"),
+        ({"loss": "tried:total"}, "loss 'tried:total' of a batch that has every image twice is twice as large"),
         ({"loss": "tried:number"}, "loss 'tried:number' returned float"),
         ({"loss": "tried:detached"}, "no gradient flows from loss 'tried:detached'"),
         ({"loss": "tried:not_finite"}, "loss 'tried:not_finite' is -?inf before any training"),
