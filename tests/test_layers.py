@@ -15,6 +15,7 @@ LEVELS = {
         "arguments",
         "seeding",
         "files",
+        "processes",
         "temporary",
         "functions",
         "csv_files",

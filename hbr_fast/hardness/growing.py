@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hbr_fast.files import atomic_write
 from hbr_fast.hardness.recorder import HardnessRecorder
 from hbr_fast.hardness.recording import Recording
+from hbr_fast.processes import in_process_group
 
 if TYPE_CHECKING:
     import polars as pl
@@ -96,8 +97,7 @@ class GrowingRecorder(HardnessRecorder):
 
         if torch.compiler.is_compiling():
             raise ValueError("a growing recorder looks ids up on the host: record outside what is compiled")
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if in_process_group() and torch.distributed.get_world_size() > 1:
             raise ValueError(_ONE_PROCESS)
         if isinstance(ids, torch.Tensor):
             if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 
 from hbr_fast.kernels.hardness import layout
+from hbr_fast.processes import in_process_group, left_alone
 
 # Counters that add up over visits in any order.
 ADDED = [layout.OBSERVATIONS, layout.CORRECT, layout.EL2N_OBSERVATIONS]
@@ -122,14 +123,27 @@ def all_reduce(
 ) -> None:
     """Reduce over the ranks, in place; does nothing outside a distributed run."""
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
+    if _in_process_group():
         distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation), group=group)
+
+
+def _in_process_group() -> bool:
+    """Whether there are ranks to merge with.
+
+    Raises
+    ------
+    ValueError
+        If there should be: merging would silently leave out what they recorded.
+    """
+    if alone := left_alone():
+        raise ValueError(alone)
+    return in_process_group()
 
 
 def _all_gather(own: torch.Tensor, group: torch.distributed.ProcessGroup | None) -> list[torch.Tensor]:
     """Tensors [V_r, 2] of all ranks, of different lengths."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _in_process_group():
         return [own]
     world = distributed.get_world_size(group)
     length = torch.tensor([len(own)], device=own.device)

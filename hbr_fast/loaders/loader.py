@@ -24,7 +24,7 @@ from hbr_fast.loaders.picture_cache import CacheUse
 from hbr_fast.loaders.pictures import decoding_job
 from hbr_fast.orders import Sampler
 from hbr_fast.orders.order import checked_epoch, checked_rank
-from hbr_fast.orders.torch_sampler import process_place
+from hbr_fast.orders.torch_sampler import place_to_iterate
 
 
 class Loader:
@@ -216,7 +216,7 @@ class Loader:
 
         `shard` overrides this: after `shard(0, 1)` every rank has every row.
         """
-        place = process_place()
+        place = place_to_iterate()
         if self._part is not None or place == (0, 1):
             return self
         if place not in self._parts:

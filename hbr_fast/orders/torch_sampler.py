@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed
 from torch.utils.data import DistributedSampler
 
 from hbr_fast.arguments import whole_number
 from hbr_fast.orders import Sampler, Uneven
 from hbr_fast.orders.order import checked_epoch, checked_rank
 from hbr_fast.orders.torch_consumers import Consumer, called_by_torchdata, consumer
+from hbr_fast.processes import in_process_group, left_alone
 
 BLOCK = 4096  # indices made at once: the overhead of single calls would exceed the work
 
@@ -173,7 +176,7 @@ class OrderSampler(DistributedSampler[int]):
         return {**self.__dict__, "_latest": None}
 
     def _shard(self, reader: Consumer, *, origin: int) -> Sampler:
-        rank, world_size = self._place or process_place()
+        rank, world_size = self._place or place_to_iterate()
         if reader.shards:
             if self._place is not None and world_size > 1:
                 raise ValueError(
@@ -264,7 +267,13 @@ def _checked_order(order: Any) -> Sampler:
 
 def process_place() -> tuple[int, int]:
     """Rank and world size of this process in `torch.distributed`, or (0, 1) if it is not initialised."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
+    if in_process_group():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def place_to_iterate() -> tuple[int, int]:
+    """`process_place`, with a warning where processes would each iterate over the whole epoch."""
+    if alone := left_alone():
+        warnings.warn(alone, stacklevel=3)
+    return process_place()

@@ -103,6 +103,14 @@ def test_merge_ranks_without_process_group() -> None:
     assert recorder.scores().provenance == expected.provenance
 
 
+def test_merge_ranks_of_processes_that_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E.g. Accelerator() under torchrun without a GPU: each process would keep its own half."""
+    recorder = HardnessRecorder(N, C, distributed=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE says that 2 processes were launched"):
+        recorder.merge_ranks()
+
+
 def test_scores_and_state_of_a_rank_require_merge() -> None:
     recorder = HardnessRecorder(N, C, distributed=True)
     record_part(recorder, 0, epochs()[0])

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,17 @@ def test_order_sampler_resumes_from_state(stop: int) -> None:
     assert len(fresh) == 20
     assert first + list(fresh) == whole(order, 1)
     assert list(fresh) == whole(order, 2)
+
+
+def test_order_sampler_of_processes_that_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = OrderSampler(uniform_order(10, seed=0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="WORLD_SIZE says that 2 processes were launched"):
+        assert len(list(sampler)) == 10
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(sampler)) == 10
 
 
 def test_order_sampler_resumes_with_another_number_of_ranks() -> None:
