@@ -72,7 +72,7 @@ def test_readme_commands_from_one_folder_per_class_to_a_decision(
     assert about["choice"]["validation"][1]["alpha"] > 0
     assert min(about["class_hardness"]) <= 0, "else --nonpositive is not needed here"
     assert about["arms"][1]["shifted"] == "shift"
-    assert "the same amount was added to that of every class first" in Path(headline["report"]).read_text()
+    assert "the hardest class weighs 21 times the easiest" in Path(headline["report"]).read_text()
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -50,9 +50,13 @@ def _shifted(study: StudyFiles) -> list[str]:
     if not arms:
         return []
     some = "" if len(arms) == len(study.treatments) else f" (in {', '.join(arm_label(arm['name']) for arm in arms)})"
+    if all(arm["shifted"] == "shift" for arm in arms):
+        effect = "so the hardest class weighs 21 times the easiest, whatever they were, and gets most of what is added"
+    else:
+        effect = "as the paper's code does, so the hardest class gets nearly all of what is added"
     return [
-        "The mean hardness of some classes gives no ratio, so the same amount was added to that of every class "
-        f"first{some}: ratios, and what alpha means, depend on that amount."
+        "The mean hardness of some classes gives no ratio or an extreme one: the same amount was added to that of every "
+        f"class first{some}, {effect}."
     ]
 
 

@@ -171,7 +171,8 @@ def allocate(
         raise ValueError(
             f"hardness of {_named(bad_c, hardness_c, classes)} gives no ratio, which needs "
             f"{'positive values' if hard_is == 'low' else 'values of at least 0 that are not all 0'}: "
-            'make it positive with nonpositive="shift", or with nonpositive="authors" as the paper did'
+            "choose an estimator that is never negative, such as loss, or make it positive with "
+            'nonpositive="shift", or with nonpositive="authors" as the paper did'
         )
     shifted = None
     if nonpositive == "shift" or bad_c.any():

@@ -173,11 +173,15 @@ class Results:
 def run(directory: Path, count: int, *, seed: int = 0, names: Iterable[str] | None = None) -> Results:
     """Write examples into an empty directory and try this many mutations of them."""
     chosen = list(TARGETS if names is None else names)
-    todo = cases(examples(directory, chosen), count, seed=seed)
+    return run_cases(directory, chosen, cases(examples(directory, chosen), count, seed=seed))
+
+
+def run_cases(directory: Path, chosen: list[str], todo: list[Case]) -> Results:
+    """Try these cases of the examples of `chosen` targets in a directory."""
     places = {name: directory / str(number) / "in" for number, name in enumerate(chosen)}
     whole = {name: shutil.copytree(place, place.parent / "whole") for name, place in places.items()}
     results = Results(Counter(), [])
-    with progress.task("fuzz", total=count, unit="cases") as advance:
+    with progress.task("fuzz", total=len(todo), unit="cases") as advance:
         while todo:
             program = f"from trust.fuzzing import read_cases; read_cases({str(directory)!r}, {chosen!r})"
             reader = _Reader(directory, program=program)
