@@ -55,8 +55,8 @@ def _shifted(study: StudyFiles) -> list[str]:
     else:
         effect = "as the paper's code does, so the hardest class gets nearly all of what is added"
     return [
-        "The mean hardness of some classes gives no ratio or an extreme one: the same amount was added to that of every "
-        f"class first{some}, {effect}."
+        "The mean hardness of some classes gives no ratio or an extreme one: the same amount was added to that of "
+        f"every class first{some}, {effect}."
     ]
 
 
