@@ -5,7 +5,6 @@ import functools
 import inspect
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 import hbr_fast
 from hbr_fast import cli
+from hbr_fast.cli.accepted import accepted_by
 from hbr_fast.cli.options import LISTS, whole_lines
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
@@ -131,7 +131,7 @@ def test_help_breaks_no_line_where_a_docstring_does() -> None:
 def test_none_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["study", "quickstart", "--nonpositive", "None"])
-    assert {"'shift'", "'authors'"} <= set(re.findall(r"'\w+'", capsys.readouterr().err))
+    assert "--nonpositive takes shift or authors, e.g. " in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -188,14 +188,6 @@ def test_cli_runs_as_module(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("hbr-fast: there is no dataset at nothing.hbr: make one with")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("words", [["frobnicate"], [], ["train", "a.hbr", "b", "--frob"], ["convert", "synthetic"]])
-def test_cli_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(words)
-    assert caught.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_cli_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -938,9 +930,5 @@ def test_report_does_not_replace_other_folder(data: Path, tmp_path: Path, fails:
 
 
 def test_options_lists_match_command_signatures() -> None:
-    found = {"--set"}
-    for command in cli.COMMANDS.values():
-        for name, parameter in inspect.signature(command).parameters.items():
-            if re.match(r"tuple\[.*, \.\.\.\]", str(parameter.annotation)):
-                found.add(f"--{name.replace('_', '-')}")
+    found = {one.name for command in cli.COMMANDS.values() for one in accepted_by(command) if one.count is None}
     assert found == set(LISTS)

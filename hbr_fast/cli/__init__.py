@@ -12,21 +12,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import tyro
-
 from hbr_fast import __version__
 from hbr_fast.cli.convert import convert
 from hbr_fast.cli.evaluate import evaluate
 from hbr_fast.cli.hardness import hardness
 from hbr_fast.cli.import_runs import import_runs
 from hbr_fast.cli.info import info
-from hbr_fast.cli.options import require_lists_once, whole_lines, words_of_options
+from hbr_fast.cli.options import require_lists_once
 from hbr_fast.cli.relabel import relabel
 from hbr_fast.cli.report import report
 from hbr_fast.cli.resample import resample
 from hbr_fast.cli.study import study
 from hbr_fast.cli.suspects import suspects
 from hbr_fast.cli.train import train
+from hbr_fast.cli.usage import command_of
 from hbr_fast.cli.verify import verify
 from hbr_fast.progress import printable
 from hbr_fast.training.distributed import OtherRankFailed, own_rank, started_by_torchrun
@@ -34,6 +33,9 @@ from hbr_fast.training.signals import EXIT_CODE as TERMINATED
 from hbr_fast.training.signals import Terminated, raised_at_once
 
 USER_ERROR, INTERRUPTED = 2, 130
+DESCRIPTION = (
+    "Hardness-based resampling at memory speed. --version prints the version, --debug the traceback of an error."
+)
 _ARGUMENT = re.compile(r'\b(nonpositive|base|undersample|oversample|estimator)="([\w-]+)"')
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -64,16 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if started_by_torchrun() and words[:1] != ["train"]:
             raise ValueError("only train can run under torchrun: start this command without it")
         require_lists_once(words)
-        with raised_at_once(), contextlib.suppress(BrokenPipeError), words_of_options():
-            tyro.extras.subcommand_cli_from_dict(
-                {name: whole_lines(command) for name, command in COMMANDS.items()},
-                prog="hbr-fast",
-                description="Hardness-based resampling at memory speed. --version prints the version, --debug the "
-                "traceback of an error.",
-                args=words,
-                # Help without the word None, and --flag without --no-flag, which is the default of all of them.
-                config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
-            )
+        with raised_at_once(), contextlib.suppress(BrokenPipeError):
+            command_of(words, COMMANDS, description=DESCRIPTION)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if debug:
             raise

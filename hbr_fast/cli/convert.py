@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from hbr_fast.cli.options import NameOrPath, OutPath, refuse_to_overwrite
+from hbr_fast.cli.options import Colour, NameOrPath, OutPath, Pixels, refuse_to_overwrite
 
 
 def convert(
     source: Annotated[Positional[NameOrPath], tyro.conf.arg(metavar="SOURCE")],
     out: OutPath,
     *,
-    formats: tuple[Literal["hbr", "beton"], ...] = ("hbr",),
+    formats: Annotated[tuple[Literal["hbr", "beton"], ...], tyro.conf.arg(metavar="hbr|beton ...")] = ("hbr",),
     root: Path | None = None,
     download: bool = False,
     force: bool = False,
@@ -24,7 +24,7 @@ def convert(
     train_dir: Path | None = None,
     test_dir: Path | None = None,
     validation_dir: Path | None = None,
-    more_splits: tuple[str, ...] = (),
+    more_splits: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = (),
     labels: NameOrPath | None = None,
     split: str | None = None,
     test_labels: NameOrPath | None = None,
@@ -34,14 +34,14 @@ def convert(
     test_fraction: float | None = None,
     seed: int | None = None,
     accept_changed: bool = False,
-    merge: tuple[str, ...] = (),
-    drop: tuple[str, ...] = (),
-    rename: tuple[str, ...] = (),
+    merge: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NEW=OLD,OLD ...")] = (),
+    drop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = (),
+    rename: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OLD=NEW ...")] = (),
     common_classes: bool = False,
-    size: tuple[int, int] | None = None,
+    size: Pixels = None,
     resize: Literal["stretch", "crop", "pad"] | None = None,
     mode: Literal["auto", "rgb", "gray"] | None = None,
-    background: tuple[int, int, int] | None = None,
+    background: Colour = None,
     bit_depth: int | None = None,
     max_pixels: int | None = None,
     skip_bad: bool = False,

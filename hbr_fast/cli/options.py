@@ -33,6 +33,11 @@ RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 DatasetPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
 StudyPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY_DIR")]
+# Shown by words of their own, where tyro would show {[FLOAT [FLOAT ...]]}.
+Numbers = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT ...")]
+Names = Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")]
+Pixels = Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")]
+Colour = Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="RED GREEN BLUE")]
 JSON = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
 
 
@@ -85,7 +90,7 @@ class RecipeOptions:
     loss_args: JSON = None
     augment: str | None = None
     augment_args: JSON = None
-    overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")] = ()
+    overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
 
     def changes(self) -> tuple[str, ...]:
         """All changed fields, each as "field=value".

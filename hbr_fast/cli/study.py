@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from hbr_fast import progress
-from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, ExecutionFlags, RecipeFlags
+from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, ExecutionFlags, Names, Numbers, RecipeFlags
 
 if TYPE_CHECKING:
     from hbr_fast.data.dataset import Dataset
@@ -33,9 +33,9 @@ def study(
     against: str | None = None,
     gamma: float | None = None,
     tau: float | None = None,
-    alphas: tuple[float, ...] | None = None,
-    rates: tuple[float, ...] | None = None,
-    oversamplers: tuple[str, ...] | None = None,
+    alphas: Numbers = None,
+    rates: Numbers = None,
+    oversamplers: Names = None,
     controls: bool = False,
     points: int | None = None,
     choose: bool = False,
