@@ -23,9 +23,28 @@ class AdvanceBytes(Protocol):
 PLAIN_INTERVAL_S = 10.0  # log files need a sign of life, not a flood
 
 
+_words: Callable[[str], str] = str
+
+
+@contextlib.contextmanager
+def spoken(words: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, status lines are said in these words: the command line's, where it calls the library."""
+    global _words
+    before, _words = _words, words
+    try:
+        yield
+    finally:
+        _words = before
+
+
+def in_words(line: str) -> str:
+    """The line as `say` would say it."""
+    return _words(line)
+
+
 def say(line: str) -> None:
     """Print one status line to standard error; names in it may come from files of others."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print(printable(in_words(line)), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

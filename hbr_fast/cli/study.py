@@ -146,7 +146,7 @@ def study(
     opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
     if dry_run:
         found = preview(grid, opened, out=directory, pool=opened_pool, execution=execution)
-        print("\n".join(arm_lines(found)), flush=True)
+        print(progress.in_words("\n".join(arm_lines(found))), flush=True)
         progress.say("measuring how fast a few batches train")
         require_trainable(grid, opened, execution)
         at_once = execution.at_once(grid.trainings)

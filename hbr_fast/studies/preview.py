@@ -29,6 +29,7 @@ from hbr_fast.training.trainer import train_member
 TIMED_BATCHES = 8
 PROBES = (2, 4, 16)  # images of a batch: always, of a slow network, of others
 PATIENCE_S = 3.0
+INFEASIBLE = "infeasible: "
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def preview(
     recipe = resolve_precision(study.recipe, (execution or Execution()).checked().training_device())
     study = dataclasses.replace(study, recipe=recipe)
     dataset = dataset.at_size(recipe.size)
+    _ = dataset.train.image_shape  # refuse pictures without a size before anything is listed
     directory = Path(out)
     require_pool(study, pool)
     require_same_dataset(directory, dataset)
@@ -97,7 +99,7 @@ def preview(
         possible = []
         for arm in study.arms:
             if reason := lacks_pool(arm, pool):
-                rows.append(ArmPreview(arm.name, 0, 0, f"infeasible: {reason}"))
+                rows.append(ArmPreview(arm.name, 0, 0, f"{INFEASIBLE}{reason}"))
             else:
                 rows.append(ArmPreview(arm.name, study.members_per_arm, 0, note))
                 possible.append(arm)
@@ -126,7 +128,7 @@ def preview(
                 images += of_arm[variant].recipe.epochs * len(job.plan or ())
             seen.add(key)
         rows.append(ArmPreview(arm.name, len(jobs), done))
-    rows += [ArmPreview(name, 0, 0, f"infeasible: {reason}") for name, reason in infeasible.items()]
+    rows += [ArmPreview(name, 0, 0, f"{INFEASIBLE}{reason}") for name, reason in infeasible.items()]
     return Preview(tuple(rows), images)
 
 
@@ -197,10 +199,14 @@ def _timed(dataset: Dataset, recipe: Recipe, *, batches: int, execution: Executi
 def arm_lines(found: Preview) -> list[str]:
     """The arms of a preview as text."""
     widest = max(len(arm.name) for arm in found.arms)
-    return [
-        f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{f'  ({arm.note})' if arm.note else ''}"
-        for arm in found.arms
-    ]
+    first: dict[str, str] = {}  # arm by reason: a grid has dozens of arms, and a reason is long
+    lines = []
+    for arm in found.arms:
+        note = f"  ({arm.note})" if arm.note else ""
+        if arm.note.startswith(INFEASIBLE) and first.setdefault(arm.note, arm.name) != arm.name:
+            note = f"  (infeasible, as {first[arm.note]})"
+        lines.append(f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{note}")
+    return lines
 
 
 def time_line(found: Preview, *, rate: float, at_once: int) -> str:
