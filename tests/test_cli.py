@@ -577,7 +577,7 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
             ["convert", "synthetic", "x.hbr", "--size", "8", "8"],
             "source synthetic does not take --size, but --classes, ",
         ),
-        (["convert", "synthetic", "x.hbr", "--classes", "1"], "synthetic: classes must be in 2..256, got 1"),
+        (["convert", "synthetic", "x.hbr", "--classes", "1"], "synthetic: --classes must be in 2..256, got 1"),
         (["verify", "x.hbr"], "there is no dataset at x.hbr: make one with hbr-fast convert SOURCE x.hbr"),
         (["info", "x.hbr"], "there is no dataset at x.hbr"),
         (
@@ -596,13 +596,13 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
         ),
         (["study", "quickstart", "--alphas=1", "--alphas", "2"], "--alphas is given twice: give it once, with all "),
         (["train", "x.hbr", "run", "--seed", "1", "--seed", "2"], "there is no dataset at x.hbr"),
-        (["hardness", "run"], "run holds no finished ensemble (no ensemble.json): train one into it"),
+        (["hardness", "run"], "there is no run directory run: make one with hbr-fast train DATASET run"),
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
-        (["resample", "run", "plan"], "run holds no finished ensemble"),
+        (["resample", "run", "plan"], "there is no run directory run"),
         (["resample", "run", "plan", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
         (["relabel", "x.hbr", "y.hbr"], "give one of --noise RATE, --labels FILE and --threshold-samples"),
         (["relabel", "x.hbr", "y.hbr", "--noise", "0.1"], "there is no dataset at x.hbr"),
-        (["suspects", "run", "plan", "--count", "3"], "run holds no finished ensemble"),
+        (["suspects", "run", "plan", "--count", "3"], "there is no run directory run"),
         (["study", "quickstrat"], "unknown study 'quickstrat': available are quickstart"),
         (["study", "quickstart", "--estimator", "ssft"], "ssft needs a second training, which a study does not do"),
         (["study", "quickstart", "--retries", "1", "--members-at-once", "0"], "at least 1, got 0; cpus_per_member"),
@@ -729,7 +729,7 @@ def test_convert_sigterm_leaves_nothing(tmp_path: Path) -> None:
 def test_train_rejects_zero_members_or_members_at_once(data: Path, tmp_path: Path, fails: Fails) -> None:
     assert "an ensemble has at least 1 member, got 0" in fails("train", data, tmp_path / "run", "--members", 0)
     assert not (tmp_path / "run").exists()
-    assert "members_at_once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
+    assert "--members-at-once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
 
 
 @pytest.mark.slow  # starts Ray

@@ -31,7 +31,7 @@ def resample(
 
     Args:
         run: A run directory that train wrote.
-        out: Plan file to write (.safetensors), for train --plan.
+        out: Plan file to write, for train --plan: in the safetensors format, whatever its name.
         alpha: Degree of resampling: 0 gives the classes the sizes of --base, 1 takes the hardness ratio itself.
         estimator: The estimator of class hardness.
         undersample: easy, hard, extreme, random or none.

@@ -283,7 +283,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
 def open_recorded(directory: Path, recorded: str) -> Dataset:
     """Open the dataset whose `seen_from` a file in a directory has."""
-    return open_dataset(recorded if remote.url_of(recorded) else directory.resolve() / recorded)
+    return open_dataset(recorded if remote.url_of(recorded) else os.path.normpath(directory.resolve() / recorded))
 
 
 def _opened_store(path: Path, name: str, entry: Mapping[str, Any], *, channels: int) -> RawImages | EncodedImages:
