@@ -729,7 +729,9 @@ def test_convert_sigterm_leaves_nothing(tmp_path: Path) -> None:
 def test_train_rejects_zero_members_or_members_at_once(data: Path, tmp_path: Path, fails: Fails) -> None:
     assert "an ensemble has at least 1 member, got 0" in fails("train", data, tmp_path / "run", "--members", 0)
     assert not (tmp_path / "run").exists()
-    assert "--members-at-once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
+    assert "--members-at-once must be at least 1, got 0" in fails(
+        "train", data, tmp_path / "run", "--members-at-once", 0
+    )
 
 
 @pytest.mark.slow  # starts Ray

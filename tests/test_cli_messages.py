@@ -9,6 +9,7 @@ from photographs import write_photographs
 from hbr_fast import cli, progress
 from hbr_fast.cli.messages import command_words
 from hbr_fast.data.convert import convert
+from hbr_fast.members import telemetry
 from hbr_fast.studies.preview import ArmPreview, Preview, arm_lines
 
 STUDY = ["--clip", "--nonpositive", "--oversamplers", "--pool", "--set", "--size"]
@@ -123,3 +124,25 @@ def test_a_reason_is_written_once() -> None:
     reason = "infeasible: oversampler pool-hard takes images from a pool, and none was given"
     found = Preview((ArmPreview("a", 0, 0, reason), ArmPreview("b", 0, 0, reason), ArmPreview("c", 1, 0)), 0)
     assert [line.partition("done")[2] for line in arm_lines(found)] == [f"  ({reason})", "  (infeasible, as a)", ""]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_study_of_hours_says_so_and_what_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The forecast counts the arms as well, and does not advise what was chosen already."""
+    monkeypatch.setattr(telemetry, "FORECAST_AFTER_S", 0.0)
+    monkeypatch.setattr(telemetry, "LONG_S", 0.0)
+    ahead = "baseline: 1 member: these trainings and those that follow take about "
+    study = ["study", "alpha-path", "--tiny", "--points", "1", "--variants", "1", "--members", "1"]
+    words = [*study, "--out", str(tmp_path / "study"), "--members-at-once", "1", "--device", "cpu"]
+    cli.main([*words, "--nonpositive", "shift"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "these trainings" in line]
+    assert said[0].startswith(ahead)
+    advice = ": --dry-run lists them and trains nothing"
+    assert said[0].endswith(f"{advice}; --recipe small-cnn trains a smaller network")
+    assert said[1].startswith("arms: 1 member: these trainings take about ")
+    small = ["--recipe", "small-cnn", "--set", "epochs=2", "batch_size=20", "model=cnn-4", "augment.pad=0"]
+    cli.main([*words, *small, "--nonpositive", "shift", "--out", str(tmp_path / "other")])
+    said = [line for line in capsys.readouterr().err.splitlines() if "these trainings" in line]
+    assert said[0].endswith(advice)

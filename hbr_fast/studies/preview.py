@@ -20,7 +20,7 @@ from hbr_fast.members.trial import try_step
 from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
 from hbr_fast.studies.plans import lacks_pool, require_pool, study_rows
-from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner, require_same_dataset
+from hbr_fast.studies.runner import CACHE, arm_images, arm_jobs, baseline_jobs, make_planner, require_same_dataset
 from hbr_fast.studies.study import BASELINE, Study
 from hbr_fast.training.device import resolve_precision
 from hbr_fast.training.recipe import Recipe
@@ -106,8 +106,7 @@ def preview(
         if study.path_from is not None:
             count = study.members_per_arm * study.path
             rows.append(ArmPreview(f"{study.path_from.name}, {study.path} alphas", count, 0, note))
-        kept = [1 - (arm.prune.rate if arm.prune else 0.0) for arm in possible] + [1.0] * study.path
-        return Preview(tuple(rows), images + round(study.recipe.epochs * size * study.members_per_arm * sum(kept)))
+        return Preview(tuple(rows), images + arm_images(study, size, possible))
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)
     seen = {member.key for member in members}
     # The search for neighbours takes minutes on a large set. Before it no training of such an arm can be done.
