@@ -9,6 +9,7 @@ import tyro
 from hbr_fast import cli
 from hbr_fast.cli import usage
 from hbr_fast.cli.accepted import accepted_by
+from hbr_fast.studies.recipes import STUDIES
 
 Refused = Callable[[str], str]
 
@@ -112,3 +113,16 @@ def test_warnings_of_the_parser_are_shown(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", warned)
     cli.main(["verify", "x.hbr"])
     assert capsys.readouterr().err == "a warning\n"
+
+
+def test_help_of_studies_says_what_each_does_and_whose_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["study", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(f"{name}: " in shown for name in STUDIES)
+    for option in ("--variants INT", "--members INT", "--alphas FLOAT ...", "--rates FLOAT ..."):
+        about = shown.partition(f" {option} ")[2].partition(" --")[0]
+        assert about.endswith("(default: the study's own)")

@@ -75,17 +75,17 @@ def convert(
         force: Replace the dataset at OUT, and the .beton files beside it.
         images: How a .beton stores images of 3 channels; auto is raw up to 64 KiB each and lossy JPEG above.
         train_dir: Folder or archive with the classes of the train split (folder).
-        test_dir: The same for the test split (folder).
-        validation_dir: The same for the validation split (folder).
+        test_dir: As --train-dir, for the test split (folder).
+        validation_dir: As --train-dir, for the validation split (folder).
         more_splits: Further folders beside train to keep as splits of their own names (folder).
         labels: Table with a label for each file: on disk, or in --root (folder); fine or coarse (cifar100).
         split: Variant of a dataset that has several, e.g. letters (torchvision:EMNIST).
-        test_labels: The same for the test split only (folder).
+        test_labels: As --labels, for the test split only (folder).
         class_names: File with the names of numbered classes, JSON or one name per line (folder).
         file_column: Column of the table with the files, if its name is unusual (folder).
         label_column: Column of the table with the labels, if its name is unusual (folder).
         test_fraction: Share of each class held out as the test split, if the source has none.
-        seed: Seed of that choice; for synthetic, of the generator.
+        seed: Seed of the choice of --test-fraction; for synthetic, of the generator.
         accept_changed: Use files that differ from the published ones (mnist, fashion-mnist, cifar10, cifar100,
             torchvision).
         merge: Classes to merge into one, NEW=OLD,OLD (folder).

@@ -42,7 +42,9 @@ def resample(
         prune_level: Prune the share of each class, or of the whole set.
         base: Class sizes to start from: own, balanced, or an exponent of the own sizes in [0, 1]; by default own where
             they differ by more than a tenth.
-        nonpositive: What to do with classes whose mean is not positive.
+        nonpositive: What to do with classes whose mean is not positive, which is an error without it: shift raises
+            all means until the least is a twentieth of their range, authors by just enough to make them positive, as
+            the paper's code does.
         clip: Hold classes at one sample where alpha is too large for them, instead of failing.
         seed: Seed of the random choices.
         force: Replace OUT if it exists.
