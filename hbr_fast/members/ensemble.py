@@ -24,6 +24,7 @@ from hbr_fast.members.obtain import MembersDiverged, obtain_members
 from hbr_fast.members.preflight import check_fit
 from hbr_fast.members.store import CHECKPOINTS, StoredMember, open_member
 from hbr_fast.members.trial import try_step
+from hbr_fast.progress import counted
 from hbr_fast.seeding import member_seed
 from hbr_fast.training.components import changed, sources
 from hbr_fast.training.device import resolve_precision
@@ -71,6 +72,11 @@ class Ensemble:
     """
 
     members: tuple[StoredMember, ...]
+
+    def __repr__(self) -> str:
+        keys = ", ".join(member.key[:8] for member in self.members[:4])
+        more = ", ..." if len(self.members) > 4 else ""
+        return f"<Ensemble: {counted(len(self.members), 'member')}: {keys}{more}>"
 
     def scores(self) -> HardnessScores:
         """Hardness by all members, stacked in their order."""

@@ -10,6 +10,7 @@ import numpy as np
 from hbr_fast.arguments import did_you_mean
 from hbr_fast.evaluation.measures import METRICS, MINIMISED_GAPS
 from hbr_fast.hardness import estimator
+from hbr_fast.progress import counted
 from hbr_fast.resampling import OVERSAMPLE, UNDERSAMPLE
 from hbr_fast.resampling.allocation import Nonpositive
 from hbr_fast.resampling.base import Base, resolved_base
@@ -173,6 +174,11 @@ class Study:
     metric: str = "recall"
     stability: bool = False
     seed: int = 0
+
+    def __repr__(self) -> str:
+        arms = counted(len(self.arms) + self.path, "arm")
+        about = f"{counted(self.trainings, 'training')} by recipe {self.recipe.name}"
+        return f"<Study {self.name!r}: {arms} beside the baseline, {self.variants} x {self.members} members, {about}>"
 
     def __post_init__(self) -> None:
         if estimator(self.estimator).origin == "second training":  # not after hours of training
