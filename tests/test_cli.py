@@ -608,7 +608,7 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
         (["study", "quickstart", "--retries", "1", "--members-at-once", "0"], "at least 1, got 0; cpus_per_member"),
         (["study", "quickstart", "--dataset", "x.hbr"], "there is no dataset at x.hbr"),
         (["study", "quickstart", "--members", "0"], "--members must be at least 1, got 0"),
-        (["report", "study"], "study is not a directory: name one that `hbr-fast study` wrote"),
+        (["report", "study"], "there is no study at study: make one with hbr-fast study"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
