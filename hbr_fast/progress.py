@@ -23,9 +23,28 @@ class AdvanceBytes(Protocol):
 PLAIN_INTERVAL_S = 10.0  # log files need a sign of life, not a flood
 
 
+_words: Callable[[str], str] = str
+
+
+@contextlib.contextmanager
+def spoken(words: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, status lines are said in these words: the command line's, where it calls the library."""
+    global _words
+    before, _words = _words, words
+    try:
+        yield
+    finally:
+        _words = before
+
+
+def in_words(line: str) -> str:
+    """The line as `say` would say it."""
+    return _words(line)
+
+
 def say(line: str) -> None:
     """Print one status line to standard error; names in it may come from files of others."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print(printable(in_words(line)), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -88,7 +107,7 @@ def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]
             rates = ""
             if units_since and seconds:
                 left = seconds * (total - done) / units_since
-                rates = f", {_rate(units_since / seconds, unit, size_since / seconds)}, {left:,.0f} s left"
+                rates = f", {_rate(units_since / seconds, unit, size_since / seconds)}, {duration(left)} left"
             say(f"{description}: {done:,}/{total:,} {unit}{rates}")
 
     yield advance
@@ -100,6 +119,20 @@ def _lines(description: str, *, total: int, unit: str) -> Iterator[AdvanceBytes]
 def _rate(units: float, unit: str, size: float) -> str:
     """Per second."""
     return f"{units:,.0f} {unit}/s" + (f", {size / 1e6:,.1f} MB/s" if size else "")
+
+
+def duration(seconds: float) -> str:
+    """A time in words: seconds up to two hours, then hours and minutes.
+
+    Examples
+    --------
+    >>> duration(5400), duration(41_341)
+    ('5,400 s', '11 h 29 min')
+    """
+    if seconds < 2 * 3600:
+        return f"{seconds:,.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes:02} min"
 
 
 def counted(number: int, unit: str) -> str:

@@ -14,6 +14,12 @@ die() {
     exit 1
 }
 
+# telling LOG: its last line that says what is done now, in plain ASCII: not bars, nor what pip says of its own packages.
+telling() {
+    tr '\r' '\n' <"$1" | LC_ALL=C grep -aE '^ *(Collecting|Downloading|Building|Installing|Preparing|Get:|Selecting|Unpacking|Setting up) ?' |
+        tail -n 1 | LC_ALL=C tr -cd '\040-\176' | sed 's/^ *//' | cut -c 1-100
+}
+
 # run_quietly WHAT LOG COMMAND...: the command's output goes to LOG; a line every ten seconds shows progress.
 run_quietly() {
     local what=$1 log=$2 start=$SECONDS code=0 ticker
@@ -22,7 +28,7 @@ run_quietly() {
     (
         # The sleep outlives a killed loop briefly: it must not hold a pipe open.
         while sleep 10 >/dev/null 2>&1; do
-            printf '  %s: %d s, %s\n' "$what" $((SECONDS - start)) "$(tail -n 1 "$log" | cut -c 1-100)" >&2
+            printf '  %s: %d s, %s\n' "$what" $((SECONDS - start)) "$(telling "$log" || true)" >&2
         done
     ) &
     ticker=$!

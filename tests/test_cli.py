@@ -5,7 +5,6 @@ import functools
 import inspect
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 import hbr_fast
 from hbr_fast import cli
+from hbr_fast.cli.accepted import accepted_by
 from hbr_fast.cli.options import LISTS, whole_lines
 from hbr_fast.data.convert import convert
 from hbr_fast.data.dataset import open_dataset
@@ -131,7 +131,7 @@ def test_help_breaks_no_line_where_a_docstring_does() -> None:
 def test_none_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["study", "quickstart", "--nonpositive", "None"])
-    assert {"'shift'", "'authors'"} <= set(re.findall(r"'\w+'", capsys.readouterr().err))
+    assert "--nonpositive takes shift or authors, e.g. " in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -188,14 +188,6 @@ def test_cli_runs_as_module(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("hbr-fast: there is no dataset at nothing.hbr: make one with")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("words", [["frobnicate"], [], ["train", "a.hbr", "b", "--frob"], ["convert", "synthetic"]])
-def test_cli_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(words)
-    assert caught.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_cli_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -581,8 +573,11 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
     [
         (["convert", "synthetik", "x.hbr"], "unknown source 'synthetik': choose one of fashion-mnist"),
         (["convert", "synthetic", "x"], "x does not end in .hbr: name the dataset x.hbr"),
-        (["convert", "synthetic", "x.hbr", "--size", "8", "8"], "source synthetic takes no option 'size'"),
-        (["convert", "synthetic", "x.hbr", "--classes", "1"], "synthetic: classes must be in 2..256, got 1"),
+        (
+            ["convert", "synthetic", "x.hbr", "--size", "8", "8"],
+            "source synthetic does not take --size, but --classes, ",
+        ),
+        (["convert", "synthetic", "x.hbr", "--classes", "1"], "synthetic: --classes must be in 2..256, got 1"),
         (["verify", "x.hbr"], "there is no dataset at x.hbr: make one with hbr-fast convert SOURCE x.hbr"),
         (["info", "x.hbr"], "there is no dataset at x.hbr"),
         (
@@ -601,19 +596,19 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
         ),
         (["study", "quickstart", "--alphas=1", "--alphas", "2"], "--alphas is given twice: give it once, with all "),
         (["train", "x.hbr", "run", "--seed", "1", "--seed", "2"], "there is no dataset at x.hbr"),
-        (["hardness", "run"], "run holds no finished ensemble (no ensemble.json): train one into it"),
+        (["hardness", "run"], "there is no run directory run: make one with hbr-fast train DATASET run"),
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
-        (["resample", "run", "plan"], "run holds no finished ensemble"),
+        (["resample", "run", "plan"], "there is no run directory run"),
         (["resample", "run", "plan", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),
         (["relabel", "x.hbr", "y.hbr"], "give one of --noise RATE, --labels FILE and --threshold-samples"),
         (["relabel", "x.hbr", "y.hbr", "--noise", "0.1"], "there is no dataset at x.hbr"),
-        (["suspects", "run", "plan", "--count", "3"], "run holds no finished ensemble"),
+        (["suspects", "run", "plan", "--count", "3"], "there is no run directory run"),
         (["study", "quickstrat"], "unknown study 'quickstrat': available are quickstart"),
         (["study", "quickstart", "--estimator", "ssft"], "ssft needs a second training, which a study does not do"),
         (["study", "quickstart", "--retries", "1", "--members-at-once", "0"], "at least 1, got 0; cpus_per_member"),
         (["study", "quickstart", "--dataset", "x.hbr"], "there is no dataset at x.hbr"),
-        (["study", "quickstart", "--members", "0"], "a study needs variants >= 1 and members >= 1, got 0 and 1"),
-        (["report", "study"], "study is not a directory: name one that `hbr-fast study` wrote"),
+        (["study", "quickstart", "--members", "0"], "--members must be at least 1, got 0"),
+        (["report", "study"], "there is no study at study: make one with hbr-fast study"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -734,7 +729,9 @@ def test_convert_sigterm_leaves_nothing(tmp_path: Path) -> None:
 def test_train_rejects_zero_members_or_members_at_once(data: Path, tmp_path: Path, fails: Fails) -> None:
     assert "an ensemble has at least 1 member, got 0" in fails("train", data, tmp_path / "run", "--members", 0)
     assert not (tmp_path / "run").exists()
-    assert "members_at_once must be at least 1, got 0" in fails("train", data, tmp_path / "run", "--members-at-once", 0)
+    assert "--members-at-once must be at least 1, got 0" in fails(
+        "train", data, tmp_path / "run", "--members-at-once", 0
+    )
 
 
 @pytest.mark.slow  # starts Ray
@@ -944,9 +941,5 @@ def test_report_does_not_replace_other_folder(data: Path, tmp_path: Path, fails:
 
 
 def test_options_lists_match_command_signatures() -> None:
-    found = {"--set"}
-    for command in cli.COMMANDS.values():
-        for name, parameter in inspect.signature(command).parameters.items():
-            if re.match(r"tuple\[.*, \.\.\.\]", str(parameter.annotation)):
-                found.add(f"--{name.replace('_', '-')}")
+    found = {one.name for command in cli.COMMANDS.values() for one in accepted_by(command) if one.count is None}
     assert found == set(LISTS)

@@ -75,7 +75,9 @@ def test_read_recipe_takes_a_runs_own(tmp_path: Path) -> None:
         (
             "a.toml",
             'model = "resnet18"\nepochs = "three"\nlr = true\nmilestones = 3\nmodel_args = 2\n[augment]\npad = "no"',
-            "epochs cannot be 'three'; lr cannot be True; milestones cannot be 3; model_args cannot be 2; augment.pad",
+            "epochs cannot be 'three': it takes a whole number; lr cannot be True: it takes a number; "
+            "milestones cannot be 3: it takes whole numbers with commas between them; "
+            "model_args cannot be 2: it takes a JSON object",
         ),
     ],
     ids=str,

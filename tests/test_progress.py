@@ -82,6 +82,16 @@ def test_progress_leaves_out_the_time_until_the_first_units(capsys: pytest.Captu
         advance(880)
 
 
+def test_progress_says_hours_of_long_work(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with progress.task("train", total=100_000, unit="images") as advance:
+        advance(0)
+        for _ in range(2):
+            clock.now += 10
+            advance(20)
+        assert capsys.readouterr().err.endswith(", 2 images/s, 13 h 53 min left\n")
+        advance(99_960)
+
+
 def test_progress_failure_prints_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     def fail_halfway() -> None:
         with progress.task("convert", total=10, unit="images") as advance:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,15 @@ def test_user_script_runs(tmp_path: Path) -> None:
     assert (found["drawn"], found["kept"]) == (3 * 24, 12)
     assert found["epochs"] == 1
     assert found["p"] == 1
+
+
+def test_installation_progress_shows_what_is_done_in_plain_letters(tmp_path: Path) -> None:
+    log = tmp_path / "pip.log"
+    bars = "     \u2501\u2501\u2501 5/900 MB\r     \u2501 10/900 MB\n"
+    log.write_text(
+        f"Collecting torch\n  Downloading torch-2.whl (900\u00a0MB)\n{bars}    Successfully uninstalled setuptools-65\n"
+    )
+    script = (
+        f"set -euo pipefail; source {shlex.quote(str(ROOT / 'scripts/setup_env.sh'))}; telling {shlex.quote(str(log))}"
+    )
+    assert subprocess.check_output(["bash", "-c", script], text=True) == "Downloading torch-2.whl (900MB)\n"

@@ -7,26 +7,27 @@ Each command has its own file. Heavy imports happen inside the commands, so that
 from __future__ import annotations
 
 import contextlib
-import re
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import tyro
-
-from hbr_fast import __version__
+from hbr_fast import __version__, progress
+from hbr_fast.cli.accepted import accepted_by
 from hbr_fast.cli.convert import convert
 from hbr_fast.cli.evaluate import evaluate
 from hbr_fast.cli.hardness import hardness
 from hbr_fast.cli.import_runs import import_runs
 from hbr_fast.cli.info import info
-from hbr_fast.cli.options import require_lists_once, whole_lines, words_of_options
+from hbr_fast.cli.messages import command_words
+from hbr_fast.cli.options import require_lists_once
 from hbr_fast.cli.relabel import relabel
 from hbr_fast.cli.report import report
 from hbr_fast.cli.resample import resample
 from hbr_fast.cli.study import study
 from hbr_fast.cli.suspects import suspects
 from hbr_fast.cli.train import train
+from hbr_fast.cli.usage import command_of
 from hbr_fast.cli.verify import verify
 from hbr_fast.progress import printable
 from hbr_fast.training.distributed import OtherRankFailed, own_rank, started_by_torchrun
@@ -34,7 +35,9 @@ from hbr_fast.training.signals import EXIT_CODE as TERMINATED
 from hbr_fast.training.signals import Terminated, raised_at_once
 
 USER_ERROR, INTERRUPTED = 2, 130
-_ARGUMENT = re.compile(r'\b(nonpositive|base|undersample|oversample|estimator)="([\w-]+)"')
+DESCRIPTION = (
+    "Hardness-based resampling at memory speed. --version prints the version, --debug the traceback of an error."
+)
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
@@ -60,24 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    options = [one.name for one in accepted_by(COMMANDS[words[0]])] if words and words[0] in COMMANDS else []
+    say_it = functools.partial(command_words, options=options)
     try:
         if started_by_torchrun() and words[:1] != ["train"]:
             raise ValueError("only train can run under torchrun: start this command without it")
         require_lists_once(words)
-        with raised_at_once(), contextlib.suppress(BrokenPipeError), words_of_options():
-            tyro.extras.subcommand_cli_from_dict(
-                {name: whole_lines(command) for name, command in COMMANDS.items()},
-                prog="hbr-fast",
-                description="Hardness-based resampling at memory speed. --version prints the version, --debug the "
-                "traceback of an error.",
-                args=words,
-                # Help without the word None, and --flag without --no-flag, which is the default of all of them.
-                config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
-            )
+        with raised_at_once(), contextlib.suppress(BrokenPipeError), progress.spoken(say_it):
+            command_of(words, COMMANDS, description=DESCRIPTION)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if debug:
             raise
-        _end(command_words(str(error)), USER_ERROR)
+        _end(say_it(str(error)), USER_ERROR)
     except OtherRankFailed:
         sys.exit(USER_ERROR)  # that process reports why
     except MemoryError:
@@ -89,12 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(f"ended by SIGTERM; {saved}run the same command again", TERMINATED)
     except KeyboardInterrupt:
         _end("interrupted; run the same command again to resume", INTERRUPTED)
-
-
-def command_words(line: str) -> str:
-    """An error of the library in the command line's words: `--nonpositive shift` for `nonpositive="shift"`."""
-    line = _ARGUMENT.sub(lambda found: f"--{found[1]} {found[2]}", line)
-    return line.replace("clip=True", "--clip").replace("and none was given", "and none was given: --pool does")
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from hbr_fast.cli.options import NameOrPath, OutPath
+from hbr_fast.cli.options import Colour, NameOrPath, OutPath, Pixels
 from hbr_fast.cli.overwriting import refuse_to_overwrite
 
 
@@ -17,7 +17,7 @@ def convert(
     source: Annotated[Positional[NameOrPath], tyro.conf.arg(metavar="SOURCE")],
     out: OutPath,
     *,
-    formats: tuple[Literal["hbr", "beton"], ...] = ("hbr",),
+    formats: Annotated[tuple[Literal["hbr", "beton"], ...], tyro.conf.arg(metavar="hbr|beton ...")] = ("hbr",),
     root: Path | None = None,
     download: bool = False,
     force: bool = False,
@@ -25,7 +25,7 @@ def convert(
     train_dir: Path | None = None,
     test_dir: Path | None = None,
     validation_dir: Path | None = None,
-    more_splits: tuple[str, ...] = (),
+    more_splits: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = (),
     labels: NameOrPath | None = None,
     split: str | None = None,
     test_labels: NameOrPath | None = None,
@@ -35,14 +35,14 @@ def convert(
     test_fraction: float | None = None,
     seed: int | None = None,
     accept_changed: bool = False,
-    merge: tuple[str, ...] = (),
-    drop: tuple[str, ...] = (),
-    rename: tuple[str, ...] = (),
+    merge: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NEW=OLD,OLD ...")] = (),
+    drop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = (),
+    rename: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OLD=NEW ...")] = (),
     common_classes: bool = False,
-    size: tuple[int, int] | None = None,
+    size: Pixels = None,
     resize: Literal["stretch", "crop", "pad"] | None = None,
     mode: Literal["auto", "rgb", "gray"] | None = None,
-    background: tuple[int, int, int] | None = None,
+    background: Colour = None,
     bit_depth: int | None = None,
     max_pixels: int | None = None,
     skip_bad: bool = False,
@@ -76,17 +76,17 @@ def convert(
         force: Replace the dataset at OUT, and the .beton files beside it.
         images: How a .beton stores images of 3 channels; auto is raw up to 64 KiB each and lossy JPEG above.
         train_dir: Folder or archive with the classes of the train split (folder).
-        test_dir: The same for the test split (folder).
-        validation_dir: The same for the validation split (folder).
+        test_dir: As --train-dir, for the test split (folder).
+        validation_dir: As --train-dir, for the validation split (folder).
         more_splits: Further folders beside train to keep as splits of their own names (folder).
         labels: Table with a label for each file: on disk, or in --root (folder); fine or coarse (cifar100).
         split: Variant of a dataset that has several, e.g. letters (torchvision:EMNIST).
-        test_labels: The same for the test split only (folder).
+        test_labels: As --labels, for the test split only (folder).
         class_names: File with the names of numbered classes, JSON or one name per line (folder).
         file_column: Column of the table with the files, if its name is unusual (folder).
         label_column: Column of the table with the labels, if its name is unusual (folder).
         test_fraction: Share of each class held out as the test split, if the source has none.
-        seed: Seed of that choice; for synthetic, of the generator.
+        seed: Seed of the choice of --test-fraction; for synthetic, of the generator.
         accept_changed: Use files that differ from the published ones (mnist, fashion-mnist, cifar10, cifar100,
             torchvision).
         merge: Classes to merge into one, NEW=OLD,OLD (folder).

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hbr_fast import progress
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.cli.options import RunPath, dataset_of
 from hbr_fast.cli.overwriting import refuse_to_overwrite
 from hbr_fast.progress import counted
@@ -135,7 +136,8 @@ def _split(opened: Dataset, name: str, *, like: Dataset) -> Split:
     import dataclasses
 
     if name not in opened.splits:
-        raise ValueError(f"{opened.path} has no split {name!r}: choose one of {', '.join(opened.splits)}")
+        meant = did_you_mean(opened.splits, name)
+        raise ValueError(f"{opened.path} has no split {name!r}: choose one of {', '.join(opened.splits)}{meant}")
     split, trained = opened.splits[name], like.train
     if split.classes != trained.classes:
         differing = sorted(set(split.classes) ^ set(trained.classes)) or ["their order"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hbr_fast import progress
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.cli.options import RunPath, dataset_of
 from hbr_fast.cli.overwriting import refuse_to_overwrite
 
@@ -84,4 +85,5 @@ def _class_number(name: str, dataset: Dataset) -> int:
         return dataset.classes.index(name)
     if name.isdecimal() and int(name) < len(dataset.classes):
         return int(name)
-    raise ValueError(f"no class {name!r}: the classes are {', '.join(dataset.classes)}")
+    meant = did_you_mean(dataset.classes, name)
+    raise ValueError(f"no class {name!r}: the classes are {', '.join(dataset.classes)}{meant}")

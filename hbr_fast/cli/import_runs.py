@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from hbr_fast.cli.options import OutPath
+from hbr_fast.cli.options import Names, OutPath
 
 
 def import_runs(
@@ -16,7 +16,7 @@ def import_runs(
     out: OutPath,
     *,
     labels: Path,
-    classes: tuple[str, ...] | None = None,
+    classes: Names = None,
     samples: Path | None = None,
     hardness: Path | None = None,
     estimator: str = "aum",

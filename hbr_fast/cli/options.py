@@ -33,6 +33,10 @@ RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 DatasetPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
 StudyPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY_DIR")]
+# Shown by words of their own, where tyro would show {[STR [STR ...]]}.
+Names = Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")]
+Pixels = Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")]
+Colour = Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="RED GREEN BLUE")]
 JSON = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
 
 
@@ -44,7 +48,7 @@ class RecipeOptions:
     ----------
     recipe : str, optional
         A name (quickstart, small-cnn, paper-resnet18, fast-resnet18, cifar-fast, cifar-quick) or a file: .toml, or
-        .json such as a run's recipe.json.
+        .json such as a run's recipe.json; by default small-cnn, of a study its own.
     model : str, optional
         resnet18, cnn-W-W-..., vgg-W-W-..., whitened-W-W-..., whitened2-W-W-..., torchvision:NAME, timm:NAME or
         package.module:function.
@@ -85,7 +89,7 @@ class RecipeOptions:
     loss_args: JSON = None
     augment: str | None = None
     augment_args: JSON = None
-    overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE")] = ()
+    overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
 
     def changes(self) -> tuple[str, ...]:
         """All changed fields, each as "field=value".

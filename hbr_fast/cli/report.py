@@ -19,6 +19,8 @@ def report(study_dir: StudyPath, *, out: Path | None = None, dataset: Path | Non
     progress.say("report: loading")  # the imports below take seconds
     from hbr_fast.data.dataset import open_dataset
     from hbr_fast.report.page import write_report
+    from hbr_fast.studies.study_json import require_study
 
+    require_study(study_dir)
     opened = None if dataset is None else open_dataset(dataset)
     print(write_report(study_dir, out=out, dataset=opened))

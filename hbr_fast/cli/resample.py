@@ -32,7 +32,7 @@ def resample(
 
     Args:
         run: A run directory that train wrote.
-        out: Plan file to write (.safetensors), for train --plan.
+        out: Plan file to write, for train --plan: in the safetensors format, whatever its name.
         alpha: Degree of resampling: 0 gives the classes the sizes of --base, 1 takes the hardness ratio itself.
         estimator: The estimator of class hardness.
         undersample: easy, hard, extreme, random or none.
@@ -43,7 +43,9 @@ def resample(
         prune_level: Prune the share of each class, or of the whole set.
         base: Class sizes to start from: own, balanced, or an exponent of the own sizes in [0, 1]; by default own where
             they differ by more than a tenth.
-        nonpositive: What to do with classes whose mean is not positive.
+        nonpositive: What to do with classes whose mean is not positive, which is an error without it: shift raises
+            all means until the least is a twentieth of their range, authors by just enough to make them positive, as
+            the paper's code does.
         clip: Hold classes at one sample where alpha is too large for them, instead of failing.
         seed: Seed of the random choices.
         force: Replace OUT if it exists.

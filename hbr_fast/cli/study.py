@@ -6,7 +6,7 @@ import functools
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -15,7 +15,14 @@ from hbr_fast import progress
 from hbr_fast.cli.options import DEFAULT_EXECUTION, DEFAULT_RECIPE, ExecutionFlags, RecipeFlags
 
 if TYPE_CHECKING:
+    from hbr_fast.cli.options import RecipeOptions
     from hbr_fast.data.dataset import Dataset
+    from hbr_fast.members.execution import Execution
+
+
+def own(metavar: str | None = None) -> Any:
+    """Marks an option whose default differs from study to study."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the study's own)")
 
 
 def study(
@@ -26,18 +33,18 @@ def study(
     root: Path | None = None,
     download: bool = False,
     pool: Path | None = None,
-    estimator: str | None = None,
+    estimator: Annotated[str | None, own()] = None,
     groups: Path | None = None,
     metric: str | None = None,
-    alpha: float | None = None,
+    alpha: Annotated[float | None, own()] = None,
     against: str | None = None,
     gamma: float | None = None,
     tau: float | None = None,
-    alphas: tuple[float, ...] | None = None,
-    rates: tuple[float, ...] | None = None,
-    oversamplers: tuple[str, ...] | None = None,
+    alphas: Annotated[tuple[float, ...] | None, own("FLOAT ...")] = None,
+    rates: Annotated[tuple[float, ...] | None, own("FLOAT ...")] = None,
+    oversamplers: Annotated[tuple[str, ...] | None, own("NAME ...")] = None,
     controls: bool = False,
-    points: int | None = None,
+    points: Annotated[int | None, own()] = None,
     choose: bool = False,
     validation: float | None = None,
     tolerance: float | None = None,
@@ -45,9 +52,9 @@ def study(
     balanced_control: bool = False,
     nonpositive: Literal["shift", "authors"] | None = None,
     clip: bool = False,
-    variants: int | None = None,
-    members: int | None = None,
-    seed: int | None = None,
+    variants: Annotated[int | None, own()] = None,
+    members: Annotated[int | None, own()] = None,
+    seed: Annotated[int | None, own()] = None,
     tiny: bool = False,
     dry_run: bool = False,
     recipe: RecipeFlags = DEFAULT_RECIPE,
@@ -58,7 +65,15 @@ def study(
     The last line on standard output is one JSON object with the headline numbers.
 
     Args:
-        name: quickstart, balance, remedies, baseline, case-study-1, case-study-2, pruning, robustness or alpha-path.
+        name: quickstart: does resampling by hardness close the gap, in minutes;
+            alpha-path: how far to resample, alphas up to the largest feasible one;
+            balance: balance and hardness apart, for classes of different sizes;
+            remedies: resampling against other losses and weights;
+            case-study-1: resampling after pruning (the paper's first);
+            case-study-2: ways of oversampling at several alphas (the paper's second);
+            pruning: removing the easiest samples;
+            robustness: how many members hardness needs, and whether estimators agree;
+            baseline: no arms (docs/studies.md).
         out: The study's directory, by default runs/NAME.
         dataset: A dataset that convert wrote; by default Fashion-MNIST is converted into OUT.
         root: Location of Fashion-MNIST's files, if not that of Debian's package.
@@ -85,9 +100,11 @@ def study(
         base: Class sizes to start from: own, balanced, or an exponent of the own sizes in [0, 1]; by default own where
             they differ by more than a tenth.
         balanced_control: Add the balanced set as an arm, the control of arms with --base balanced.
-        nonpositive: What to do with classes whose mean hardness is not positive.
+        nonpositive: What to do with classes whose mean hardness is not positive, which is an error without it: shift
+            raises all means until the least is a twentieth of their range, authors by just enough to make them
+            positive, as the paper's code does.
         clip: Hold classes at one sample where alpha is too large for them, instead of failing.
-        variants: Resampled sets per arm.
+        variants: Resampled sets per arm (not quickstart).
         members: Members per resampled set (quickstart: resampled sets, of one member each).
         seed: Seed of everything random.
         tiny: Run a small grid on small generated images in seconds, to check that everything works.
@@ -146,7 +163,7 @@ def study(
     opened_pool = None if generated is None else open_pool(generated, dataset=opened, cache=directory / "pools")
     if dry_run:
         found = preview(grid, opened, out=directory, pool=opened_pool, execution=execution)
-        print("\n".join(arm_lines(found)), flush=True)
+        print(progress.in_words("\n".join(arm_lines(found))), flush=True)
         progress.say("measuring how fast a few batches train")
         require_trainable(grid, opened, execution)
         at_once = execution.at_once(grid.trainings)
@@ -167,6 +184,7 @@ def study(
         pool=opened_pool,
         groups=groups,
         execution=execution,
+        advice=_shorter(recipe, execution),
     )
     progress.say("report: drawing")
     page = write_report(directory, dataset=opened)
@@ -177,6 +195,13 @@ def study(
     if failed := failed_trainings(directory):
         which = "; ".join(f"{f.arm}, variant {f.variant}, member {f.member}: {f.error}" for f in failed)
         raise FloatingPointError(f"{len(failed)} of the study's trainings diverged and are left out. {which}")
+
+
+def _shorter(recipe: RecipeOptions, execution: Execution) -> str:
+    """What to add to a forecast of hours."""
+    faster = recipe.recipe is None and execution.cluster is None and execution.training_device().type == "cpu"
+    small = "; --recipe small-cnn trains a smaller network" if faster else ""
+    return f": --dry-run lists them and trains nothing{small}"
 
 
 def _tiny_data(directory: Path, dataset: Path | None, pool: Path | None) -> tuple[Dataset, Path | None]:

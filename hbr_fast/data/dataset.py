@@ -13,7 +13,7 @@ import numpy as np
 
 from hbr_fast.data import remote
 from hbr_fast.data.encoded_images import EncodedImages
-from hbr_fast.data.images import ImageStore, RawImages
+from hbr_fast.data.images import ImageStore, RawImages, in_words
 from hbr_fast.data.meta_json import META, REMEDY, checked_meta
 from hbr_fast.data.npy import read_npy
 from hbr_fast.data.remote_shards import RemoteShards
@@ -71,6 +71,10 @@ class Split:
     truth: np.ndarray | None = None
     beton: Path | None = None
     sources: SampleSources | None = None
+
+    def __repr__(self) -> str:
+        images = in_words(self.store.image_shape)
+        return f"<Split {self.name!r}: {len(self):,} {images}, {self.num_classes:,} classes>"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -179,6 +183,12 @@ class Dataset:
     fingerprint: str
     meta: dict[str, Any]
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        images = in_words(self.train.store.image_shape)
+        about = f"{splits}; {images}, {len(self.classes):,} classes, fingerprint {self.fingerprint[:12]}"
+        return f"<Dataset {self.name!r}: {about}>"
+
     @property
     def train(self) -> Split:
         return self.splits["train"]
@@ -283,7 +293,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
 def open_recorded(directory: Path, recorded: str) -> Dataset:
     """Open the dataset whose `seen_from` a file in a directory has."""
-    return open_dataset(recorded if remote.url_of(recorded) else directory.resolve() / recorded)
+    return open_dataset(recorded if remote.url_of(recorded) else os.path.normpath(directory.resolve() / recorded))
 
 
 def _opened_store(path: Path, name: str, entry: Mapping[str, Any], *, channels: int) -> RawImages | EncodedImages:

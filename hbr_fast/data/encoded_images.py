@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hbr_fast.data.images import rows_per_block
+from hbr_fast.data.images import in_words, rows_per_block
 from hbr_fast.data.shards import INDEX, Located, ShardFiles
 from hbr_fast.data.views import Fit, checked_size, views
 from hbr_fast.machine import usable_cpus
@@ -50,6 +50,9 @@ class EncodedImages:
     channels: int
     size: tuple[int, int] | None = None
     fit: Fit = "crop"
+
+    def __repr__(self) -> str:
+        return f"<EncodedImages: {len(self):,} {in_words(self.image_shape)}>"
 
     def __len__(self) -> int:
         return len(self.index)

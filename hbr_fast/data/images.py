@@ -65,6 +65,17 @@ class ImageStore(Protocol):
         ...
 
 
+def in_words(shape: tuple[int, ...] | None) -> str:
+    """What images of a shape are called.
+
+    Examples
+    --------
+    >>> in_words((3, 32, 32)), in_words(None)
+    ('images of 3x32x32', 'pictures of any size')
+    """
+    return "pictures of any size" if shape is None else f"images of {'x'.join(map(str, shape))}"
+
+
 @dataclass(frozen=True, eq=False)
 class RawImages:
     """Images of one size in one array, memory-mapped or in memory.
@@ -90,6 +101,9 @@ class RawImages:
     """
 
     array: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"<RawImages: {len(self.array):,} {in_words(self.array.shape[1:])}>"
 
     def __post_init__(self) -> None:
         array = self.array

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hbr_fast.files import require_ordinary
+from hbr_fast.progress import counted
 from hbr_fast.tensor_files import read_tensors, write_tensors
 
 SCHEMA = 1
@@ -49,6 +50,11 @@ class Plan:
     weight: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stores: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        of = str(self.provenance.get("dataset", ""))[:12]
+        pools = f" and {counted(len(self.stores), 'pool')}" if self.stores else ""
+        return f"<Plan: {counted(len(self), 'row')} of {f'dataset {of}' if of else 'a split'}{pools}>"
 
     def __post_init__(self) -> None:
         for name, form in FORMS.items():

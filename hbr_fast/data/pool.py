@@ -58,6 +58,9 @@ class Pool:
     fingerprint: str
     split: Split
 
+    def __repr__(self) -> str:
+        return f"<Pool {self.path.name!r}: {self.split!r}, fingerprint {self.fingerprint[:12]}>"
+
 
 def open_pool(path: str | os.PathLike[str], *, dataset: Dataset, cache: Path | None = None) -> Pool:
     """Open a pool of images for a dataset.

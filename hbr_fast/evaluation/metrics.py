@@ -67,6 +67,11 @@ class Evaluation:
     ece: np.ndarray
     calibration: float
 
+    def __repr__(self) -> str:
+        recall = f"recall {np.nanmin(self.recall):.4f} to {np.nanmax(self.recall):.4f}"
+        samples, classes = int(self.confusion.sum()), len(self.recall)
+        return f"<Evaluation: accuracy {self.accuracy:.4f} on {samples:,} samples, {recall} over {classes:,} classes>"
+
 
 def evaluate(
     logits_nc: ArrayLike,

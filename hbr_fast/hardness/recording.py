@@ -14,6 +14,7 @@ from hbr_fast.hardness.estimators import RECORDED, estimator
 from hbr_fast.hardness.scores import HardnessScores
 from hbr_fast.hardness.state import NeverLearnt, empty_state, values_of_state
 from hbr_fast.kernels.hardness import layout
+from hbr_fast.progress import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,11 @@ _LEFT_OUT = list(layout.ROW_COUNTS)  # an index of tensors
 
 class Recording:
     """The part of a `HardnessRecorder` that does not deal with batches; it has the same parameters."""
+
+    def __repr__(self) -> str:
+        sizes = f"{counted(self.num_samples, 'sample')} of {self.num_classes:,} classes"
+        seen = f"{counted(self._epochs, 'epoch')} begun, {counted(len(self.estimators), 'estimator')}"
+        return f"<{type(self).__name__}: {sizes}, {seen}>"
 
     def __init__(
         self,

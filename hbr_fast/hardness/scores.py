@@ -55,6 +55,10 @@ class HardnessScores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hard_is: Mapping[str, Hard] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        estimators = ", ".join(self.values)
+        return f"<HardnessScores: {counted(len(self), 'sample')} by {counted(self.members, 'member')}: {estimators}>"
+
     def hard_end(self, name: str) -> Hard:
         """Which end of an estimator's scale is hard.
 

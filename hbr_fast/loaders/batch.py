@@ -51,6 +51,11 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     rows: torch.Tensor
 
+    def __repr__(self) -> str:
+        form = "x".join(map(str, self.images.shape[1:]))
+        dtype, device = str(self.images.dtype).removeprefix("torch."), self.images.device
+        return f"<Batch: {len(self.images):,} images of {form}, {dtype} on {device}>"
+
 
 @dataclass(frozen=True)
 class Job:

@@ -143,6 +143,10 @@ class Loader:
         self._place = Place()
         self._parts: dict[tuple[int, int], Loader] = {}
 
+    def __repr__(self) -> str:
+        batches = f"{self.job.batches:,} batches of {self.job.batch_size:,}"
+        return f"<Loader: {batches} of {self.job.split!r}, {self._backend_name} on {self.job.device}>"
+
     def __len__(self) -> int:
         """Batches in an epoch: the same number on every rank."""
         return self._whole.batches

@@ -14,6 +14,7 @@ from hbr_fast.data.dataset import Dataset
 from hbr_fast.data.meta_json import META
 from hbr_fast.data.plan import Plan
 from hbr_fast.data.pool import Pool
+from hbr_fast.data.unconverted import meant_path, other_directory
 from hbr_fast.files import locked, make_directory, write_json
 from hbr_fast.hardness import HardnessScores, stack_scores
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema, write_sealed_json
@@ -23,6 +24,7 @@ from hbr_fast.members.obtain import MembersDiverged, obtain_members
 from hbr_fast.members.preflight import check_fit
 from hbr_fast.members.store import CHECKPOINTS, StoredMember, open_member
 from hbr_fast.members.trial import try_step
+from hbr_fast.progress import counted
 from hbr_fast.seeding import member_seed
 from hbr_fast.training.components import changed, sources
 from hbr_fast.training.device import resolve_precision
@@ -70,6 +72,11 @@ class Ensemble:
     """
 
     members: tuple[StoredMember, ...]
+
+    def __repr__(self) -> str:
+        keys = ", ".join(member.key[:8] for member in self.members[:4])
+        more = ", ..." if len(self.members) > 4 else ""
+        return f"<Ensemble: {counted(len(self.members), 'member')}: {keys}{more}>"
 
     def scores(self) -> HardnessScores:
         """Hardness by all members, stacked in their order."""
@@ -205,13 +212,23 @@ def open_ensemble(run: str | os.PathLike[str]) -> tuple[Ensemble, dict[str, Any]
     """
     path = Path(run)
     if not (path / "ensemble.json").is_file():
-        raise FileNotFoundError(f"{path} holds no finished ensemble (no ensemble.json): train one into it")
+        raise FileNotFoundError(_no_ensemble(path))
     remedy = f"train into {path} again"
     info = read_sealed_json(path / "ensemble.json", remedy=remedy)
     if not isinstance(info, dict) or info.get("schema") != SCHEMA or not info.get("members"):
         raise ValueError(f"{path / 'ensemble.json'} is not an ensemble of schema {SCHEMA}: {remedy}")
     require_schema(info, _Info, where=str(path / "ensemble.json"), remedy=remedy)
     return Ensemble(tuple(open_member(path, entry["key"]) for entry in info["members"])), info
+
+
+def _no_ensemble(path: Path) -> str:
+    if not path.exists():
+        meant = meant_path(path, "ensemble.json")
+        return f"there is no run directory {path}{meant}: make one with hbr-fast train DATASET {path}"
+    if other := other_directory(path, "ensemble.json"):
+        made = f"one made with hbr-fast train {path} RUN" if other == "a dataset" else "one that hbr-fast train made"
+        return f"{path} is {other}, not a run directory: give {made}"
+    return f"{path} holds no finished ensemble (no ensemble.json): train one into it"
 
 
 def _claim_run(run: Path, recipe: Recipe, dataset: Dataset, *, seed: int, plan_hash: str | None, members: int) -> None:

@@ -16,7 +16,7 @@ from hbr_fast.members.execution import Execution
 from hbr_fast.members.jobs import Job
 from hbr_fast.members.preflight import check_fit
 from hbr_fast.members.store import CHECKPOINTS, MEMBERS, StoredMember, checkpoint_path, find_member
-from hbr_fast.members.telemetry import MemberLine
+from hbr_fast.members.telemetry import ALONE, MemberLine, Outlook
 from hbr_fast.members.trial import try_step
 from hbr_fast.training import signals
 from hbr_fast.training.device import resolve_precision
@@ -45,7 +45,14 @@ class MembersDiverged(FloatingPointError):
 
 
 def obtain_members(
-    dataset: Dataset, recipe: Recipe, jobs: Sequence[Job], *, store: Path, execution: Execution, label: str
+    dataset: Dataset,
+    recipe: Recipe,
+    jobs: Sequence[Job],
+    *,
+    store: Path,
+    execution: Execution,
+    label: str,
+    outlook: Outlook = ALONE,
 ) -> list[StoredMember]:
     """Members in the order of `jobs`: those in the store are reused, the others trained into it.
 
@@ -62,6 +69,8 @@ def obtain_members(
         cluster unfinished members are not saved but restarted.
     label : str
         Their name in progress reports.
+    outlook : Outlook
+        What follows them, for the forecast.
 
     Raises
     ------
@@ -104,7 +113,7 @@ def obtain_members(
         at_once = 1 if own.size > 1 else execution.at_once(len(missing))
         lines = [MemberLine(number, _rows(dataset, recipe, jobs[number]), recipe.epochs) for number in missing]
         title = f"{label}: {progress.counted(len(missing), 'member')}{_where(execution, at_once)}"
-        with telemetry.board(title, lines) as board, signals.raised_at_once():
+        with telemetry.board(title, lines, outlook) as board, signals.raised_at_once():
             failed = engine_for(execution, at_once=at_once).run(
                 [jobs[number] for number in missing],
                 execution,

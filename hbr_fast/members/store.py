@@ -61,6 +61,9 @@ class StoredMember:
     path: Path
     info: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<StoredMember {self.key[:12]}: seed {self.seed}, {self.info['precision']}, {self.path}>"
+
     @property
     def key(self) -> str:
         """Hash of what determined the training."""

@@ -24,6 +24,8 @@ OnEpoch = Callable[[EpochRecord], None]
 
 LINES = 16  # members shown at most; the caption counts all
 REFRESH_PER_SECOND = 2
+FORECAST_AFTER_S = 10.0  # the first batches are slower
+LONG_S = 3600.0
 
 
 @dataclass
@@ -58,6 +60,25 @@ class MemberLine:
         return (self.done - self.began[1]) / (now - self.began[0])
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What follows the trainings at hand.
+
+    Attributes
+    ----------
+    images : int
+        Images that the trainings after these pass through the network.
+    advice : str
+        What to add to the forecast of more than an hour, e.g. how to make it shorter.
+    """
+
+    images: int = 0
+    advice: str = ""
+
+
+ALONE = Outlook()
+
+
 class Board:
     """Takes what members report, from any thread.
 
@@ -66,10 +87,17 @@ class Board:
     lines : sequence of MemberLine
     advance : callable, optional
         Called with the number of rows just trained, by any member.
+    forecast : callable, optional
+        Called once with the images per second of all members, when that has been measured for a while.
     """
 
-    def __init__(self, lines: Sequence[MemberLine], advance: progress.Advance | None = None) -> None:
-        self._lines, self._advance = lines, advance
+    def __init__(
+        self,
+        lines: Sequence[MemberLine],
+        advance: progress.Advance | None = None,
+        forecast: Callable[[float], None] | None = None,
+    ) -> None:
+        self._lines, self._advance, self._forecast = lines, advance, forecast
         self._done, self._start = 0, time.monotonic()
         self._lock = threading.Lock()
 
@@ -84,6 +112,15 @@ class Board:
                     line.began = (time.monotonic(), line.done)
             if self._advance is not None:
                 self._advance(rows)
+            self._foretell()
+
+    def _foretell(self) -> None:
+        began = [line.began[0] for line in self._lines if line.began is not None]
+        if self._forecast is None or not began or (now := time.monotonic()) < min(began) + FORECAST_AFTER_S:
+            return
+        if rate := sum(line.rate(now) for line in self._lines):
+            self._forecast(rate)
+            self._forecast = None
 
     def epoch(self, record: EpochRecord, *, place: int) -> None:
         """Record that a member finished an epoch."""
@@ -145,16 +182,25 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def board(title: str, lines: Sequence[MemberLine]) -> Iterator[Board]:
+def board(title: str, lines: Sequence[MemberLine], outlook: Outlook = ALONE) -> Iterator[Board]:
     """A board that shows a live table on a terminal, and a plain line from time to time elsewhere."""
+    total = sum(line.rows for line in lines)
+
+    def forecast(rate: float) -> None:
+        done = sum(line.began[1] for line in lines if line.began is not None)  # in an earlier run
+        if (seconds := (total - done + outlook.images) / rate) > LONG_S:
+            hours, minutes = divmod(round(seconds / 60), 60)
+            whole = "these trainings and those that follow take" if outlook.images else "these trainings take"
+            progress.say(f"{title}: {whole} about {hours:,} h {minutes:02} min{outlook.advice}")
+
     if not sys.stderr.isatty():
         with progress.task(title, total=sum(line.rows for line in lines), unit="images") as advance:
-            yield Board(lines, advance)
+            yield Board(lines, advance, forecast)
         return
     from rich.console import Console
     from rich.live import Live
 
-    shown = Board(lines)
+    shown = Board(lines, forecast=forecast)
     with Live(
         get_renderable=lambda: shown.table(title),
         console=Console(stderr=True),

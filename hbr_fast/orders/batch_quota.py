@@ -60,7 +60,7 @@ def batch_quota_order(
     return BatchQuotaOrder(quotas, batch_size)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BatchQuotaOrder(Sampler):
     """A fixed number of samples of each class per epoch, shared evenly over batches; see `batch_quota_order`."""
 

@@ -37,6 +37,9 @@ class Sampler:
     (True, 10, 10)
     """
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self):,} positions an epoch, of {self.num_rows:,} rows>"
+
     def __len__(self) -> int:
         """Positions in an epoch."""
         raise NotImplementedError
@@ -126,7 +129,7 @@ class Sampler:
         return epoch, position
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Shard(Sampler):
     """One rank's part of an order; see `Sampler.shard`."""
 

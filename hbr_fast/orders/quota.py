@@ -122,7 +122,7 @@ def ratio_order(
     return _quota_order(labels_n, quotas, seed=seed, preference=None)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuotaOrder(Sampler):
     """A fixed number of samples of each class per epoch, spread evenly; see `quota_order` and `ratio_order`."""
 

@@ -61,7 +61,7 @@ def shard_order(places: int | np.ndarray, *, seed: int, run: int = 1024, runs_at
     return ShardOrder(length, checked_seed(seed), min(run, length), runs_at_once, sequence)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShardOrder(Sampler):
     """Every row once per epoch, near its neighbours; see `shard_order`."""
 

@@ -69,6 +69,9 @@ class OrderSampler(DistributedSampler[int]):
         self._latest: _Indices | None = None
         order.shard(0, 1, uneven=uneven)  # refuses a bad `uneven` early
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self.order):,} indices an epoch, next is epoch {self.epoch}>"
+
     @property
     def order(self) -> Sampler:
         """The order of the next epoch."""

@@ -67,7 +67,7 @@ def weighted_order(
     return WeightedOrder(kept(weights / largest), length, checked_seed(seed), replacement)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightedOrder(Sampler):
     """Rows drawn in proportion to weights; see `weighted_order`."""
 

@@ -67,6 +67,10 @@ class Allocation:
     clipped: tuple[int, ...]
     base: np.ndarray
 
+    def __repr__(self) -> str:
+        counts = f"{int(self.counts.min()):,} to {int(self.counts.max()):,} samples, {int(self.counts.sum()):,} in all"
+        return f"<Allocation: {len(self.counts):,} classes of {counts}, alpha {self.alpha:g} of {self.max_alpha:.4g}>"
+
 
 def allocate(
     class_hardness_c: ArrayLike,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.data.plan import Plan
 from hbr_fast.resampling.oversampling import OVERSAMPLE, WEIGHTED, Rows, gained
 from hbr_fast.resampling.pools import POOL, RANKED, RankedPool
@@ -197,9 +198,11 @@ def _check_strategies(
     pool: RankedPool | None,
 ) -> None:
     if undersample not in UNDERSAMPLE:
-        raise ValueError(f"undersample must be one of {', '.join(UNDERSAMPLE)}; got {undersample!r}")
+        meant = did_you_mean(UNDERSAMPLE, undersample)
+        raise ValueError(f"undersample must be one of {', '.join(UNDERSAMPLE)}; got {undersample!r}{meant}")
     if oversample not in OVERSAMPLE:
-        raise ValueError(f"oversample must be one of {', '.join(OVERSAMPLE)}; got {oversample!r}")
+        meant = did_you_mean(OVERSAMPLE, oversample)
+        raise ValueError(f"oversample must be one of {', '.join(OVERSAMPLE)}; got {oversample!r}{meant}")
     for word, value, ranks in (
         ("undersample", undersample, undersample in DROPPED_HARD_END),
         ("oversample", oversample, oversample in WEIGHTED),

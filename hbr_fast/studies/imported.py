@@ -58,6 +58,9 @@ class ImportedRun:
     member: int = 0
     ids: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"<ImportedRun {self.name}: outputs {list(np.shape(self.outputs))}>"
+
     def __post_init__(self) -> None:
         for name in ("outputs", "ids"):
             if getattr(self, name) is not None:

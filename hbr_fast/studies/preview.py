@@ -20,7 +20,7 @@ from hbr_fast.members.trial import try_step
 from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
 from hbr_fast.studies.plans import lacks_pool, require_pool, study_rows
-from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner, require_same_dataset
+from hbr_fast.studies.runner import CACHE, arm_images, arm_jobs, baseline_jobs, make_planner, require_same_dataset
 from hbr_fast.studies.study import BASELINE, Study
 from hbr_fast.training.device import resolve_precision
 from hbr_fast.training.recipe import Recipe
@@ -29,6 +29,7 @@ from hbr_fast.training.trainer import train_member
 TIMED_BATCHES = 8
 PROBES = (2, 4, 16)  # images of a batch: always, of a slow network, of others
 PATIENCE_S = 3.0
+INFEASIBLE = "infeasible: "
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def preview(
     recipe = resolve_precision(study.recipe, (execution or Execution()).checked().training_device())
     study = dataclasses.replace(study, recipe=recipe)
     dataset = dataset.at_size(recipe.size)
+    _ = dataset.train.image_shape  # refuse pictures without a size before anything is listed
     directory = Path(out)
     require_pool(study, pool)
     require_same_dataset(directory, dataset)
@@ -97,15 +99,14 @@ def preview(
         possible = []
         for arm in study.arms:
             if reason := lacks_pool(arm, pool):
-                rows.append(ArmPreview(arm.name, 0, 0, f"infeasible: {reason}"))
+                rows.append(ArmPreview(arm.name, 0, 0, f"{INFEASIBLE}{reason}"))
             else:
                 rows.append(ArmPreview(arm.name, study.members_per_arm, 0, note))
                 possible.append(arm)
         if study.path_from is not None:
             count = study.members_per_arm * study.path
             rows.append(ArmPreview(f"{study.path_from.name}, {study.path} alphas", count, 0, note))
-        kept = [1 - (arm.prune.rate if arm.prune else 0.0) for arm in possible] + [1.0] * study.path
-        return Preview(tuple(rows), images + round(study.recipe.epochs * size * study.members_per_arm * sum(kept)))
+        return Preview(tuple(rows), images + arm_images(study, size, possible))
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)
     seen = {member.key for member in members}
     # The search for neighbours takes minutes on a large set. Before it no training of such an arm can be done.
@@ -126,7 +127,7 @@ def preview(
                 images += of_arm[variant].recipe.epochs * len(job.plan or ())
             seen.add(key)
         rows.append(ArmPreview(arm.name, len(jobs), done))
-    rows += [ArmPreview(name, 0, 0, f"infeasible: {reason}") for name, reason in infeasible.items()]
+    rows += [ArmPreview(name, 0, 0, f"{INFEASIBLE}{reason}") for name, reason in infeasible.items()]
     return Preview(tuple(rows), images)
 
 
@@ -197,10 +198,14 @@ def _timed(dataset: Dataset, recipe: Recipe, *, batches: int, execution: Executi
 def arm_lines(found: Preview) -> list[str]:
     """The arms of a preview as text."""
     widest = max(len(arm.name) for arm in found.arms)
-    return [
-        f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{f'  ({arm.note})' if arm.note else ''}"
-        for arm in found.arms
-    ]
+    first: dict[str, str] = {}  # arm by reason: a grid has dozens of arms, and a reason is long
+    lines = []
+    for arm in found.arms:
+        note = f"  ({arm.note})" if arm.note else ""
+        if arm.note.startswith(INFEASIBLE) and first.setdefault(arm.note, arm.name) != arm.name:
+            note = f"  (infeasible, as {first[arm.note]})"
+        lines.append(f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{note}")
+    return lines
 
 
 def time_line(found: Preview, *, rate: float, at_once: int) -> str:

@@ -19,6 +19,7 @@ from hbr_fast.resampling.pools import POOL
 from hbr_fast.resampling.pruning import By, Level
 from hbr_fast.studies.balance import with_balanced_control, with_base
 from hbr_fast.studies.controls import with_controls
+from hbr_fast.studies.options import require_possible
 from hbr_fast.studies.study import BASELINE, Arm, Choice, Pruning, Study
 from hbr_fast.training.recipe import Recipe, changed_recipe
 from hbr_fast.training.recipes import named_recipe
@@ -356,6 +357,7 @@ def named_study(
         if option not in taken and option != "num_classes":
             words = ", ".join(one.replace("_", "-") for one in taken if one != "num_classes")
             raise ValueError(f"study {name} takes no option {option.replace('_', '-')!r}: it takes {words}")
+    require_possible(given)
     if tiny:
         given = {**TINY[name], "recipe": TINY_RECIPE, **given}
     study = STUDIES[name](**{option: value for option, value in given.items() if option in taken})

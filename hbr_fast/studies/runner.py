@@ -21,10 +21,11 @@ from hbr_fast.members.obtain import MembersDiverged, obtain_members
 from hbr_fast.members.preflight import check_fit
 from hbr_fast.members.scoring.final_model import scores_by
 from hbr_fast.members.store import StoredMember
+from hbr_fast.members.telemetry import Outlook
 from hbr_fast.members.trial import try_step
 from hbr_fast.progress import printable
 from hbr_fast.studies.groups import read_groups
-from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, require_pool, said, study_rows
+from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, lacks_pool, require_pool, said, study_rows
 from hbr_fast.studies.results import ArmResult, Cell, Failure, plan_path, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.studies.study_json import NAME
@@ -43,6 +44,7 @@ def run_study(
     pool: Pool | None = None,
     groups: str | os.PathLike[str] | None = None,
     execution: Execution | None = None,
+    advice: str = "",
     **deprecated: Unpack[Deprecated],
 ) -> Path:
     """Train the missing members of a study and write its results files.
@@ -61,6 +63,8 @@ def run_study(
         each group goes to `groups.csv`.
     execution : Execution, optional
         How and where members train; by default one after another in this process.
+    advice : str
+        What to add to the forecast of a study that takes hours, e.g. what is faster.
     **deprecated
         `members_at_once`, `cluster`, `checkpoint`, `tensorboard`, `compute`: fields of `execution`.
 
@@ -114,6 +118,7 @@ def run_study(
             pool=pool,
             groups=found,
             execution=execution,
+            advice=advice,
         )
     return directory
 
@@ -156,11 +161,12 @@ def _run(
     pool: Pool | None,
     groups: dict[str, np.ndarray] | None,
     execution: Execution,
+    advice: str,
 ) -> None:
     start = time.perf_counter()
     failed: list[Failure] = []
 
-    def train(label: str, recipe: Recipe, jobs: Sequence[Job]) -> list[StoredMember | FloatingPointError]:
+    def train(label: str, recipe: Recipe, jobs: Sequence[Job], later: int) -> list[StoredMember | FloatingPointError]:
         # Arms with the same rows share one training.
         unique = {identity(job): job for job in jobs}
         try:
@@ -171,6 +177,7 @@ def _run(
                 store=directory,
                 execution=execution,
                 label=label,
+                outlook=Outlook(later, advice),
             )
         except MembersDiverged as error:
             outcomes = [error.diverged.get(n, member) for n, member in enumerate(error.members)]  # type: ignore[misc]
@@ -186,7 +193,8 @@ def _run(
         failed.extend(Failure(arm, *pairs[n][0], str(error)) for n, error in lost.items())
         return tuple(Cell(*cell, member) for cell, member in pairs if isinstance(member, StoredMember))
 
-    baseline = cells_of(BASELINE, train(BASELINE, study.recipe, baseline_jobs(study, dataset)))
+    ahead = arm_images(study, len(rows.train), [arm for arm in study.arms if not lacks_pool(arm, pool)])
+    baseline = cells_of(BASELINE, train(BASELINE, study.recipe, baseline_jobs(study, dataset), ahead))
     members = [cell.stored for cell in baseline]
     planner = make_planner(study, dataset, members, pool=pool, directory=directory)
     feasible, infeasible = planner.plans()
@@ -202,10 +210,14 @@ def _run(
             (directory / "plans").mkdir(exist_ok=True)
             made.plan.save(directory / plan_path(arm.name, variant))
     trained: dict[str, list[StoredMember | FloatingPointError]] = {}
-    for recipe, of_recipe in by_recipe(study, feasible):
+    groups_of_arms = by_recipe(study, feasible)
+    for number, (recipe, of_recipe) in enumerate(groups_of_arms):
+        later = sum(
+            other.epochs * len(job.plan or ()) for other, more in groups_of_arms[number + 1 :] for _, job in more
+        )
         jobs = [job for _, job in of_recipe]
         names = dict.fromkeys(arm for arm, _ in of_recipe)
-        outcomes = train("arms" if recipe == study.recipe else ", ".join(names), recipe, jobs)
+        outcomes = train("arms" if recipe == study.recipe else ", ".join(names), recipe, jobs, later)
         for (arm_name, _), outcome in zip(of_recipe, outcomes, strict=True):
             trained.setdefault(arm_name, []).append(outcome)
     full = np.bincount(dataset.train.labels[rows.train], minlength=len(dataset.classes))
@@ -229,6 +241,20 @@ def _run(
         seconds=time.perf_counter() - start,
         groups=groups,
     )
+
+
+def arm_images(study: Study, size: int, arms: Sequence[Arm]) -> int:
+    """Images that the trainings of these arms, and those of the path, pass through the network before any is done.
+
+    Parameters
+    ----------
+    study : Study
+    size : int
+        Rows of the train split; arms that do not prune keep them.
+    arms : sequence of Arm
+    """
+    epochs = sum(study.recipe_of(arm).epochs * (1 - (arm.prune.rate if arm.prune else 0.0)) for arm in arms)
+    return round(size * study.members_per_arm * (epochs + study.recipe.epochs * study.path))
 
 
 def make_planner(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.evaluation.measures import METRICS, MINIMISED_GAPS
 from hbr_fast.hardness import estimator
+from hbr_fast.progress import counted
 from hbr_fast.resampling import OVERSAMPLE, UNDERSAMPLE
 from hbr_fast.resampling.allocation import Nonpositive
 from hbr_fast.resampling.base import Base, resolved_base
@@ -70,7 +72,8 @@ class Arm:
             ("oversample", self.oversample, OVERSAMPLE),
         ):
             if value not in known:
-                raise ValueError(f"arm {self.name!r}: {word} must be one of {', '.join(known)}; got {value!r}")
+                meant = did_you_mean(known, value)
+                raise ValueError(f"arm {self.name!r}: {word} must be one of {', '.join(known)}; got {value!r}{meant}")
         if self.base is not None:
             resolved_base(self.base, np.ones(1))  # refuse an unknown one
         only_prunes = (self.undersample, self.oversample) == ("none", "none") and self.prune is not None
@@ -172,6 +175,11 @@ class Study:
     stability: bool = False
     seed: int = 0
 
+    def __repr__(self) -> str:
+        arms = counted(len(self.arms) + self.path, "arm")
+        about = f"{counted(self.trainings, 'training')} by recipe {self.recipe.name}"
+        return f"<Study {self.name!r}: {arms} beside the baseline, {self.variants} x {self.members} members, {about}>"
+
     def __post_init__(self) -> None:
         if estimator(self.estimator).origin == "second training":  # not after hours of training
             raise ValueError(
@@ -181,7 +189,9 @@ class Study:
         if self.metric not in METRICS:
             raise ValueError(f"unknown metric {self.metric!r}: a study is about one of {', '.join(METRICS)}")
         if self.variants < 1 or self.members < 1:
-            raise ValueError(f"a study needs variants >= 1 and members >= 1, got {self.variants} and {self.members}")
+            raise ValueError(
+                f"variants and members of a study must be at least 1, got {self.variants} and {self.members}"
+            )
         if self.hardness_members is not None and not 1 <= self.hardness_members <= self.members_per_arm:
             raise ValueError(
                 f"hardness_members must be in [1, {self.members_per_arm}], the baseline's, got {self.hardness_members}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NotRequired, TypedDict
 
+from hbr_fast.data.unconverted import meant_path, other_directory
 from hbr_fast.files import sha256_of_file
 from hbr_fast.json_schema import Natural, read_sealed_json, require_schema
 
@@ -70,6 +71,21 @@ class _Study(TypedDict):
     choice: NotRequired[dict]
     enough_members: NotRequired[dict[str, Natural | None]]
     files: NotRequired[dict[str, str]]
+
+
+def require_study(directory: Path) -> None:
+    """Refuse a directory that is not a study's, by what it is.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist, or is a dataset or an ensemble.
+    """
+    if not directory.exists():
+        meant = meant_path(directory, NAME)
+        raise FileNotFoundError(f"there is no study at {directory}{meant}: make one with hbr-fast study")
+    if not (directory / NAME).is_file() and (other := other_directory(directory, NAME)):
+        raise FileNotFoundError(f"{directory} is {other}, not a study: give a directory that hbr-fast study wrote")
 
 
 def read_study_json(directory: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hbr_fast.files import canonical_json, read_json
 from hbr_fast.loaders.augment import Augment
 from hbr_fast.training import components
 from hbr_fast.training.optimizers import NoDecay
-from hbr_fast.training.recipe_values import fitted, is_json_object, parsed
+from hbr_fast.training.recipe_values import ALLOWED, fitted, form_of, is_json_object, parsed
 
 Precision = Literal["auto", "float32", "bfloat16"]
 ARGUMENTS = tuple(f"{kind}_args" for kind in components.FIELDS)
@@ -298,7 +298,7 @@ def changed_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         try:
             changes[name] = parsed(text, hints[name])
         except ValueError:
-            faults.append(f"recipe field {name!r} cannot be {text!r}")
+            faults.append(f"recipe field {name!r} cannot be {text!r}: it takes {form_of(hints[name])}")
     if faults:
         raise ValueError("; ".join(faults))
     return _made(functools.partial(dataclasses.replace, recipe), recipe.augment, changes)
@@ -311,7 +311,7 @@ def _made(make: Callable[..., Recipe], augment: Augment, values: Mapping[str, An
         try:
             fitting[name] = fitted(value, hints[name])
         except ValueError:
-            faults.append(f"{name} cannot be {value!r}")
+            faults.append(f"{name} cannot be {value!r}: it takes {form_of(hints[name])}")
     if faults:
         raise ValueError(f"recipe fields of another type: {'; '.join(faults)}")
     own = {name: value for name, value in fitting.items() if not name.startswith("augment.")}
@@ -339,11 +339,13 @@ def _hints() -> dict[str, Any]:
 
 
 def _choices(name: str, value: Any) -> str:
-    """What a field can be, in words, where it is one of a few."""
+    """What a field can be, in words."""
     if name in components.FIELDS:
         return f": available are {components.available(name)}{did_you_mean(components.BUILT_IN[name], str(value))}"
     kinds = get_args(_hints()[name]) if name in ("precision", "no_decay") else ()
-    return f": it is one of {', '.join(kinds)}{did_you_mean(kinds, str(value))}" if kinds else ""
+    if kinds:
+        return f": it is one of {', '.join(kinds)}{did_you_mean(kinds, str(value))}"
+    return f": it is {ALLOWED[name]}" if name in ALLOWED else f": it takes {form_of(_hints()[name])}"
 
 
 def _require_known(names: Iterable[str]) -> None:

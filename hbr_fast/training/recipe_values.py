@@ -33,6 +33,43 @@ def parsed(text: str, kind: Any) -> Any:
     return text
 
 
+# What a field can be, where its type does not say it.
+ALLOWED = {
+    "epochs": "at least 1",
+    "batch_size": "at least 1",
+    "lr": "a finite number above 0",
+    "momentum": "at least 0 and below 1",
+    "weight_decay": "a finite number, at least 0",
+    "milestones": "epochs above 0, each later than the one before",
+    "decay": "above 0 and at most 1",
+    "warmup": "at least 0 and below 1",
+    "label_smoothing": "at least 0 and below 1",
+    "augment": "an Augment",
+    "size": f"at least 1 and below {2**15}, or 0 for the images' own",
+    "el2n_epochs": "at least 1",
+    "online_every": "at least 0",
+    "online_alpha": "a finite number, at least 0",
+    "online_max_change": "at least 0 and at most 1",
+    "norm_bias_lr": "a finite number above 0",
+    "clip_norm": "a finite number, at least 0",
+    "accumulate": "at least 1 and at most the batch size",
+    "ema": "at least 0 and below 1",
+    "mixup": "a finite number, at least 0",
+    "cutmix": "a finite number, at least 0",
+}
+
+
+def form_of(kind: Any) -> str:
+    """The texts that `parsed` takes for a field of a type, in words."""
+    if get_origin(kind) is UnionType:
+        return f"{form_of(get_args(kind)[0])}, or none"
+    if get_origin(kind) is tuple:
+        return f"{'whole numbers' if get_args(kind)[0] is int else 'numbers'} with commas between them"
+    if get_origin(kind) is Mapping:
+        return """a JSON object, e.g. '{"width": 2}'"""
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+
+
 def fitted(value: Any, kind: Any) -> Any:
     """A value of JSON or TOML as a field of a type takes it: lists as tuples, whole numbers as floats.
 

@@ -129,7 +129,7 @@ def test_published_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "differ from the published mnist, as accepted" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         cli.main(["convert", "synthetic", str(tmp_path / "b.hbr"), "--accept-changed"])
-    assert "source synthetic takes no option 'accept_changed'" in capsys.readouterr().err
+    assert "source synthetic does not take --accept-changed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")

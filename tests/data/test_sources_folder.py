@@ -292,6 +292,16 @@ def test_folder_reads_every_file_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(read) == sorted(files)
 
 
+def test_reading_headers_counts_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [f"a/{number}.png" for number in range(3)]
+    for path in paths:
+        write_image(tmp_path / path, colours(0, 4, 4))
+    listing = Listing(Place(DirectoryTree(tmp_path), "train"), paths, np.zeros(3, np.int64))
+    assert headers.channels_and_size({"train": listing}, "auto", Decoding()) == (1, (4, 4))
+    assert "read headers of " in (said := capsys.readouterr().err)
+    assert ": 3 files in " in said
+
+
 def test_folder_detects_gray_from_headers(tmp_path: Path) -> None:
     """After the first colour image, no other header matters: all are converted to colour."""
     write_set(tmp_path, 4, 4)

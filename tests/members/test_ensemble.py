@@ -155,9 +155,10 @@ def test_train_ensemble_refuses_plan_of_another_dataset(
 
 
 def test_open_ensemble_refuses_other_directories(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=f"{path.name} holds no finished ensemble .*: train one into it"):
-            open_ensemble(path)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds no finished ensemble .*: train one into it"):
+        open_ensemble(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is no run directory .*nowhere: make one with hbr-fast train"):
+        open_ensemble(tmp_path / "nowhere")
 
 
 def test_open_ensemble_names_damaged_file(tiny: Dataset, recipe: Recipe, tmp_path: Path) -> None:

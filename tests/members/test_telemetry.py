@@ -116,3 +116,34 @@ def test_telemetry_tensorboard_missing_extra(
     with pytest.raises(ImportError, match=r"pip install 'hbr-fast\[tensorboard\]'"):
         train_ensemble(tiny, recipe, members=1, out=tmp_path, execution=Execution(tensorboard=True))
     assert not list(tmp_path.glob("members/*"))
+
+
+@pytest.mark.parametrize(
+    ("outlook", "said"),
+    [
+        (telemetry.ALONE, "a: these trainings take about 2 h 47 min\n"),
+        (telemetry.Outlook(100_000, ": how"), "a: these trainings and those that follow take about 5 h 33 min: how\n"),
+    ],
+)
+def test_hours_are_foretold_once_from_the_first_seconds(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str], outlook: telemetry.Outlook, said: str
+) -> None:
+    with telemetry.board("a", [MemberLine(0, rows=150_000, epochs=10)], outlook) as shown:
+        shown.advance(50_000, place=0)  # restored from a checkpoint
+        clock.now += telemetry.FORECAST_AFTER_S - 1
+        shown.advance(10, place=0)
+        assert capsys.readouterr().err == ""
+        clock.now += 1
+        shown.advance(90, place=0)  # 100 images in 10 s: 10 a second
+        assert capsys.readouterr().err == said
+        clock.now += 5
+        shown.advance(10, place=0)
+        assert capsys.readouterr().err == ""
+
+
+def test_less_than_an_hour_is_not_foretold(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    with telemetry.board("a", [MemberLine(0, rows=36_000, epochs=10)], telemetry.ALONE) as shown:
+        shown.advance(1, place=0)
+        clock.now += 10
+        shown.advance(101, place=0)
+        assert capsys.readouterr().err == ""

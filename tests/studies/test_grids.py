@@ -529,7 +529,7 @@ def test_command_line_errors_speak_its_words(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().err.splitlines()[-1]
     assert "the largest feasible alpha is" in said
     assert "or --clip to hold such classes at the floor" in said
-    assert cli.command_words('positive with nonpositive="shift", or nonpositive="authors"') == (
+    assert cli.command_words('positive with nonpositive="shift", or nonpositive="authors"', ["--nonpositive"]) == (
         "positive with --nonpositive shift, or --nonpositive authors"
     )
 

@@ -80,8 +80,8 @@ def test_study_seeds_are_distinct_by_training_and_variant() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variants": 0}, "variants >= 1 and members >= 1, got 0 and 1"),
-        ({"members": 0}, "variants >= 1 and members >= 1, got 2 and 0"),
+        ({"variants": 0}, "variants and members of a study must be at least 1, got 0 and 1"),
+        ({"members": 0}, "variants and members of a study must be at least 1, got 2 and 0"),
         ({"arms": (Arm("a", 0.1), Arm("a", 0.2))}, "distinct names, 'a' occurs twice"),
         ({"arms": (Arm("baseline", 0.1),)}, "distinct names, 'baseline' occurs twice"),
     ],

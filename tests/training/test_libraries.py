@@ -55,9 +55,19 @@ def test_build_model_of_timm_takes_any_number_of_channels(recipe: Recipe) -> Non
 @pytest.mark.parametrize(
     ("model", "arguments", "shape", "message"),
     [
-        ("torchvision:resnet8", {}, RGB, "unknown model 'torchvision:resnet8': it has .*such as resnet18"),
+        (
+            "torchvision:resnet8",
+            {},
+            RGB,
+            "unknown model 'torchvision:resnet8': the nearest of its .* are torchvision:resnet18",
+        ),
         ("torchvision:fcn_resnet50", {}, RGB, "unknown model 'torchvision:fcn_resnet50'"),
-        ("timm:convnext_tny", {}, RGB, "unknown model 'timm:convnext_tny': it has .*convnext_tiny"),
+        (
+            "timm:convnext_tny",
+            {},
+            RGB,
+            "unknown model 'timm:convnext_tny': the nearest of its .* are timm:convnext_tiny",
+        ),
         ("torchvision:resnet18", {}, (1, 32, 32), "takes RGB images, these have 1 channel: take a timm: model"),
         ("torchvision:resnet18", {"weights": "DEFAULT"}, RGB, "weights='DEFAULT' would download weights: save them"),
         ("timm:test_resnet", {"pretrained": True}, RGB, "pretrained=True would download weights"),

@@ -163,3 +163,19 @@ def test_unknown_model_is_refused_with_the_list(name: str) -> None:
         ValueError, match=r"unknown model '.*': there are resnet18 and cnn-W-W-\.\.\., vgg-W-W-\.\.\., whitened-W-W"
     ):
         model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cnn-a", "cnn-16-32"),
+        ("cn-8", "cnn-8"),
+        ("vg-8-x", "vgg-16-32"),
+        ("cnn", "cnn-16-32"),
+        ("resnet19", "resnet18"),
+    ],
+)
+def test_the_network_that_may_be_meant_is_one(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=rf"\(did you mean '{meant}'\?\)$"):
+        build_model(name, channels=1, image_size=(32, 32), classes=3)
+    build_model(meant, channels=1, image_size=(32, 32), classes=3)

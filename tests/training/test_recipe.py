@@ -197,13 +197,14 @@ def test_recipe_flip_and_pad_are_deprecated() -> None:
             ["epohs=1", "augment.x=2"],
             r"unknown recipe field 'epohs', 'augment.x': .* name, .*augment.cutout.* \(did you mean 'epochs'",
         ),
-        (["epochs=x", "lr=y"], "'epochs' cannot be 'x'; recipe field 'lr' cannot be 'y'"),
+        (["epochs=x", "lr=y"], "'epochs' cannot be 'x': it takes a whole number; recipe field 'lr' cannot be 'y'"),
         (["augment.alternating_flip=7"], "'augment.alternating_flip' cannot be '7'"),
         (["model_args={"], "'model_args' cannot be '{'"),
         (["model_args=[1]"], r"model_args cannot be \[1\]"),
         (
             ["epochs=0", "lr=-1", "augment.pad=-1", "augment.flip=2"],
-            r"epochs cannot be 0; lr cannot be -1\.0; augment: flip is a probability .*; pad is a number of pixels",
+            r"epochs cannot be 0: it is at least 1; lr cannot be -1\.0: it is a finite number above 0; "
+            r"augment: flip is a probability .*; pad is a number of pixels",
         ),
         (
             ["optimizer=adam", "loss=dice", "schedule=a b:c"],

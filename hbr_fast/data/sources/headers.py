@@ -37,6 +37,7 @@ def _headers(listings: Mapping[str, Listing]) -> Iterator[Header]:
             first = list(listing.paths[:1])  # the first colour picture settles it
             yield from (one for path in first if (one := work(path)) is not None)
             with progress.task(f"read headers of {listing.place.path.name}", total=rows, unit="files") as advance:
+                advance(len(first))
                 for found in read_ahead(work, listing.paths[1:], 1024):
                     yield from (one for one in found if one is not None)
                     advance(len(found))

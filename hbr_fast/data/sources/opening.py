@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hbr_fast import progress
+from hbr_fast.arguments import did_you_mean
 from hbr_fast.data.sources import SOURCES
 from hbr_fast.data.sources.hold_out import check_fraction, with_test_split
 from hbr_fast.data.sources.published import MD5
@@ -50,7 +51,7 @@ def open_source(
     """
     kind, _, name_in_library = source.partition(":")
     if kind not in SOURCES:
-        raise ValueError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
+        raise ValueError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}{did_you_mean(SOURCES, kind)}")
     taken = inspect.signature(SOURCES[kind]).parameters
     if ("name" in taken) != bool(name_in_library):
         form = "torchvision:SVHN" if "name" in taken else kind

@@ -83,8 +83,13 @@ def float32_head(model: nn.Module, num_classes: int) -> nn.Module:
 def _require_known(library: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
-        close = near_names(name, names) or sorted(names)[:3]
-        raise ValueError(f"unknown model '{library}:{name}': it has {len(names)}, such as {', '.join(close)}")
+        near = [f"{library}:{one}" for one in near_names(name, names)]
+        meant = (
+            f"the nearest of its {len(names)} are {', '.join(near)}"
+            if near
+            else (f"it has {len(names)}, such as {', '.join(sorted(names)[:3])}")
+        )
+        raise ValueError(f"unknown model '{library}:{name}': {meant}")
 
 
 def _refuse_downloads(library: str, name: str, arguments: dict[str, Any]) -> None:

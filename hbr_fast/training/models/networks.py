@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hbr_fast.arguments import did_you_mean
+from hbr_fast.arguments import did_you_mean, near_names
 from hbr_fast.training.models.layers import FusedSequential, add_and_relu
 from hbr_fast.training.models.whitening import WhitenedPatches
 
@@ -70,8 +70,18 @@ def build_model(name: str, *, channels: int, image_size: tuple[int, int], classe
     of_widths = ", ".join(f"{one}-W-W-..." for one in KINDS)
     raise ValueError(
         f"unknown model {name!r}: there are resnet18 and {of_widths} (W: a width), torchvision:NAME, timm:NAME and "
-        f"package.module:function{did_you_mean(['resnet18', *KINDS], kind)}"
+        f"package.module:function{_meant(name)}"
     )
+
+
+def _meant(name: str) -> str:
+    """The end of an error about an unknown network: the nearest name that is one."""
+    kind, *widths = name.split("-")
+    near = near_names(kind, ["resnet18", *KINDS])
+    if not near or near[0] == "resnet18":
+        return did_you_mean(["resnet18"], name)
+    good = widths and all(width.isdecimal() and int(width) for width in widths)
+    return f" (did you mean {'-'.join([near[0], *(widths if good else ('16', '32'))])!r}?)"
 
 
 class Classifier(nn.Module):
