@@ -18,7 +18,6 @@ from hbr_fast.report.drawing import (
     MOST_LABELS,
     Picture,
     class_rows,
-    count,
     counts,
     label_points,
     legend,
@@ -171,7 +170,7 @@ def samples_per_class(study: StudyFiles) -> Picture:
         "samples_per_class",
         "Samples per class",
         f"How the epoch is shared between classes, {study.order_words}."
-        + (f" Hardness: class mean of {estimator} over {count(study, BASELINE)} of the baseline." if estimator else ""),
+        + (f" Hardness: class mean of {estimator} over {study.hardness_from}." if estimator else ""),
         f"Bar chart of the samples of {len(order)} classes, from hard to easy. Hardest and easiest class: {words}.",
         pl.concat(frames),
         figure,
@@ -284,7 +283,7 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
             )
         axes.grid(visible=True)
         axes.margins(x=0.12, y=0.1)
-        axes.set_xlabel(f"class hardness: mean {estimator} over baseline members ({_hard_end(study)} is harder)")
+        axes.set_xlabel(f"class hardness: mean {estimator} of the baseline ({_hard_end(study)} is harder)")
         axes.set_ylabel(f"{study.metric_words} on {study.evaluated} (%)")
         legend(figure, axes, study)
         if len(order) <= MOST_LABELS:
@@ -302,7 +301,8 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
     return Picture(
         f"class_hardness_against_{study.metric}",
         f"Class hardness against {study.metric_words}",
-        f"Class mean of {estimator} ({_hard_end(study)} is harder) against {study.metric_words}, mean over members "
+        f"Class mean of {estimator} over {study.hardness_from} ({_hard_end(study)} is harder) against "
+        f"{study.metric_words}, mean over members "
         f"({counts(study)}). {rank}",
         f"Scatter plot of {len(order)} classes. Hardest: {study.classes[hardest]}, {estimator} "
         f"{hardness[hardest]:.2f}, baseline {study.metric_words} {recall_ac[0, hardest]:.1f} %. Easiest: "

@@ -18,7 +18,6 @@ from hbr_fast.hardness import ESTIMATORS
 from hbr_fast.report.drawing import (
     MOST_LABELS,
     Picture,
-    count,
     counts,
     heat_map,
     label_points,
@@ -32,7 +31,7 @@ from hbr_fast.report.drawing import (
     titled_figure,
 )
 from hbr_fast.report.gallery import tile
-from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label
+from hbr_fast.report.study_files import StudyFiles, arm_label
 
 HARDEST_SHARE = 0.1  # share of the samples, on which the agreement of estimators is measured
 QUANTILES = np.linspace(0, 1, 201)
@@ -53,7 +52,7 @@ def cumulative_aum(study: StudyFiles) -> Picture:
     order = study.hard_to_easy()
     frames = []
     with report_style():
-        subtitle = f"mean over {count(study, BASELINE)} of the baseline; left of 0: mostly mistaken for another class"
+        subtitle = f"mean over {study.hardness_from}; left of 0: mostly mistaken for another class"
         figure, axes = titled_figure("Cumulative AUM of each class", subtitle, 3.2)
         # From the hardest class, dark, to the easiest: a scale that is distinguishable in grey as well.
         shades = _shades(len(order))
@@ -75,7 +74,7 @@ def cumulative_aum(study: StudyFiles) -> Picture:
         "cumulative_aum",
         "Cumulative AUM of each class",
         "Share of a class's training samples with at most this AUM (area under the margin, mean over visits and over "
-        f"{count(study, BASELINE)} of the baseline), one line per class, from the hardest (violet) to the easiest "
+        f"{study.hardness_from}), one line per class, from the hardest (violet) to the easiest "
         "(green).",
         f"Line chart of the cumulative distribution of AUM of {len(order)} classes. Samples below zero in the hardest "
         f"and the easiest class: {words}.",
@@ -118,7 +117,7 @@ def confidence_against_margin(study: StudyFiles, images: ImageStore | None = Non
     return Picture(
         "confidence_against_margin",
         "Confidence against margin",
-        f"Mean confidence against mean AUM of every training sample, over {count(study, BASELINE)} of the baseline. "
+        f"Mean confidence against mean AUM of every training sample, over {study.hardness_from}. "
         f"Circles: in each of {odd.height} classes the sample whose two ranks lie "
         f"furthest apart{', its image and id below' if images is not None else ''}.",
         f"Density plot of confidence against AUM of {known.height:,} samples, Spearman correlation {rho:+.3f}. Samples "
@@ -202,7 +201,7 @@ def suspected_noise(study: StudyFiles) -> Picture:
         "suspected_noise",
         "Suspected label noise",
         "Share of a class's training samples whose AUM is below zero: over training, some other class had the larger "
-        f"logit on average ({count(study, BASELINE)} of the baseline). Such samples are mislabelled, ambiguous or "
+        f"logit on average (mean over {study.hardness_from}). Such samples are mislabelled, ambiguous or "
         "plainly hard: look at them before removing any.",
         f"Bar chart of {len(order)} classes, the hardest first: {words if len(order) <= MOST_LABELS else words[:300]}.",
         frame,
@@ -233,7 +232,7 @@ def estimator_overlap(study: StudyFiles) -> Picture:
         "estimator_overlap",
         "Do estimators agree on what is hard?",
         f"Jaccard overlap of the hardest {wanted:,} samples by each pair of estimators (scores: means over "
-        f"{count(study, BASELINE)} of the baseline). By chance it would be about "
+        f"{study.hardness_from}). By chance it would be about "
         f"{HARDEST_SHARE / (2 - HARDEST_SHARE):.2f}.",
         f"Heat map of the Jaccard overlap between {len(names)} estimators. {words}",
         frame,

@@ -169,6 +169,7 @@ def _facts(study: StudyFiles) -> list[tuple[str, list[tuple[str, str]]]]:
         "Study": {
             "study": meta["study"],
             "hardness estimator": meta["estimator"],
+            **({"hardness from": study.hardness_from} if study.has_hardness else {}),
             "metric": study.metric,
             "seconds": meta["seconds"],
         },

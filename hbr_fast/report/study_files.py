@@ -17,6 +17,7 @@ import polars as pl
 from hbr_fast.evaluation import measures
 from hbr_fast.evaluation.measures import METRICS
 from hbr_fast.hardness import ESTIMATORS
+from hbr_fast.progress import counted
 from hbr_fast.report.columns import REAL
 
 BASELINE = "baseline"
@@ -240,8 +241,21 @@ class StudyFiles:
         return "the hardest class first" if self.has_hardness else f"the class of least {self.metric_words} first"
 
     def class_hardness(self) -> np.ndarray:
-        """Hardness of each class, mean over baseline members: float64 `[classes]`."""
-        return self.class_metric(BASELINE, "hardness").mean(axis=0)
+        """Hardness of each class, the one that arms were resampled by: float64 `[classes]`."""
+        recorded = self.meta.get("class_hardness")
+        if recorded is None:  # unknown, or only by training
+            return self.class_metric(BASELINE, "hardness").mean(axis=0)
+        return np.array(recorded, dtype=np.float64)
+
+    @property
+    def hardness_from(self) -> str:
+        """The members whose scores hardness is the mean of, in words: not all where the baseline has many."""
+        number, every = self.meta.get("hardness_members"), self.members(BASELINE)
+        if number is None:  # imported scores, or a study of an earlier version
+            return "members of the baseline"
+        if number == every:
+            return f"{counted(every, 'member')} of the baseline"
+        return f"the first {number} of the baseline's {every} members"
 
     def hard_to_easy(self) -> np.ndarray:
         """Class indices, the hardest first (by the baseline's metric, if hardness is unknown); ties by class index."""

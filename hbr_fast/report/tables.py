@@ -82,7 +82,7 @@ def class_table(study: StudyFiles, arm: str | None) -> Table:
         numbers.append(means[1] - means[0])
     rows = tuple((study.classes[c], *(float(column[c]) for column in numbers)) for c in study.hard_to_easy().tolist())
     hardness = (
-        f"Hardness: class mean of {estimator_label(study)} over the baseline members. " if study.has_hardness else ""
+        f"Hardness: class mean of {estimator_label(study)} over {study.hardness_from}. " if study.has_hardness else ""
     )
     note = (
         f"{study.order_words[0].upper()}{study.order_words[1:]}. {hardness}{study.metric_title} on "

@@ -196,6 +196,7 @@ def write_results(
             "evaluated_on": "test" if study.choose is None else "validation",
             "evaluated_samples": np.bincount(labels, minlength=len(dataset.classes)).tolist(),
             "class_hardness": class_hardness.tolist(),
+            "hardness_members": len(arms[0].cells[: study.hardness_members]),
             "seconds": seconds,
             "versions": versions(),
             "hardware": hardware(),

@@ -63,6 +63,8 @@ class _Study(TypedDict):
     arms: list[_Arm]
     estimator: str | None
     metric: NotRequired[str]
+    class_hardness: NotRequired[list[float] | None]
+    hardness_members: NotRequired[Natural]
     evaluated_samples: NotRequired[list[Natural]]
     infeasible: NotRequired[dict[str, str]]
     evaluated_on: NotRequired[Literal["test", "validation"]]

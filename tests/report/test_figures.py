@@ -17,7 +17,18 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from hbr_fast.data.images import RawImages
-from hbr_fast.report import browser, confusion, drawing, figures, gallery, hardness_figures, stability, sweeps, trade
+from hbr_fast.report import (
+    browser,
+    confusion,
+    drawing,
+    figures,
+    gallery,
+    hardness_figures,
+    stability,
+    sweeps,
+    tables,
+    trade,
+)
 from hbr_fast.report.reading import read_study
 from hbr_fast.report.study_files import GAPS, StudyFiles, compare
 
@@ -599,3 +610,15 @@ def test_captions_state_the_main_numbers(study_writer: StudyWriter, dataset: Sim
     shirt = 100 * study.class_metric("baseline", "recall")[:, 6].mean()
     assert f"Shirt {shirt:.1f} %" in figures.recall_per_class(study).alt
     assert "members: baseline 3, hbr 3" in figures.recall_per_class(study).caption.lower()
+
+
+def test_captions_of_scores_count_the_members_that_define_hardness(
+    study_writer: StudyWriter, dataset: SimpleNamespace
+) -> None:
+    study = read_study(study_writer(recorded={"hardness_members": 2}))
+    drawn = {one.name: one for one in figures.pictures_of(study, images=dataset.train.store)}
+    scored = ("hardest_images", "easiest_images", "confidence_against_margin", "cumulative_aum", "suspected_noise")
+    for name in (*scored, "estimator_overlap", "samples_per_class", "class_hardness_against_recall"):
+        assert "the first 2 of the baseline's 3 members" in drawn[name].caption, name
+    (note,) = {table.note for table in tables.tables_of(study) if table.name == "table_classes_hbr"}
+    assert "over the first 2 of the baseline's 3 members" in note

@@ -204,6 +204,19 @@ def test_study_class_hardness_and_counts_are_those_of_baseline(finished: Path, d
     assert hbr["max_alpha"] == wanted.max_alpha
 
 
+def test_study_says_how_many_members_define_hardness(finished: Path, data: Dataset, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "study")
+    run_study(dataclasses.replace(STUDY, arms=(), hardness_members=1), data, out=out)
+    about = read_json(out / "study.json")
+    first = open_member(out, about["arms"][0]["members"][0]["key"]).scores()
+    hardness = [first.per_sample("aum")[data.train.labels == c].mean() for c in range(3)]
+    assert about["class_hardness"] == pytest.approx(hardness, rel=1e-12)
+    assert about["hardness_members"] == 1
+    assert read_study(out).class_hardness() == pytest.approx(hardness, rel=1e-12)
+    assert read_study(out).hardness_from == "the first 1 of the baseline's 2 members"
+    assert read_json(finished / "study.json")["hardness_members"] == 2, "all where the study does not say"
+
+
 def test_study_variants_are_resampled_by_their_own_seeds(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     scores = stack_scores([open_member(finished, m["key"]).scores() for m in about["arms"][0]["members"]])
