@@ -85,6 +85,9 @@ def evaluate(
     where = f"{'' if other is None else f'{other.path}, '}split {split}"
     over = f"mean{' and range' if len(results) > 1 else ''} of {counted(len(results), 'member')}"
     print(f"{where}: {len(chosen):,} images; percent, {over}")
+    images = chosen.class_counts()
+    if few := few_samples(classes, images, kind=split):
+        print(few)
     print(f"accuracy         {over_members([result.accuracy for result in results])}")
     for metric in ("recall", "precision"):
         found = [gaps(getattr(result, metric))["max_min"] for result in results]
@@ -93,12 +96,9 @@ def evaluate(
     printed = [name for name, metric in METRICS.items() if metric.compared]  # the file has all
     widest = max(len(name) for name in (*classes, "class"))
     print(f"{'class':<{widest}}  {'images':>7}  " + "  ".join(f"{name:>9}" for name in printed))
-    images = chosen.class_counts()
     for c in np.argsort(means["recall"], kind="stable").tolist():
         values = "  ".join(f"{100 * means[name][c]:>9.2f}" for name in printed)
         print(f"{classes[c]:<{widest}}  {images[c]:>7,}  {values}")
-    if few := few_samples(classes, images, kind=split):
-        print(few)
     if csv is not None:
         rows = [
             {

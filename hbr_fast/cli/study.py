@@ -55,7 +55,8 @@ def study(
 ) -> None:
     """Run a named study from data to report, by its own recipe or another; finished work is not repeated.
 
-    The last line on standard output is one JSON object with the headline numbers.
+    The last line on standard output is one JSON object with the headline numbers and the samples that they are of.
+    With --choose it also has the chosen alpha and its test results, and the last line on standard error says them.
 
     Args:
         name: quickstart, balance, remedies, baseline, case-study-1, case-study-2, pruning, robustness or alpha-path.
@@ -154,11 +155,13 @@ def study(
         print(time_line(found, rate=rate, at_once=at_once))
         return
 
+    from hbr_fast.report.answers import choice_answer
     from hbr_fast.report.page import write_report
+    from hbr_fast.report.reading import read_study
     from hbr_fast.report.table_formats import print_tables
     from hbr_fast.report.tables import summary_tables
-    from hbr_fast.studies.results import failed_trainings, summary
     from hbr_fast.studies.runner import run_study
+    from hbr_fast.studies.summary import failed_trainings, summary
 
     run_study(
         grid,
@@ -174,6 +177,8 @@ def study(
     print(f"\nreport: {page}")
     seconds = round(time.perf_counter() - start, 1)
     print(json.dumps({**summary(directory), "seconds": seconds, "report": str(page)}))
+    if chosen := choice_answer(read_study(directory)):
+        progress.say(chosen)
     if failed := failed_trainings(directory):
         which = "; ".join(f"{f.arm}, variant {f.variant}, member {f.member}: {f.error}" for f in failed)
         raise FloatingPointError(f"{len(failed)} of the study's trainings diverged and are left out. {which}")

@@ -19,6 +19,7 @@ from hbr_fast.evaluation.measures import METRICS
 from hbr_fast.hardness import ESTIMATORS
 from hbr_fast.progress import counted
 from hbr_fast.report.columns import REAL
+from hbr_fast.studies.study_json import evaluated_on
 
 BASELINE = "baseline"
 FILES = ("study.json", "per_class.csv", "per_member.csv", "class_intervals.csv", "confusion.csv")
@@ -183,10 +184,8 @@ class StudyFiles:
     @property
     def evaluated(self) -> str:
         """The samples that were evaluated, in words."""
-        if self.meta.get("evaluated_on", "test") == "test":
-            return "the test set"
-        own = self.meta["choice"]["validation_share"] is None
-        return "the validation split" if own else "held-out training samples"
+        words = evaluated_on(self.meta)
+        return words if words == "held-out training samples" else f"the {words}"
 
     @property
     def kind_evaluated(self) -> str:

@@ -246,7 +246,7 @@ def tests_table(study: StudyFiles) -> Table:
 
 def _and_test_set(study: StudyFiles) -> str:
     """What the intervals cover besides training, for the end of a sentence."""
-    return ", and the noise of the test set" if study.metric == "recall" else ""
+    return f", and the noise of {study.evaluated}" if study.metric == "recall" else ""
 
 
 def _members(study: StudyFiles, arms: Sequence[str]) -> str:

@@ -27,9 +27,9 @@ from hbr_fast.resampling.allocation import allocate
 from hbr_fast.seeding import member_seed
 from hbr_fast.studies import choice
 from hbr_fast.studies.recipes import STUDIES
-from hbr_fast.studies.results import failed_trainings, summary
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
+from hbr_fast.studies.summary import failed_trainings, summary
 from hbr_fast.training.member import Diverged
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.recipes import named_recipe
@@ -362,6 +362,8 @@ def test_summary_is_the_mean_over_members(finished: Path) -> None:
         return float(np.mean([row[column] for row in rows if row["arm"] == arm]))
 
     assert summary(finished) == {
+        "evaluated_on": "test set",
+        "evaluated_samples": 60,
         "baseline_accuracy": pytest.approx(mean("baseline", "accuracy")),
         "hbr_accuracy": pytest.approx(mean("hbr", "accuracy")),
         "recall_gap_baseline": pytest.approx(mean("baseline", "recall_max_min")),
