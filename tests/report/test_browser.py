@@ -253,6 +253,37 @@ def test_page_fits_a_narrow_screen(page: Any) -> None:
     assert max(caption.bounding_box()["width"] for caption in page.locator("main table caption").all()) <= 420
 
 
+@pytest.mark.parametrize("width", [1100, 1280])
+def test_page_shows_whole_tables_where_the_window_has_room(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    cut_off = [
+        table.get_attribute("aria-label")
+        for table in page.locator(".scroll").all()
+        if table.evaluate("one => one.scrollWidth > one.clientWidth")
+    ]
+    assert cut_off == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_shades_the_side_on_which_a_table_goes_on(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 420, "height": 800})
+    table = page.locator("section[aria-label^=Classes] .scroll")
+
+    def shades() -> list[int]:
+        """How far the pixels beside both edges are from the paper, in a row of the caption without text."""
+        pixels = np.asarray(Image.open(io.BytesIO(table.screenshot())).convert("L"), dtype=int)
+        paper = np.median(pixels)
+        return [int(np.median(np.abs(pixels[:, edge] - paper))) for edge in (3, -4)]
+
+    start = shades()
+    table.evaluate("one => one.scrollBy(10_000, 0)")
+    end = shades()
+    assert start[0] < 10 < start[1]
+    assert end[1] < 10 < end[0]
+
+
 @pytest.mark.parametrize("width", [420, 1100])
 def test_charts_of_many_arms_are_readable(
     browser: Any, study_writer: StudyWriter, dataset: SimpleNamespace, width: int
