@@ -9,6 +9,7 @@ from hbr_fast.evaluation.resolution import few_samples
 from hbr_fast.progress import counted
 from hbr_fast.report.controls import controls_answers
 from hbr_fast.report.study_files import BASELINE, Comparison, StudyFiles, arm_label, compare
+from hbr_fast.studies.infeasible import by_reason, named
 
 MOST_ANSWERS = 4  # most arms with their own sentence
 LEVEL = 0.05  # of significance
@@ -36,12 +37,9 @@ def _left_out(study: StudyFiles) -> list[str]:
 
 
 def _infeasible(study: StudyFiles) -> list[str]:
-    arms = study.meta.get("infeasible", {})
-    return (
-        [f"Infeasible and left out: {'; '.join(f'{arm_label(arm)} ({why})' for arm, why in arms.items())}."]
-        if arms
-        else []
-    )
+    groups = by_reason(study.meta.get("infeasible", {}))
+    told = "; ".join(f"{named([arm_label(arm) for arm in arms])} ({why})" for arms, why in groups)
+    return [f"Infeasible and left out: {told}."] if told else []
 
 
 def _shifted(study: StudyFiles) -> list[str]:

@@ -507,6 +507,13 @@ def test_infeasible_study_names_arm_class_and_numbers(
     assert not (out / "study.json").exists()
 
 
+def test_a_study_with_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="oversamplers has no value: give it at least one"):
+        named_study("case-study-2", oversamplers=())
+    with pytest.raises(ValueError, match="alphas has no value"):
+        named_study("alpha-path", alphas=[])
+
+
 def test_infeasible_arms_are_named_together_and_the_others_run(
     small: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -518,9 +525,11 @@ def test_infeasible_arms_are_named_together_and_the_others_run(
     )
     study = Study(name="s", recipe=TINY_RECIPE, arms=arms, variants=1, members=1)
     run_study(study, small, out=tmp_path / "s")
-    said = next(line for line in capsys.readouterr().err.splitlines() if "infeasible" in line)
-    assert said.startswith("3 of 4 arms are infeasible and left out: arm 'far': ")
-    assert "arm 'pool': oversampler pool-random takes images from a pool, and none was given" in said
+    told = capsys.readouterr().err.splitlines()
+    first = told.index("3 of 4 arms are infeasible and left out:")
+    assert told[first + 1].startswith("  arm 'far': ")
+    assert told[first + 2] == "  arm 'pool': oversampler pool-random takes images from a pool, and none was given"
+    assert not any("no arm that resamples" in line for line in told), "one does"
     about = read_json(tmp_path / "s" / "study.json")
     assert [arm["name"] for arm in about["arms"]] == ["baseline", "near"]
     assert list(about["infeasible"]) == ["far", "pool", "after"]
