@@ -352,7 +352,9 @@ def named_study(
         raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}{did_you_mean(STUDIES, name)}")
     taken = inspect.signature(STUDIES[name]).parameters
     given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
+    for option, value in given.items():
+        if isinstance(value, tuple | list) and not value:
+            raise ValueError(f"{option.replace('_', '-')} has no value: give it at least one, or leave it out")
         if option not in taken and option != "num_classes":
             words = ", ".join(one.replace("_", "-") for one in taken if one != "num_classes")
             raise ValueError(f"study {name} takes no option {option.replace('_', '-')!r}: it takes {words}")
