@@ -26,6 +26,24 @@ def answers(study: StudyFiles) -> list[str]:
     return [*first, *_choice(study), *_answers(study), *controls_answers(study), *_shifted(study)]
 
 
+def glossary(study: StudyFiles) -> str:
+    """What the words of the answers mean, for a reader who has not met them."""
+    words = [
+        "Member: one training.",
+        f"{study.metric_title} gap: {study.metric_words} of the best class minus that of the worst.",
+    ]
+    if study.treatments:
+        words = [
+            "HBR: hardness-based resampling, more samples for hard classes and fewer for easy ones, at the same total.",
+            "Baseline: the set as it is.",
+            "Variant: one resampled set, drawn with a seed of its own; variants are the independent observations.",
+            *words,
+            f"{study.metric_title} MAD: how far a class lies from the median class, in the median.",
+            "Holm's correction: p-values as they are where many questions are asked at once.",
+        ]
+    return " ".join(words)
+
+
 def _left_out(study: StudyFiles) -> list[str]:
     failed = study.meta.get("failed", [])
     if not failed:

@@ -31,7 +31,16 @@ from hbr_fast.report.drawing import (
 from hbr_fast.report.gallery import gallery
 from hbr_fast.report.hardness_figures import hardness_pictures, precision_against_recall
 from hbr_fast.report.stability import stability_pictures
-from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, estimator_label, spread
+from hbr_fast.report.study_files import (
+    BASELINE,
+    GAPS,
+    NOT_DEFINED,
+    StudyFiles,
+    arm_label,
+    estimator_label,
+    spread,
+    undefined_words,
+)
 from hbr_fast.report.sweeps import (
     change_per_class,
     gaps_by_alpha,
@@ -230,6 +239,10 @@ def gap_metrics(study: StudyFiles) -> Picture:
                     }
                 )
             axes.lines[-2].set_label(legend_label(study, arm))
+        for i, gap in enumerate(gaps):
+            if all(np.isnan(study.member_metric(arm, f"{study.metric}_{gap}")).all() for arm in study.arms):
+                place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+                axes.text(0.5, i, NOT_DEFINED, fontsize=7.5, **place)
         axes.axvline(0, color="#595959", linewidth=0.8)
         axes.set_yticks(range(len(gaps)), [GAPS[gap] for gap in gaps])
         axes.set_ylim(len(gaps) - 0.5, -0.5)
@@ -250,7 +263,7 @@ def gap_metrics(study: StudyFiles) -> Picture:
         "gap_metrics",
         f"{study.metric_title} gaps between classes",
         f"Five measures of how far the classes lie apart in {study.metric_words}: less is better. Hollow marks are "
-        f"members, upright bars their mean. Members: {counts(study)}.",
+        f"members, upright bars their mean. Members: {counts(study)}.{undefined_words(study)}",
         f"Dot plot of five measures of the {study.metric_words} gap in percentage points, means over members: {words}.",
         data,
         figure,

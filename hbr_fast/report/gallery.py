@@ -125,7 +125,7 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
         f"The {per_class} images of {end} AUM (margin of the true class's logit over the best other, "
         f"mean over an image's visits and over {study.hardness_from}), the hardest class first. "
         "A negative score: mostly mistaken for another class."
-        + (" Below it the class that the trained baseline predicts." if guessed else ""),
+        + (' Below it, "as CLASS": the class that the trained baseline predicts.' if guessed else ""),
         f"Grid of images, one row per class, with the {end} AUM scores. First score of a row: {words}.",
         data,
         figure,

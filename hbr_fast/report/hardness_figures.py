@@ -31,7 +31,7 @@ from hbr_fast.report.drawing import (
     titled_figure,
 )
 from hbr_fast.report.gallery import tile
-from hbr_fast.report.study_files import StudyFiles, arm_label
+from hbr_fast.report.study_files import BASELINE, StudyFiles, arm_label
 
 HARDEST_SHARE = 0.1  # share of the samples, on which the agreement of estimators is measured
 QUANTILES = np.linspace(0, 1, 201)
@@ -184,9 +184,14 @@ def suspected_noise(study: StudyFiles) -> Picture:
     """Share of each class's training samples that look mislabelled: AUM below zero."""
     order = study.hard_to_easy()
     share = np.array([100 * (_scores(study, "aum", c) < 0).mean() for c in order])
+    accuracy = 100 * study.member_metric(BASELINE, "accuracy").mean()
     with report_style():
         figure, axes = rows_of_classes(
-            study, order, "Suspected label noise", "training samples with AUM below 0", arms=False
+            study,
+            order,
+            "Suspected label noise",
+            "training samples with AUM below 0; of a weak network mostly what it has not learnt",
+            arms=False,
         )
         bars = axes.barh(np.arange(len(order)), share, height=0.7, color="#0072B2")
         if len(order) <= MOST_LABELS:
@@ -202,7 +207,8 @@ def suspected_noise(study: StudyFiles) -> Picture:
         "Suspected label noise",
         "Share of a class's training samples whose AUM is below zero: over training, some other class had the larger "
         f"logit on average (mean over {study.hardness_from}). Such samples are mislabelled, ambiguous or "
-        "plainly hard: look at them before removing any.",
+        "plainly hard: look at them before removing any. The weaker the network, the more of them are just what it has "
+        f"not learnt: this one is right for {accuracy:.1f} % of {study.evaluated}.",
         f"Bar chart of {len(order)} classes, the hardest first: {words if len(order) <= MOST_LABELS else words[:300]}.",
         frame,
         figure,

@@ -29,6 +29,7 @@ GROUPS = "groups.csv"  # left where attributes of the test samples were given
 HISTORY = "history.csv"  # not left by imported runs
 ENSEMBLE_SIZE = "ensemble_size.csv"  # left only by a study of robustness
 GAPS = {name: gap.words for name, gap in measures.GAPS.items()}
+NOT_DEFINED = "not defined: no arm shares samples out by hardness"  # the gap between easy and hard classes
 LEVELS = {name: measure.words for name, measure in measures.MEASURES.items() if not measure.is_gap}
 
 # Defaults of an arm's settings that `study.json` leaves out.
@@ -275,6 +276,16 @@ def spread(values_m: np.ndarray) -> np.ndarray:
     if values_m.shape[0] < 2:
         return np.full(values_m.shape[1:], np.nan)
     return values_m.std(axis=0, ddof=1)
+
+
+def undefined_words(study: StudyFiles) -> str:
+    """A sentence, after a blank, on gaps that are undefined in some arm; empty where there are none."""
+    lacking = [
+        words
+        for gap, words in GAPS.items()
+        if any(np.isnan(study.member_metric(arm, f"{study.metric}_{gap}")).any() for arm in study.arms)
+    ]
+    return f" No value for {', '.join(lacking)}: {NOT_DEFINED}." if lacking else ""
 
 
 def arm_label(arm: str) -> str:

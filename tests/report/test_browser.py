@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from hbr_fast.report import browser as report_browser
+from hbr_fast.report import figures
 from hbr_fast.report.page import write_report
 from hbr_fast.report.reading import read_study
 
@@ -179,6 +181,21 @@ def test_page_says_for_which_samples_predictions_are_known(browser: Any, study: 
     opened.get_by_label("predicted as another class").check()
     assert found.inner_text().endswith(" Predictions are known for 40 samples, the hardest of each class.")
     assert 0 < len(shown(opened)) < 40
+    opened.close()
+
+
+def test_page_says_what_it_shows_of_many_samples(
+    browser: Any, study: Path, dataset: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])
+    monkeypatch.setattr(report_browser, "MOST_SAMPLES", 200)
+    opened = browser.new_page()
+    opened.goto(write_report(study, dataset=dataset).as_uri())
+    found = opened.locator("#found")
+    assert found.inner_text() == "The 200 hardest samples, as many of each class, of 500 in all."
+    opened.locator("#browser select[name=class]").select_option("3")
+    assert found.inner_text() == "20 of the 200 hardest samples, as many of each class, of 500 in all."
+    assert opened.get_by_text("as CLASS, what the trained baseline takes it for").is_visible()
     opened.close()
 
 

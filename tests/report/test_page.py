@@ -195,6 +195,19 @@ def test_answer_starts_with_chosen_alpha_and_its_test_results(study_writer: Stud
     assert "its recall gap is 21.4 points; its accuracy is 90.3 %. Every" in answers(read_study(path))[0]
 
 
+@pytest.mark.usefixtures("quick")
+def test_page_explains_its_words_before_anything_else(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+    text = Page(write_report(study_writer(), dataset=dataset)).text
+    top = text[: text.index("What was run")]
+    for word in (
+        "HBR: hardness-based resampling",
+        "Variant: one resampled set",
+        "Member: one training",
+        "Recall MAD: ",
+    ):
+        assert word in top
+
+
 def test_answer_of_baseline_alone(study_writer: StudyWriter) -> None:
     recall = recalls([0.6], [0.6])
     del recall["hbr"]
