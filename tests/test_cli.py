@@ -442,11 +442,15 @@ def test_study_ends_with_table_report_and_json_line(
         "recall_gap_hbr",
         "members_per_arm",
         "seconds",
+        "training_seconds",
         "report",
     }
     assert last["members_per_arm"] == 2
-    assert last["seconds"] > 0
+    assert last["seconds"] > last["training_seconds"] > 0
     page = Path(last["report"])
+    recorded = json.loads((tmp_path / "study" / "study.json").read_text())["seconds"]
+    assert last["training_seconds"] == round(recorded, 1)
+    assert f"<dt>seconds to train and resample, in the last run</dt><dd>{recorded:.6g}</dd>" in page.read_text()
     assert page == tmp_path / "study" / "report" / "index.html"
     assert "class_0" in page.read_text()
     rows = pl.read_csv(tmp_path / "study" / "per_member.csv").rows(named=True)
@@ -464,7 +468,8 @@ def test_study_ends_with_table_report_and_json_line(
     cli.main(words)  # the second run reuses everything
     again = capsys.readouterr()
     assert again.err.count("2 of 2 members finished already") == 2
-    assert {**json.loads(again.out.splitlines()[-1]), "seconds": 0} == {**last, "seconds": 0}
+    timeless = {"seconds": 0, "training_seconds": 0}
+    assert {**json.loads(again.out.splitlines()[-1]), **timeless} == {**last, **timeless}
 
     picture = next(page.parent.rglob("*.svg"))
     picture.unlink()

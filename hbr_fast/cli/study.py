@@ -91,7 +91,7 @@ def study(
         variants: Resampled sets per arm.
         members: Members per resampled set (quickstart: resampled sets, of one member each).
         seed: Seed of everything random.
-        tiny: Run a small grid on small generated images in seconds, to check that everything works.
+        tiny: Run a small grid on small generated images, to check that everything works: about a minute on two cores.
         dry_run: Print the trainings, how many are done and how long the rest would take; train nothing.
     """
     progress.say(f"study {name}: loading")  # the imports below take seconds
@@ -175,9 +175,12 @@ def study(
     page = write_report(directory, dataset=opened)
     print_tables(summary_tables(directory))
     print(f"\nreport: {page}")
-    seconds = round(time.perf_counter() - start, 1)
-    print(json.dumps({**summary(directory), "seconds": seconds, "report": str(page)}))
-    if chosen := choice_answer(read_study(directory)):
+    files = read_study(directory)
+    # Of the whole command, with the verification of the dataset, the evaluation and the drawing of the report.
+    seconds = {"seconds": time.perf_counter() - start, "training_seconds": files.meta["seconds"]}
+    rounded = {name: round(value, 1) for name, value in seconds.items()}
+    print(json.dumps({**summary(directory), **rounded, "report": str(page)}))
+    if chosen := choice_answer(files):
         progress.say(chosen)
     if failed := failed_trainings(directory):
         which = "; ".join(f"{f.arm}, variant {f.variant}, member {f.member}: {f.error}" for f in failed)

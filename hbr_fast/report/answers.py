@@ -39,7 +39,7 @@ def glossary(study: StudyFiles) -> str:
             "Variant: one resampled set, drawn with a seed of its own; variants are the independent observations.",
             *words,
             f"{study.metric_title} MAD: how far a class lies from the median class, in the median.",
-            "Holm's correction: p-values as they are where many questions are asked at once.",
+            "Holm's correction: raises p-values, since many questions are asked at once.",
         ]
     return " ".join(words)
 

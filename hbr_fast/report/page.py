@@ -172,7 +172,8 @@ def _facts(study: StudyFiles) -> list[tuple[str, list[tuple[str, str]]]]:
             "hardness estimator": meta["estimator"],
             **({"hardness from": study.hardness_from} if study.has_hardness else {}),
             "metric": study.metric,
-            "seconds": meta["seconds"],
+            # 0 of imported runs
+            **({"seconds to train and resample, in the last run": meta["seconds"]} if meta["seconds"] else {}),
         },
         "Dataset": {**data, "number of classes": len(study.classes)},
         "Allocation": {key: value for key, value in allocation.items() if not isinstance(value, list)},

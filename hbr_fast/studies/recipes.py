@@ -298,8 +298,8 @@ TINY_RECIPE = Recipe(
     augment=Augment(),
     precision="float32",
 )
-# Each study in seconds on small generated images, with every kind of arm that it has. Such a short training may leave
-# a class with a negative margin: it is shifted.
+# Each study in about a minute on small generated images, with every kind of arm that it has. Such a short training may
+# leave a class with a negative margin: it is shifted.
 _SHIFT: Mapping[str, Any] = {"nonpositive": "shift"}
 TINY: Mapping[str, Mapping[str, Any]] = {
     "quickstart": {"members": 2, **_SHIFT},
