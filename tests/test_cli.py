@@ -479,6 +479,24 @@ def test_study_ends_with_table_report_and_json_line(
 
 
 @pytest.mark.usefixtures("quick_study")
+def test_evaluate_takes_the_baseline_of_a_study(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    out = tmp_path / "study"
+    cli.main(["study", "quickstart", "--dataset", str(data), "--out", str(out), "--members", "2", *ONE])
+    accuracy = 100 * json.loads(capsys.readouterr().out.splitlines()[-1])["baseline_accuracy"]
+    cli.main(["evaluate", str(out), "--figure", str(tmp_path / "recall.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "split test: 60 images; percent, mean and range of 2 members of the study's baseline"
+    assert next(line for line in lines if line.startswith("accuracy")).split()[1] == f"{accuracy:.2f}"
+    assert (tmp_path / "recall.png").stat().st_size > 1000
+    assert "holds a study, not an ensemble of its own" in fails("hardness", out)
+    runs = [hbr_fast.ImportedRun("baseline", np.array([0, 1, 1]))]
+    imported = hbr_fast.import_runs(runs, [0, 1, 1], out=tmp_path / "imported")
+    assert "imported runs, without trained members" in fails("evaluate", imported)
+
+
+@pytest.mark.usefixtures("quick_study")
 def test_study_on_changed_dataset_trains_nothing(data: Path, tmp_path: Path, fails: Fails) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "copy.hbr"))
     flip_a_bit(copy / "train.images.npy")

@@ -205,6 +205,11 @@ def open_ensemble(run: str | os.PathLike[str]) -> tuple[Ensemble, dict[str, Any]
     """
     path = Path(run)
     if not (path / "ensemble.json").is_file():
+        if (path / "study.json").is_file():
+            raise FileNotFoundError(
+                f"{path} holds a study, not an ensemble of its own: its hardness is in samples.csv and on its page, "
+                "and `hbr-fast evaluate` takes its baseline; for this, train into another directory"
+            )
         raise FileNotFoundError(f"{path} holds no finished ensemble (no ensemble.json): train one into it")
     remedy = f"train into {path} again"
     info = read_sealed_json(path / "ensemble.json", remedy=remedy)
