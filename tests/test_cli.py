@@ -492,7 +492,7 @@ def test_evaluate_takes_the_baseline_of_a_study(
     assert (tmp_path / "recall.png").stat().st_size > 1000
     assert "holds a study, not an ensemble of its own" in fails("hardness", out)
     runs = [hbr_fast.ImportedRun("baseline", np.array([0, 1, 1]))]
-    imported = hbr_fast.import_runs(runs, [0, 1, 1], out=tmp_path / "imported")
+    imported = hbr_fast.import_runs(runs, np.array([0, 1, 1]), out=tmp_path / "imported")
     assert "imported runs, without trained members" in fails("evaluate", imported)
 
 
