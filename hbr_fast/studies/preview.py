@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hbr_fast.members.store import find_member, member_key, member_path
 from hbr_fast.members.trial import try_step
 from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
+from hbr_fast.studies.infeasible import by_reason
 from hbr_fast.studies.plans import lacks_pool, require_pool, study_rows
 from hbr_fast.studies.runner import CACHE, arm_jobs, baseline_jobs, make_planner, require_same_dataset
 from hbr_fast.studies.study import BASELINE, Study
@@ -29,6 +31,7 @@ from hbr_fast.training.trainer import train_member
 TIMED_BATCHES = 8
 PROBES = (2, 4, 16)  # images of a batch: always, of a slow network, of others
 PATIENCE_S = 3.0
+INFEASIBLE = "infeasible: "  # a note that begins so
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def preview(
         possible = []
         for arm in study.arms:
             if reason := lacks_pool(arm, pool):
-                rows.append(ArmPreview(arm.name, 0, 0, f"infeasible: {reason}"))
+                rows.append(ArmPreview(arm.name, 0, 0, f"{INFEASIBLE}{reason}"))
             else:
                 rows.append(ArmPreview(arm.name, study.members_per_arm, 0, note))
                 possible.append(arm)
@@ -126,7 +129,7 @@ def preview(
                 images += of_arm[variant].recipe.epochs * len(job.plan or ())
             seen.add(key)
         rows.append(ArmPreview(arm.name, len(jobs), done))
-    rows += [ArmPreview(name, 0, 0, f"infeasible: {reason}") for name, reason in infeasible.items()]
+    rows += [ArmPreview(name, 0, 0, f"{INFEASIBLE}{reason}") for name, reason in infeasible.items()]
     return Preview(tuple(rows), images)
 
 
@@ -195,12 +198,23 @@ def _timed(dataset: Dataset, recipe: Recipe, *, batches: int, execution: Executi
 
 
 def arm_lines(found: Preview) -> list[str]:
-    """The arms of a preview as text."""
+    """The arms of a preview as text; a reason that several arms share is told once, with ranges of what differs."""
     widest = max(len(arm.name) for arm in found.arms)
+    notes = _notes(found.arms)
     return [
-        f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{f'  ({arm.note})' if arm.note else ''}"
+        f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done"
+        + (f"  ({notes[arm.name]})" if notes[arm.name] else "")
         for arm in found.arms
     ]
+
+
+def _notes(arms: Sequence[ArmPreview]) -> dict[str, str]:
+    notes = {arm.name: arm.note for arm in arms}
+    reasons = {name: note.removeprefix(INFEASIBLE) for name, note in notes.items() if note.startswith(INFEASIBLE)}
+    for alike, reason in by_reason(reasons):
+        notes |= dict.fromkeys(alike, f"{INFEASIBLE}as {alike[0]}")
+        notes[alike[0]] = f"{INFEASIBLE}{reason}"
+    return notes
 
 
 def time_line(found: Preview, *, rate: float, at_once: int) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from hbr_fast.studies.infeasible import by_reason, lines, remedy, said
+from hbr_fast.studies.preview import ArmPreview, Preview, arm_lines
 from hbr_fast.studies.runner import _say_left_out
 from hbr_fast.studies.study import Arm, Pruning
 
@@ -40,3 +41,11 @@ def test_the_remedy_comes_first_where_nothing_resamples(capsys: pytest.CaptureFi
     _say_left_out([pruned, Arm("random-1", 1.0)], MANY)
     assert "no arm" not in capsys.readouterr().err
     assert remedy({"a": "alpha 2.0 is too large"}) == "the reasons say what would work"
+
+
+def test_a_preview_tells_a_shared_reason_once() -> None:
+    arms = [ArmPreview(name, 0, 0, f"infeasible: {reason}") for name, reason in MANY.items()]
+    told = arm_lines(Preview((ArmPreview("baseline", 2, 2), *arms), 0))
+    assert told[0].endswith("2 done")
+    assert told[1].endswith(f"(infeasible: {NO_RATIO.format('-0.75 to -0.33')})")
+    assert all(line.endswith("(infeasible: as pruned-33-random-1)") for line in told[2:])
