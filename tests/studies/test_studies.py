@@ -538,7 +538,8 @@ def test_study_names_and_leaves_out_diverged_training(
     assert "diverged at epoch 2, step 3: the loss is nan" in failure.error
     rows = pl.read_csv(tmp_path / "per_member.csv")
     assert rows.group_by("arm").len().sort("arm")["len"].to_list() == [2, 1]
-    first, second, *_ = answers(read_study(tmp_path))
+    first, few, second, *_ = answers(read_study(tmp_path))
+    assert few.startswith("Few test samples: "), "before the answer that rests on them"
     assert "left out" in first
     assert "epoch 2, step 3" in first
     assert "no interval" in second or "interval" in second
