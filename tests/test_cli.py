@@ -289,13 +289,13 @@ def test_evaluate_prints_the_worst_class_first_and_writes_metrics(
     results = [hbr_fast.evaluate(member.test_logits(), opened.test.labels) for member in ensemble.members]
     accuracies = [100 * result.accuracy for result in results]
     assert lines[0] == "split test: 60 images; percent, mean and range of 2 members"
-    assert lines[1].split(maxsplit=1)[1] == (
+    assert lines[1].startswith("Few test samples: class_0 20, class_1 20, class_2 20. One sample moves the recall of ")
+    assert lines[2].split(maxsplit=1)[1] == (
         f"{np.mean(accuracies):.2f} ({min(accuracies):.2f} to {max(accuracies):.2f})"
     )
     recall = np.mean([result.recall for result in results], axis=0)
-    assert [line.split()[0] for line in lines[5:8]] == [f"class_{c}" for c in np.argsort(recall, kind="stable")]
-    assert [float(line.split()[2]) for line in lines[5:8]] == pytest.approx(sorted(100 * recall), abs=0.01)
-    assert lines[8].startswith("Few test samples: class_0 20, class_1 20, class_2 20. One sample moves the recall of ")
+    assert [line.split()[0] for line in lines[6:9]] == [f"class_{c}" for c in np.argsort(recall, kind="stable")]
+    assert [float(line.split()[2]) for line in lines[6:9]] == pytest.approx(sorted(100 * recall), abs=0.01)
     table = pl.read_csv(csv)
     assert table.height == 6
     assert table.filter(member=1)["precision"].to_list() == pytest.approx(results[1].precision.tolist())
@@ -426,17 +426,23 @@ def test_study_ends_with_table_report_and_json_line(
     printed = capsys.readouterr()
     last = json.loads(printed.out.splitlines()[-1])
     assert set(last) == {
+        "evaluated_on",
+        "evaluated_samples",
         "baseline_accuracy",
         "hbr_accuracy",
         "recall_gap_baseline",
         "recall_gap_hbr",
         "members_per_arm",
         "seconds",
+        "training_seconds",
         "report",
     }
     assert last["members_per_arm"] == 2
-    assert last["seconds"] > 0
+    assert last["seconds"] > last["training_seconds"] > 0
     page = Path(last["report"])
+    recorded = json.loads((tmp_path / "study" / "study.json").read_text())["seconds"]
+    assert last["training_seconds"] == round(recorded, 1)
+    assert f"<dt>seconds to train and resample, in the last run</dt><dd>{recorded:.6g}</dd>" in page.read_text()
     assert page == tmp_path / "study" / "report" / "index.html"
     assert "class_0" in page.read_text()
     rows = pl.read_csv(tmp_path / "study" / "per_member.csv").rows(named=True)
@@ -454,13 +460,32 @@ def test_study_ends_with_table_report_and_json_line(
     cli.main(words)  # the second run reuses everything
     again = capsys.readouterr()
     assert again.err.count("2 of 2 members finished already") == 2
-    assert {**json.loads(again.out.splitlines()[-1]), "seconds": 0} == {**last, "seconds": 0}
+    timeless = {"seconds": 0, "training_seconds": 0}
+    assert {**json.loads(again.out.splitlines()[-1]), **timeless} == {**last, **timeless}
 
     picture = next(page.parent.rglob("*.svg"))
     picture.unlink()
     cli.main(["report", str(tmp_path / "study")])
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
     assert picture.exists()
+
+
+@pytest.mark.usefixtures("quick_study")
+def test_evaluate_takes_the_baseline_of_a_study(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    out = tmp_path / "study"
+    cli.main(["study", "quickstart", "--dataset", str(data), "--out", str(out), "--members", "2", *ONE])
+    accuracy = 100 * json.loads(capsys.readouterr().out.splitlines()[-1])["baseline_accuracy"]
+    cli.main(["evaluate", str(out), "--figure", str(tmp_path / "recall.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "split test: 60 images; percent, mean and range of 2 members of the study's baseline"
+    assert next(line for line in lines if line.startswith("accuracy")).split()[1] == f"{accuracy:.2f}"
+    assert (tmp_path / "recall.png").stat().st_size > 1000
+    assert "is a study, not a run directory: its hardness is in samples.csv" in fails("hardness", out)
+    runs = [hbr_fast.ImportedRun("baseline", np.array([0, 1, 1]))]
+    imported = hbr_fast.import_runs(runs, np.array([0, 1, 1]), out=tmp_path / "imported")
+    assert "imported runs, without trained members" in fails("evaluate", imported)
 
 
 @pytest.mark.usefixtures("quick_study")
@@ -595,6 +620,11 @@ def test_convert_names_missing_files_and_leaves_nothing(source: str, tmp_path: P
             "--set is given twice: give it once, with all ",
         ),
         (["study", "quickstart", "--alphas=1", "--alphas", "2"], "--alphas is given twice: give it once, with all "),
+        (["study", "alpha-path", "--alphas"], "--alphas has no value: give it at least one, or leave it out"),
+        (["study", "case-study-2", "--oversamplers", "--tiny"], "--oversamplers has no value: give it at least one"),
+        (["study", "pruning", "--rates=", "--tiny"], "--rates has no value: give it at least one"),
+        (["convert", "folder", "x.hbr", "--more_splits", "--force"], "--more-splits has no value: give it at least "),
+        (["train", "x.hbr", "run", "--set", "--members", "2"], "--set has no value: give it at least one"),
         (["train", "x.hbr", "run", "--seed", "1", "--seed", "2"], "there is no dataset at x.hbr"),
         (["hardness", "run"], "there is no run directory run: make one with hbr-fast train DATASET run"),
         (["hardness", "run", "--estimator", "amu"], "unknown estimator 'amu': available are aum, "),

@@ -50,7 +50,11 @@ def fails(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
             "hardness toy.hbr",
             "toy.hbr is a dataset, not a run directory: give one made with hbr-fast train toy.hbr RUN",
         ),
-        ("evaluate runs/grid", "runs/grid is a study, not a run directory: give one that hbr-fast train made"),
+        (
+            "hardness runs/grid",
+            "runs/grid is a study, not a run directory: its hardness is in samples.csv and on its page, and "
+            "`hbr-fast evaluate` takes its baseline; for this, train into another directory",
+        ),
         (
             "info toy",
             "there is no dataset at toy (did you mean toy.hbr?): make one with hbr-fast convert SOURCE toy.hbr",

@@ -20,7 +20,7 @@ from hbr_fast.cli.hardness import hardness
 from hbr_fast.cli.import_runs import import_runs
 from hbr_fast.cli.info import info
 from hbr_fast.cli.messages import command_words
-from hbr_fast.cli.options import require_lists_once
+from hbr_fast.cli.options import require_lists
 from hbr_fast.cli.relabel import relabel
 from hbr_fast.cli.report import report
 from hbr_fast.cli.resample import resample
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if started_by_torchrun() and words[:1] != ["train"]:
             raise ValueError("only train can run under torchrun: start this command without it")
-        require_lists_once(words)
+        require_lists(words)
         with raised_at_once(), contextlib.suppress(BrokenPipeError), progress.spoken(say_it):
             command_of(words, COMMANDS, description=DESCRIPTION)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

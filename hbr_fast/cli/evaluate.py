@@ -32,7 +32,7 @@ def evaluate(
     """Print how well a trained ensemble recognises each class, and how unequally.
 
     Args:
-        run: A run directory that train wrote.
+        run: A run directory that train wrote, or the directory of a finished study, of which the baseline is evaluated.
         dataset: Other images of the same classes and shape; by default those that the ensemble was trained on.
         split: The split to evaluate.
         csv: Write the metrics of every member and class to this file.
@@ -52,6 +52,7 @@ def evaluate(
     from hbr_fast.evaluation.resolution import few_samples
     from hbr_fast.files import atomic_write
     from hbr_fast.members.ensemble import open_ensemble
+    from hbr_fast.studies.trained_baseline import is_study, open_baseline
 
     if csv is not None:
         refuse_to_overwrite(csv, force, kind="table")
@@ -61,7 +62,8 @@ def evaluate(
         from hbr_fast.report.drawing import short
 
         require_figure_name(figure)
-    ensemble, about = open_ensemble(run)
+    of_study = is_study(run)
+    ensemble, about = open_baseline(run) if of_study else open_ensemble(run)
     trained_on = dataset_of(run, about)
     other = None if dataset is None else open_dataset(dataset)
     tested = trained_on if other is None else other
@@ -86,7 +88,11 @@ def evaluate(
 
     where = f"{'' if other is None else f'{other.path}, '}split {split}"
     over = f"mean{' and range' if len(results) > 1 else ''} of {counted(len(results), 'member')}"
+    over += " of the study's baseline" if of_study else ""
     print(f"{where}: {len(chosen):,} images; percent, {over}")
+    images = chosen.class_counts()
+    if few := few_samples(classes, images, kind=split):
+        print(few)
     print(f"accuracy         {over_members([result.accuracy for result in results])}")
     for metric in ("recall", "precision"):
         found = [gaps(getattr(result, metric))["max_min"] for result in results]
@@ -95,12 +101,9 @@ def evaluate(
     printed = [name for name, metric in METRICS.items() if metric.compared]  # the file has all
     widest = max(len(name) for name in (*classes, "class"))
     print(f"{'class':<{widest}}  {'images':>7}  " + "  ".join(f"{name:>9}" for name in printed))
-    images = chosen.class_counts()
     for c in np.argsort(means["recall"], kind="stable").tolist():
         values = "  ".join(f"{100 * means[name][c]:>9.2f}" for name in printed)
         print(f"{classes[c]:<{widest}}  {images[c]:>7,}  {values}")
-    if few := few_samples(classes, images, kind=split):
-        print(few)
     if csv is not None:
         rows = [
             {

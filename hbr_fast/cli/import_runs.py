@@ -43,8 +43,8 @@ def import_runs(
     from hbr_fast.report.page import write_report
     from hbr_fast.report.table_formats import print_tables
     from hbr_fast.report.tables import summary_tables
-    from hbr_fast.studies.results import summary
     from hbr_fast.studies.run_files import import_files
+    from hbr_fast.studies.summary import summary
 
     import_files(
         runs,

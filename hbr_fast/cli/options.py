@@ -125,11 +125,22 @@ LISTS = (  # options that take any number of values
 )  # fmt: skip
 
 
-def require_lists_once(words: Sequence[str]) -> None:
-    """Refuse a repeated list option, whose first values would be lost silently; of other options the last counts."""
+def require_lists(words: Sequence[str]) -> None:
+    """Refuse a repeated list option, whose first values would be lost silently, and one without values, which is none.
+
+    Of other options the last counts.
+    """
+    options = [word.partition("=")[0].replace("_", "-") for word in words]  # both spellings are taken
     for option in LISTS:
-        if sum(word.partition("=")[0] == option for word in words) > 1:
+        places = [place for place, word in enumerate(options) if word == option]
+        if len(places) > 1:
             raise ValueError(f"{option} is given twice: give it once, with all of its values after it")
+        for place in places:
+            _, equals, value = words[place].partition("=")
+            if not equals:
+                value = words[place + 1] if place + 1 < len(words) else ""
+            if not value or (value.startswith("--") and value != "--help"):
+                raise ValueError(f"{option} has no value: give it at least one, or leave it out")
 
 
 def words_of_options() -> ConstructorRegistry:

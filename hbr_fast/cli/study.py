@@ -62,7 +62,8 @@ def study(
 ) -> None:
     """Run a named study from data to report, by its own recipe or another; finished work is not repeated.
 
-    The last line on standard output is one JSON object with the headline numbers.
+    The last line on standard output is one JSON object with the headline numbers and the samples that they are of.
+    With --choose it also has the chosen alpha and its test results, and the last line on standard error says them.
 
     Args:
         name: quickstart: does resampling by hardness close the gap, in minutes;
@@ -107,7 +108,7 @@ def study(
         variants: Resampled sets per arm (not quickstart).
         members: Members per resampled set (quickstart: resampled sets, of one member each).
         seed: Seed of everything random.
-        tiny: Run a small grid on small generated images in seconds, to check that everything works.
+        tiny: Run a small grid on small generated images, to check that everything works: about a minute on two cores.
         dry_run: Print the trainings, how many are done and how long the rest would take; train nothing.
     """
     progress.say(f"study {name}: loading")  # the imports below take seconds
@@ -171,11 +172,13 @@ def study(
         print(time_line(found, rate=rate, at_once=at_once))
         return
 
+    from hbr_fast.report.answers import choice_answer
     from hbr_fast.report.page import write_report
+    from hbr_fast.report.reading import read_study
     from hbr_fast.report.table_formats import print_tables
     from hbr_fast.report.tables import summary_tables
-    from hbr_fast.studies.results import failed_trainings, summary
     from hbr_fast.studies.runner import run_study
+    from hbr_fast.studies.summary import failed_trainings, summary
 
     run_study(
         grid,
@@ -190,8 +193,13 @@ def study(
     page = write_report(directory, dataset=opened)
     print_tables(summary_tables(directory))
     print(f"\nreport: {page}")
-    seconds = round(time.perf_counter() - start, 1)
-    print(json.dumps({**summary(directory), "seconds": seconds, "report": str(page)}))
+    files = read_study(directory)
+    # Of the whole command, with the verification of the dataset, the evaluation and the drawing of the report.
+    seconds = {"seconds": time.perf_counter() - start, "training_seconds": files.meta["seconds"]}
+    rounded = {name: round(value, 1) for name, value in seconds.items()}
+    print(json.dumps({**summary(directory), **rounded, "report": str(page)}))
+    if chosen := choice_answer(files):
+        progress.say(chosen)
     if failed := failed_trainings(directory):
         which = "; ".join(f"{f.arm}, variant {f.variant}, member {f.member}: {f.error}" for f in failed)
         raise FloatingPointError(f"{len(failed)} of the study's trainings diverged and are left out. {which}")

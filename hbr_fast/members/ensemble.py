@@ -225,6 +225,11 @@ def _no_ensemble(path: Path) -> str:
     if not path.exists():
         meant = meant_path(path, "ensemble.json")
         return f"there is no run directory {path}{meant}: make one with hbr-fast train DATASET {path}"
+    if (path / "study.json").is_file():
+        return (
+            f"{path} is a study, not a run directory: its hardness is in samples.csv and on its page, and "
+            "`hbr-fast evaluate` takes its baseline; for this, train into another directory"
+        )
     if other := other_directory(path, "ensemble.json"):
         made = f"one made with hbr-fast train {path} RUN" if other == "a dataset" else "one that hbr-fast train made"
         return f"{path} is {other}, not a run directory: give {made}"

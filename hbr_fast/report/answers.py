@@ -9,6 +9,7 @@ from hbr_fast.evaluation.resolution import few_samples
 from hbr_fast.progress import counted
 from hbr_fast.report.controls import controls_answers
 from hbr_fast.report.study_files import BASELINE, Comparison, StudyFiles, arm_label, compare
+from hbr_fast.studies.infeasible import by_reason, named
 
 MOST_ANSWERS = 4  # most arms with their own sentence
 LEVEL = 0.05  # of significance
@@ -18,12 +19,29 @@ def answers(study: StudyFiles) -> list[str]:
     """Whether the gap between classes closed, by how much, and how accuracy changed: one sentence per arm if there are
     few, else one for all and one each for the smallest and the largest gap.
 
-    They follow a sentence on the trainings left out because they diverged, and one on the chosen alpha, if any; one on
-    hardness that was shifted before ratios were made of it comes after them.
+    They follow a sentence on the trainings left out because they diverged, one on classes with few samples, and one on
+    the chosen alpha, if any; one on hardness that was shifted before ratios were made of it comes after them.
     """
-    left_out = [*_left_out(study), *_infeasible(study)]
-    found = [*_choice(study), *_answers(study), *controls_answers(study)]
-    return [*left_out, *found, *_shifted(study), *_coarse(study)]
+    first = [*_left_out(study), *_infeasible(study), *_coarse(study)]
+    return [*first, *_choice(study), *_answers(study), *controls_answers(study), *_shifted(study)]
+
+
+def glossary(study: StudyFiles) -> str:
+    """What the words of the answers mean, for a reader who has not met them."""
+    words = [
+        "Member: one training.",
+        f"{study.metric_title} gap: {study.metric_words} of the best class minus that of the worst.",
+    ]
+    if study.treatments:
+        words = [
+            "HBR: hardness-based resampling, more samples for hard classes and fewer for easy ones, at the same total.",
+            "Baseline: the set as it is.",
+            "Variant: one resampled set, drawn with a seed of its own; variants are the independent observations.",
+            *words,
+            f"{study.metric_title} MAD: how far a class lies from the median class, in the median.",
+            "Holm's correction: raises p-values, since many questions are asked at once.",
+        ]
+    return " ".join(words)
 
 
 def _left_out(study: StudyFiles) -> list[str]:
@@ -37,12 +55,9 @@ def _left_out(study: StudyFiles) -> list[str]:
 
 
 def _infeasible(study: StudyFiles) -> list[str]:
-    arms = study.meta.get("infeasible", {})
-    return (
-        [f"Infeasible and left out: {'; '.join(f'{arm_label(arm)} ({why})' for arm, why in arms.items())}."]
-        if arms
-        else []
-    )
+    groups = by_reason(study.meta.get("infeasible", {}))
+    told = "; ".join(f"{named([arm_label(arm) for arm in arms])} ({why})" for arms, why in groups)
+    return [f"Infeasible and left out: {told}."] if told else []
 
 
 def _shifted(study: StudyFiles) -> list[str]:
@@ -60,10 +75,11 @@ def _shifted(study: StudyFiles) -> list[str]:
     ]
 
 
-def _choice(study: StudyFiles) -> list[str]:
+def choice_answer(study: StudyFiles) -> str:
+    """Which alpha was chosen, by what, and what it does on the test split; empty where none was to be chosen."""
     chosen = study.meta.get("choice")
     if chosen is None:
-        return []
+        return ""
     test, tolerance = chosen["test"], chosen["tolerance"]
     share = chosen["validation_share"]
     where = "the validation split" if share is None else f"{100 * share:g} % of each class held out of training"
@@ -74,11 +90,15 @@ def _choice(study: StudyFiles) -> list[str]:
     if chosen["arm"] != BASELINE:
         gap += f", the baseline's {test['gap_baseline']:.1f}"
         accuracy += f", the baseline's {test['accuracy_baseline']:.1f} %"
-    return [
+    return (
         f"Chosen on {where}: {which}, the smallest gap that costs at most {tolerance:g} points of accuracy there. On "
-        f"the test set its {chosen.get('metric', 'recall')} gap is {gap}; its accuracy is {accuracy}. Everything below "
-        f"refers to {study.evaluated}."
-    ]
+        f"the test set its {chosen.get('metric', 'recall')} gap is {gap}; its accuracy is {accuracy}."
+    )
+
+
+def _choice(study: StudyFiles) -> list[str]:
+    said = choice_answer(study)
+    return [f"{said} Everything below refers to {study.evaluated}."] if said else []
 
 
 def _answers(study: StudyFiles) -> list[str]:
@@ -125,7 +145,7 @@ def answer(study: StudyFiles, arm: str) -> str:
     Without an interval the change may be chance, and the sentence says why there is none.
     """
     gap, accuracy = compare(study, arm, f"{study.metric}_max_min"), compare(study, arm, "accuracy")
-    name, other = arm_label(arm), study.against(arm)
+    name, other, kind = arm_label(arm), study.against(arm), study.kind_evaluated
     if other != BASELINE:
         name = f"{name}, against {arm_label(other)},"
     what = f"the {study.metric_words} gap between the best and the worst class"
@@ -139,18 +159,18 @@ def answer(study: StudyFiles, arm: str) -> str:
         if gap.difference == 0:
             verdict = f"{name} left {what} at {gap.treatment:.1f} percentage points: {gap.no_test}"
     elif gap.distinguishable:
-        verdict = f"{name} {change} {what} {values} ({size}; {_interval(gap)}; {_p_values(gap)})"
+        verdict = f"{name} {change} {what} {values} ({size}; {_interval(gap, kind)}; {_p_values(gap)})"
     else:
         verdict = (
             f"{name} moved {what} {values}, which is not distinguishable from no change with {gap.variants} "
-            f"variants ({size}; {_interval(gap)})"
+            f"variants ({size}; {_interval(gap, kind)})"
         )
     if study.members(arm) == study.members(other):
         who = f"With {_members(study, arm)} per arm"
     else:
         first = "the baseline" if other == BASELINE else arm_label(other)
         who = f"With {_members(study, other)} of {first} and {_members(study, arm)} of {arm_label(arm)}"
-    return f"{who}, {verdict}. {_accuracy(accuracy)} {_others(study, arm)}"
+    return f"{who}, {verdict}. {_accuracy(accuracy, kind)} {_others(study, arm)}"
 
 
 def _p_values(gap: Comparison) -> str:
@@ -158,7 +178,7 @@ def _p_values(gap: Comparison) -> str:
     return f"p = {gap.p:.3g}{least}, {gap.p_holm:.3g} after Holm's correction"
 
 
-def _accuracy(accuracy: Comparison) -> str:
+def _accuracy(accuracy: Comparison, kind: str) -> str:
     change = round(accuracy.treatment, 1) - round(accuracy.baseline, 1)
     if round(change, 1) == 0:
         text = f"Accuracy stayed at {accuracy.treatment:.1f} %"
@@ -169,8 +189,8 @@ def _accuracy(accuracy: Comparison) -> str:
     if accuracy.no_test:
         return f"{text})."
     if accuracy.distinguishable:
-        return f"{text}; {_interval(accuracy)})."
-    return f"{text}; {_interval(accuracy)}: not distinguishable from no change)."
+        return f"{text}; {_interval(accuracy, kind)})."
+    return f"{text}; {_interval(accuracy, kind)}: not distinguishable from no change)."
 
 
 def _others(study: StudyFiles, arm: str) -> str:
@@ -195,11 +215,12 @@ def _moved(gap: Comparison) -> str:
     return f"went {values} ({'no interval' if gap.no_test else 'within chance'})"
 
 
-def _interval(comparison: Comparison) -> str:
+def _interval(comparison: Comparison, kind: str) -> str:
+    """The interval; `kind` is what samples were evaluated, in a word."""
     low, high = comparison.interval
     over = f"{comparison.variants} variants"
     if np.isfinite(comparison.combined_low):
-        over += " and test samples"
+        over += f" and {kind} samples"
     return f"95 % interval {low:+.1f} to {high:+.1f} over {over}"
 
 

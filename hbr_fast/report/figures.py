@@ -18,7 +18,6 @@ from hbr_fast.report.drawing import (
     MOST_LABELS,
     Picture,
     class_rows,
-    count,
     counts,
     label_points,
     legend,
@@ -32,7 +31,16 @@ from hbr_fast.report.drawing import (
 from hbr_fast.report.gallery import gallery
 from hbr_fast.report.hardness_figures import hardness_pictures, precision_against_recall
 from hbr_fast.report.stability import stability_pictures
-from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, estimator_label, spread
+from hbr_fast.report.study_files import (
+    BASELINE,
+    GAPS,
+    NOT_DEFINED,
+    StudyFiles,
+    arm_label,
+    estimator_label,
+    spread,
+    undefined_words,
+)
 from hbr_fast.report.sweeps import (
     change_per_class,
     gaps_by_alpha,
@@ -171,7 +179,7 @@ def samples_per_class(study: StudyFiles) -> Picture:
         "samples_per_class",
         "Samples per class",
         f"How the epoch is shared between classes, {study.order_words}."
-        + (f" Hardness: class mean of {estimator} over {count(study, BASELINE)} of the baseline." if estimator else ""),
+        + (f" Hardness: class mean of {estimator} over {study.hardness_from}." if estimator else ""),
         f"Bar chart of the samples of {len(order)} classes, from hard to easy. Hardest and easiest class: {words}.",
         pl.concat(frames),
         figure,
@@ -231,6 +239,10 @@ def gap_metrics(study: StudyFiles) -> Picture:
                     }
                 )
             axes.lines[-2].set_label(legend_label(study, arm))
+        for i, gap in enumerate(gaps):
+            if all(np.isnan(study.member_metric(arm, f"{study.metric}_{gap}")).all() for arm in study.arms):
+                place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+                axes.text(0.5, i, NOT_DEFINED, fontsize=7.5, **place)
         axes.axvline(0, color="#595959", linewidth=0.8)
         axes.set_yticks(range(len(gaps)), [GAPS[gap] for gap in gaps])
         axes.set_ylim(len(gaps) - 0.5, -0.5)
@@ -251,7 +263,7 @@ def gap_metrics(study: StudyFiles) -> Picture:
         "gap_metrics",
         f"{study.metric_title} gaps between classes",
         f"Five measures of how far the classes lie apart in {study.metric_words}: less is better. Hollow marks are "
-        f"members, upright bars their mean. Members: {counts(study)}.",
+        f"members, upright bars their mean. Members: {counts(study)}.{undefined_words(study)}",
         f"Dot plot of five measures of the {study.metric_words} gap in percentage points, means over members: {words}.",
         data,
         figure,
@@ -284,7 +296,7 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
             )
         axes.grid(visible=True)
         axes.margins(x=0.12, y=0.1)
-        axes.set_xlabel(f"class hardness: mean {estimator} over baseline members ({_hard_end(study)} is harder)")
+        axes.set_xlabel(f"class hardness: mean {estimator} of the baseline ({_hard_end(study)} is harder)")
         axes.set_ylabel(f"{study.metric_words} on {study.evaluated} (%)")
         legend(figure, axes, study)
         if len(order) <= MOST_LABELS:
@@ -302,7 +314,8 @@ def class_hardness_against_recall(study: StudyFiles) -> Picture:
     return Picture(
         f"class_hardness_against_{study.metric}",
         f"Class hardness against {study.metric_words}",
-        f"Class mean of {estimator} ({_hard_end(study)} is harder) against {study.metric_words}, mean over members "
+        f"Class mean of {estimator} over {study.hardness_from} ({_hard_end(study)} is harder) against "
+        f"{study.metric_words}, mean over members "
         f"({counts(study)}). {rank}",
         f"Scatter plot of {len(order)} classes. Hardest: {study.classes[hardest]}, {estimator} "
         f"{hardness[hardest]:.2f}, baseline {study.metric_words} {recall_ac[0, hardest]:.1f} %. Easiest: "

@@ -14,8 +14,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from hbr_fast.data.images import ImageStore
-from hbr_fast.report.drawing import DPI, MOST_LABELS, Picture, count, report_style, wrapped
-from hbr_fast.report.study_files import BASELINE, StudyFiles
+from hbr_fast.report.drawing import DPI, MOST_LABELS, Picture, report_style, wrapped
+from hbr_fast.report.study_files import StudyFiles
 
 PER_CLASS = 8  # images per row
 CELL = 112  # pixels: largest side of an image
@@ -92,8 +92,7 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
                     )  # fmt: skip
         title = f"{kind} training images of each class"
         axes.text(16, 16, title, fontsize=10, fontweight="bold", va="top")
-        members = count(study, BASELINE)
-        axes.text(16, 52, f"{end} AUM first; score: mean over {members} of the baseline", fontsize=8, va="top")
+        axes.text(16, 52, f"{end} AUM first; score: mean over {study.hardness_from}", fontsize=8, va="top")
         # One canvas pixel is one pixel of the PNG, so no image is resampled.
         axes.imshow(canvas, interpolation="none", extent=(0, canvas.shape[1], canvas.shape[0], 0), aspect="auto")
     names = pl.Series([study.classes[i] for i in chosen["class_index"].to_list()], dtype=pl.String)
@@ -124,9 +123,9 @@ def gallery(study: StudyFiles, images: ImageStore, *, hardest: bool, per_class: 
         "hardest_images" if hardest else "easiest_images",
         title,
         f"The {per_class} images of {end} AUM (margin of the true class's logit over the best other, "
-        f"mean over an image's visits and over {members} of the baseline), the hardest class first. "
+        f"mean over an image's visits and over {study.hardness_from}), the hardest class first. "
         "A negative score: mostly mistaken for another class."
-        + (" Below it the class that the trained baseline predicts." if guessed else ""),
+        + (' Below it, "as CLASS": the class that the trained baseline predicts.' if guessed else ""),
         f"Grid of images, one row per class, with the {end} AUM scores. First score of a row: {words}.",
         data,
         figure,

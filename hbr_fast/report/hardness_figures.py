@@ -18,7 +18,6 @@ from hbr_fast.hardness import ESTIMATORS
 from hbr_fast.report.drawing import (
     MOST_LABELS,
     Picture,
-    count,
     counts,
     heat_map,
     label_points,
@@ -53,7 +52,7 @@ def cumulative_aum(study: StudyFiles) -> Picture:
     order = study.hard_to_easy()
     frames = []
     with report_style():
-        subtitle = f"mean over {count(study, BASELINE)} of the baseline; left of 0: mostly mistaken for another class"
+        subtitle = f"mean over {study.hardness_from}; left of 0: mostly mistaken for another class"
         figure, axes = titled_figure("Cumulative AUM of each class", subtitle, 3.2)
         # From the hardest class, dark, to the easiest: a scale that is distinguishable in grey as well.
         shades = _shades(len(order))
@@ -75,7 +74,7 @@ def cumulative_aum(study: StudyFiles) -> Picture:
         "cumulative_aum",
         "Cumulative AUM of each class",
         "Share of a class's training samples with at most this AUM (area under the margin, mean over visits and over "
-        f"{count(study, BASELINE)} of the baseline), one line per class, from the hardest (violet) to the easiest "
+        f"{study.hardness_from}), one line per class, from the hardest (violet) to the easiest "
         "(green).",
         f"Line chart of the cumulative distribution of AUM of {len(order)} classes. Samples below zero in the hardest "
         f"and the easiest class: {words}.",
@@ -118,7 +117,7 @@ def confidence_against_margin(study: StudyFiles, images: ImageStore | None = Non
     return Picture(
         "confidence_against_margin",
         "Confidence against margin",
-        f"Mean confidence against mean AUM of every training sample, over {count(study, BASELINE)} of the baseline. "
+        f"Mean confidence against mean AUM of every training sample, over {study.hardness_from}. "
         f"Circles: in each of {odd.height} classes the sample whose two ranks lie "
         f"furthest apart{', its image and id below' if images is not None else ''}.",
         f"Density plot of confidence against AUM of {known.height:,} samples, Spearman correlation {rho:+.3f}. Samples "
@@ -185,9 +184,14 @@ def suspected_noise(study: StudyFiles) -> Picture:
     """Share of each class's training samples that look mislabelled: AUM below zero."""
     order = study.hard_to_easy()
     share = np.array([100 * (_scores(study, "aum", c) < 0).mean() for c in order])
+    accuracy = 100 * study.member_metric(BASELINE, "accuracy").mean()
     with report_style():
         figure, axes = rows_of_classes(
-            study, order, "Suspected label noise", "training samples with AUM below 0", arms=False
+            study,
+            order,
+            "Suspected label noise",
+            "training samples with AUM below 0; of a weak network mostly what it has not learnt",
+            arms=False,
         )
         bars = axes.barh(np.arange(len(order)), share, height=0.7, color="#0072B2")
         if len(order) <= MOST_LABELS:
@@ -202,8 +206,9 @@ def suspected_noise(study: StudyFiles) -> Picture:
         "suspected_noise",
         "Suspected label noise",
         "Share of a class's training samples whose AUM is below zero: over training, some other class had the larger "
-        f"logit on average ({count(study, BASELINE)} of the baseline). Such samples are mislabelled, ambiguous or "
-        "plainly hard: look at them before removing any.",
+        f"logit on average (mean over {study.hardness_from}). Such samples are mislabelled, ambiguous or "
+        "plainly hard: look at them before removing any. The weaker the network, the more of them are just what it has "
+        f"not learnt: this one is right for {accuracy:.1f} % of {study.evaluated}.",
         f"Bar chart of {len(order)} classes, the hardest first: {words if len(order) <= MOST_LABELS else words[:300]}.",
         frame,
         figure,
@@ -233,7 +238,7 @@ def estimator_overlap(study: StudyFiles) -> Picture:
         "estimator_overlap",
         "Do estimators agree on what is hard?",
         f"Jaccard overlap of the hardest {wanted:,} samples by each pair of estimators (scores: means over "
-        f"{count(study, BASELINE)} of the baseline). By chance it would be about "
+        f"{study.hardness_from}). By chance it would be about "
         f"{HARDEST_SHARE / (2 - HARDEST_SHARE):.2f}.",
         f"Heat map of the Jaccard overlap between {len(names)} estimators. {words}",
         frame,

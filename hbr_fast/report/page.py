@@ -22,7 +22,7 @@ from hbr_fast.data.images import ImageStore
 from hbr_fast.data.verify import require_unchanged
 from hbr_fast.files import atomic_directory, foreign_entries, read_json, write_json
 from hbr_fast.report import drawing, figures, tables
-from hbr_fast.report.answers import answers
+from hbr_fast.report.answers import answers, glossary
 from hbr_fast.report.browser import write_browser
 from hbr_fast.report.charts import charts_of
 from hbr_fast.report.gallery import CELL
@@ -91,6 +91,7 @@ def write_report(
             mark=markupsafe.Markup(_MARK),
             title=f"{study.meta['dataset']['name']}: {study.meta['study']}",
             answers=answers(study),
+            glossary=glossary(study),
             pictures=pictures,
             charted=_charted(study, pictures),
             sizes=sizes,
@@ -169,8 +170,10 @@ def _facts(study: StudyFiles) -> list[tuple[str, list[tuple[str, str]]]]:
         "Study": {
             "study": meta["study"],
             "hardness estimator": meta["estimator"],
+            **({"hardness from": study.hardness_from} if study.has_hardness else {}),
             "metric": study.metric,
-            "seconds": meta["seconds"],
+            # 0 of imported runs
+            **({"seconds to train and resample, in the last run": meta["seconds"]} if meta["seconds"] else {}),
         },
         "Dataset": {**data, "number of classes": len(study.classes)},
         "Allocation": {key: value for key, value in allocation.items() if not isinstance(value, list)},

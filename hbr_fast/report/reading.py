@@ -178,6 +178,12 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: unknown metric {meta['metric']!r}, known are {', '.join(METRICS)}")
     if estimator is not None and estimator not in ESTIMATORS:
         raise ValueError(f"{path}: unknown estimator {estimator!r}, known are {', '.join(sorted(ESTIMATORS))}")
+    hardness = meta.get("class_hardness")
+    if hardness is not None and len(hardness) != len(meta["dataset"]["classes"]):
+        raise ValueError(
+            f"{path}: class_hardness has {len(hardness)} values, there are {len(meta['dataset']['classes'])} classes: "
+            f"{REMEDY}"
+        )
     return meta
 
 

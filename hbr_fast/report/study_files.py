@@ -17,7 +17,9 @@ import polars as pl
 from hbr_fast.evaluation import measures
 from hbr_fast.evaluation.measures import METRICS
 from hbr_fast.hardness import ESTIMATORS
+from hbr_fast.progress import counted
 from hbr_fast.report.columns import REAL
+from hbr_fast.studies.study_json import evaluated_on
 
 BASELINE = "baseline"
 FILES = ("study.json", "per_class.csv", "per_member.csv", "class_intervals.csv", "confusion.csv")
@@ -27,6 +29,7 @@ GROUPS = "groups.csv"  # left where attributes of the test samples were given
 HISTORY = "history.csv"  # not left by imported runs
 ENSEMBLE_SIZE = "ensemble_size.csv"  # left only by a study of robustness
 GAPS = {name: gap.words for name, gap in measures.GAPS.items()}
+NOT_DEFINED = "not defined: no arm shares samples out by hardness"  # the gap between easy and hard classes
 LEVELS = {name: measure.words for name, measure in measures.MEASURES.items() if not measure.is_gap}
 
 # Defaults of an arm's settings that `study.json` leaves out.
@@ -182,10 +185,8 @@ class StudyFiles:
     @property
     def evaluated(self) -> str:
         """The samples that were evaluated, in words."""
-        if self.meta.get("evaluated_on", "test") == "test":
-            return "the test set"
-        own = self.meta["choice"]["validation_share"] is None
-        return "the validation split" if own else "held-out training samples"
+        words = evaluated_on(self.meta)
+        return words if words == "held-out training samples" else f"the {words}"
 
     @property
     def kind_evaluated(self) -> str:
@@ -240,8 +241,21 @@ class StudyFiles:
         return "the hardest class first" if self.has_hardness else f"the class of least {self.metric_words} first"
 
     def class_hardness(self) -> np.ndarray:
-        """Hardness of each class, mean over baseline members: float64 `[classes]`."""
-        return self.class_metric(BASELINE, "hardness").mean(axis=0)
+        """Hardness of each class, the one that arms were resampled by: float64 `[classes]`."""
+        recorded = self.meta.get("class_hardness")
+        if recorded is None:  # unknown, or only by training
+            return self.class_metric(BASELINE, "hardness").mean(axis=0)
+        return np.array(recorded, dtype=np.float64)
+
+    @property
+    def hardness_from(self) -> str:
+        """The members whose scores hardness is the mean of, in words: not all where the baseline has many."""
+        number, every = self.meta.get("hardness_members"), self.members(BASELINE)
+        if number is None:  # imported scores, or a study of an earlier version
+            return "members of the baseline"
+        if number == every:
+            return f"{counted(every, 'member')} of the baseline"
+        return f"the first {number} of the baseline's {every} members"
 
     def hard_to_easy(self) -> np.ndarray:
         """Class indices, the hardest first (by the baseline's metric, if hardness is unknown); ties by class index."""
@@ -262,6 +276,16 @@ def spread(values_m: np.ndarray) -> np.ndarray:
     if values_m.shape[0] < 2:
         return np.full(values_m.shape[1:], np.nan)
     return values_m.std(axis=0, ddof=1)
+
+
+def undefined_words(study: StudyFiles) -> str:
+    """A sentence, after a blank, on gaps that are undefined in some arm; empty where there are none."""
+    lacking = [
+        words
+        for gap, words in GAPS.items()
+        if any(np.isnan(study.member_metric(arm, f"{study.metric}_{gap}")).any() for arm in study.arms)
+    ]
+    return f" No value for {', '.join(lacking)}: {NOT_DEFINED}." if lacking else ""
 
 
 def arm_label(arm: str) -> str:

@@ -25,11 +25,21 @@ from hbr_fast.report.drawing import (
     report_style,
     titled_figure,
 )
-from hbr_fast.report.study_files import BASELINE, GAPS, StudyFiles, arm_label, compare, spread
+from hbr_fast.report.study_files import (
+    BASELINE,
+    GAPS,
+    NOT_DEFINED,
+    StudyFiles,
+    arm_label,
+    compare,
+    spread,
+    undefined_words,
+)
 
 ASIDE, PANEL = 3, 140  # points: between lines that share a place on the axis, and the width of a panel
 LETTER = 5.5  # points, of a label
-LOG_ABOVE = 4  # values spread over more than this factor crowd at one end of a linear axis
+LOG_ABOVE = 4  # values spread over more than this factor may crowd at one end of a linear axis
+LINE = 12  # points, between labels that are turned
 
 
 def gaps_by_alpha(study: StudyFiles) -> Picture | None:
@@ -167,6 +177,8 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
         bar = axes.get_images()[0].colorbar
         assert bar is not None
         bar.ax.set_ylim(max(0.0, 1 - reach), 1 + reach)  # the scale is symmetrical, but no share is below 0
+        for row, column in np.argwhere(np.isnan(gaps)):
+            axes.text(column, row, "n/a", ha="center", va="center", fontsize=7)
     frame = pl.DataFrame({"arm": study.arms, **{gap: gaps[:, i] for i, gap in enumerate(GAPS)}})
     best = int(gaps[:, 0].argmin())
     return Picture(
@@ -175,7 +187,7 @@ def gaps_of_arms(study: StudyFiles) -> Picture:
         f"Five measures of how far the classes lie apart in {study.metric_words}, in percentage points, means over "
         "the members "
         f"of an arm ({count(study, BASELINE)} of the baseline): nearer to zero is better. Violet is "
-        "nearer than the baseline's.",
+        f"nearer than the baseline's.{undefined_words(study)}",
         f"Heat map of five gap measures of {len(study.arms)} arms. Smallest max - min: {arm_label(study.arms[best])}, "
         f"{gaps[best, 0]:.1f} points; baseline {gaps[0, 0]:.1f}.",
         frame,
@@ -307,17 +319,17 @@ def _panels(title: str, subtitle: str, *, legend_rows: int) -> tuple[Figure, lis
 
 def _fit(axes: Axes, places: Sequence[float], *, lines: int, least: float) -> None:
     """Limits and ticks: values in equal ratios on a logarithmic axis, percentages within their range."""
-    if places[0] > 0 and places[-1] > LOG_ABOVE * places[0]:
+    if places[0] > 0 and places[-1] > LOG_ABOVE * places[0] and _closest(np.log(places)) > _closest(places):
         axes.set_xscale("log")
         names = [f"{place:g}" for place in places]
         turned = sum(len(name) + 1 for name in names) * LETTER > PANEL
         tilt: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-        axes.set_xticks(places, names, **tilt)
+        axes.set_xticks(places, _clear(np.log(places), names, turned=turned), **tilt)
         axes.minorticks_off()
     bars = [drawn for drawn in axes.containers if isinstance(drawn, ErrorbarContainer)]
     if not any(np.isfinite(np.asarray(bar.lines[0].get_ydata())).any() for bar in bars):
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "not defined: no arm shares\nsamples out by hardness", transform=axes.transAxes,
+        axes.text(0.5, 0.5, NOT_DEFINED.replace("shares ", "shares\n"), transform=axes.transAxes,
                   ha="center", va="center", fontsize=8)  # fmt: skip
         return
     room = (lines - 1) / 2 * ASIDE + 5  # points, for the outermost line and its marker
@@ -325,6 +337,24 @@ def _fit(axes: Axes, places: Sequence[float], *, lines: int, least: float) -> No
     axes.autoscale_view()
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, least - 3), min(high, 103))
+
+
+def _closest(places: np.ndarray | Sequence[float]) -> float:
+    """The smallest distance between neighbours, as a share of the whole."""
+    return float(np.diff(places).min() / np.ptp(places))
+
+
+def _clear(places: np.ndarray, names: Sequence[str], *, turned: bool) -> list[str]:
+    """The names that fit along a panel; the others, which would be printed over them, are empty."""
+    at = PANEL * (places - places[0]) / np.ptp(places)
+    shown: list[str] = []
+    end = -np.inf  # of the last name that is shown
+    for middle, name in zip(at, names, strict=True):
+        width = LINE if turned else LETTER * (len(name) + 1)
+        fits = middle - width / 2 >= end
+        shown.append(name if fits else "")
+        end = middle + width / 2 if fits else end
+    return shown
 
 
 def _legend_columns(lines: Sequence[str]) -> int:

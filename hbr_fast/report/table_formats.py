@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO
 
 Cell = str | float
+_LOW, _HIGH = "95 % low", "95 % high"  # columns of the ends of an interval begin so
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,15 @@ def to_csv(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A `<table>` with a caption and row and column headings; all text escaped."""
-    kinds = ["number" if spec else "text" for spec in table.formats]
+    """A `<table>` with a caption and row and column headings; all text escaped. An interval is one column."""
+    columns, rows = _with_intervals(table)
+    kinds = ["number" if spec else "text" for _, spec in columns]
     head = "".join(
         f'<th scope="col" class="{kind}">{html.escape(column)}</th>'
-        for column, kind in zip(table.columns, kinds, strict=True)
+        for (column, _), kind in zip(columns, kinds, strict=True)
     )
     body = []
-    for first, *rest in table.shown():
+    for first, *rest in rows:
         cells = "".join(
             f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(rest, kinds[1:], strict=True)
         )
@@ -122,6 +124,23 @@ def to_html(table: Table) -> str:
         + "\n".join(body)
         + "\n</tbody>\n</table>"
     )
+
+
+def _with_intervals(table: Table) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Columns (heading, format) and shown cells, the two ends of each interval in one: a page is narrow."""
+    columns = list(zip(table.columns, table.formats, strict=True))
+    rows = table.shown()
+    for place in reversed(range(len(columns) - 1)):
+        low, high = columns[place][0], columns[place + 1][0]
+        if low.startswith(_LOW) and high == low.replace(_LOW, _HIGH, 1):
+            columns[place : place + 2] = [(low.replace(_LOW, "95 % interval", 1), columns[place][1])]
+            for row in rows:
+                row[place : place + 2] = [_interval(*row[place : place + 2])]
+    return columns, rows
+
+
+def _interval(low: str, high: str) -> str:
+    return "n/a" if low == high == "n/a" else f"{low} to {high}"
 
 
 def to_latex(table: Table) -> str:

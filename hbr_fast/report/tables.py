@@ -82,7 +82,7 @@ def class_table(study: StudyFiles, arm: str | None) -> Table:
         numbers.append(means[1] - means[0])
     rows = tuple((study.classes[c], *(float(column[c]) for column in numbers)) for c in study.hard_to_easy().tolist())
     hardness = (
-        f"Hardness: class mean of {estimator_label(study)} over the baseline members. " if study.has_hardness else ""
+        f"Hardness: class mean of {estimator_label(study)} over {study.hardness_from}. " if study.has_hardness else ""
     )
     note = (
         f"{study.order_words[0].upper()}{study.order_words[1:]}. {hardness}{study.metric_title} on "
@@ -246,7 +246,7 @@ def tests_table(study: StudyFiles) -> Table:
 
 def _and_test_set(study: StudyFiles) -> str:
     """What the intervals cover besides training, for the end of a sentence."""
-    return ", and the noise of the test set" if study.metric == "recall" else ""
+    return f", and the noise of {study.evaluated}" if study.metric == "recall" else ""
 
 
 def _members(study: StudyFiles, arms: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from hbr_fast.resampling.pipeline import resample_by_hardness
 from hbr_fast.resampling.pools import POOL
 from hbr_fast.resampling.pruning import prune
 from hbr_fast.seeding import Stream
+from hbr_fast.studies.infeasible import said
 from hbr_fast.studies.study import Arm, Study
 from hbr_fast.training.recipe import Recipe
 
@@ -270,17 +270,6 @@ def _is_all(plan: Plan, ids: np.ndarray) -> bool:
     return not plan.stores and np.array_equal(plan.index, ids) and bool((plan.partner < 0).all())
 
 
-def said(infeasible: Mapping[str, str]) -> str:
-    """Why arms are infeasible, in one line; arms with the same reason together."""
-    by_reason: dict[str, list[str]] = {}
-    for arm, reason in infeasible.items():
-        by_reason.setdefault(reason, []).append(arm)
-    return "; ".join(
-        f"{'arm' if len(arms) == 1 else 'arms'} {', '.join(map(repr, arms))}: {reason}"
-        for reason, arms in by_reason.items()
-    )
-
-
 def lacks_pool(arm: Arm, pool: Pool | None) -> str:
     """Why an arm cannot be planned without a pool, or ""."""
     if arm.oversample in POOL and pool is None:
@@ -292,8 +281,4 @@ def require_pool(study: Study, pool: Pool | None) -> None:
     """Refuse a study whose every arm needs a missing pool, before its baseline trains."""
     arms = [*study.arms, *([study.path_from] if study.path_from else [])]
     if arms and all(lacks_pool(arm, pool) for arm in arms):
-        raise ValueError(
-            f"{'arm' if len(arms) == 1 else 'arms'} {', '.join(repr(arm.name) for arm in arms)}: the images come "
-            "from a "
-            "pool, and none was given"
-        )
+        raise ValueError(said({arm.name: "the images come from a pool, and none was given" for arm in arms}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hbr_fast.members.store import find_member, member_key, member_path
 from hbr_fast.members.trial import try_step
 from hbr_fast.progress import counted
 from hbr_fast.resampling.smote import NEIGHBOURS
+from hbr_fast.studies.infeasible import by_reason
 from hbr_fast.studies.plans import lacks_pool, require_pool, study_rows
 from hbr_fast.studies.runner import CACHE, arm_images, arm_jobs, baseline_jobs, make_planner, require_same_dataset
 from hbr_fast.studies.study import BASELINE, Study
@@ -29,7 +31,7 @@ from hbr_fast.training.trainer import train_member
 TIMED_BATCHES = 8
 PROBES = (2, 4, 16)  # images of a batch: always, of a slow network, of others
 PATIENCE_S = 3.0
-INFEASIBLE = "infeasible: "
+INFEASIBLE = "infeasible: "  # a note that begins so
 
 
 @dataclass(frozen=True)
@@ -196,16 +198,23 @@ def _timed(dataset: Dataset, recipe: Recipe, *, batches: int, execution: Executi
 
 
 def arm_lines(found: Preview) -> list[str]:
-    """The arms of a preview as text."""
+    """The arms of a preview as text; a reason that several arms share is told once, with ranges of what differs."""
     widest = max(len(arm.name) for arm in found.arms)
-    first: dict[str, str] = {}  # arm by reason: a grid has dozens of arms, and a reason is long
-    lines = []
-    for arm in found.arms:
-        note = f"  ({arm.note})" if arm.note else ""
-        if arm.note.startswith(INFEASIBLE) and first.setdefault(arm.note, arm.name) != arm.name:
-            note = f"  (infeasible, as {first[arm.note]})"
-        lines.append(f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done{note}")
-    return lines
+    notes = _notes(found.arms)
+    return [
+        f"{arm.name:<{widest}}  {arm.trainings:>4} trainings, {arm.done:>4} done"
+        + (f"  ({notes[arm.name]})" if notes[arm.name] else "")
+        for arm in found.arms
+    ]
+
+
+def _notes(arms: Sequence[ArmPreview]) -> dict[str, str]:
+    notes = {arm.name: arm.note for arm in arms}
+    reasons = {name: note.removeprefix(INFEASIBLE) for name, note in notes.items() if note.startswith(INFEASIBLE)}
+    for alike, reason in by_reason(reasons):
+        notes |= dict.fromkeys(alike, f"{INFEASIBLE}as {alike[0]}")
+        notes[alike[0]] = f"{INFEASIBLE}{reason}"
+    return notes
 
 
 def time_line(found: Preview, *, rate: float, at_once: int) -> str:

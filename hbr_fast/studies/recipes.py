@@ -299,8 +299,8 @@ TINY_RECIPE = Recipe(
     augment=Augment(),
     precision="float32",
 )
-# Each study in seconds on small generated images, with every kind of arm that it has. Such a short training may leave
-# a class with a negative margin: it is shifted.
+# Each study in about a minute on small generated images, with every kind of arm that it has. Such a short training may
+# leave a class with a negative margin: it is shifted.
 _SHIFT: Mapping[str, Any] = {"nonpositive": "shift"}
 TINY: Mapping[str, Mapping[str, Any]] = {
     "quickstart": {"members": 2, **_SHIFT},
@@ -353,7 +353,9 @@ def named_study(
         raise ValueError(f"unknown study {name!r}: available are {', '.join(STUDIES)}{did_you_mean(STUDIES, name)}")
     taken = inspect.signature(STUDIES[name]).parameters
     given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
+    for option, value in given.items():
+        if isinstance(value, tuple | list) and not value:
+            raise ValueError(f"{option.replace('_', '-')} has no value: give it at least one, or leave it out")
         if option not in taken and option != "num_classes":
             words = ", ".join(one.replace("_", "-") for one in taken if one != "num_classes")
             raise ValueError(f"study {name} takes no option {option.replace('_', '-')!r}: it takes {words}")

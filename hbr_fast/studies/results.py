@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from hbr_fast.csv_files import read_csv
 from hbr_fast.data.dataset import Dataset
 from hbr_fast.evaluation.metrics import evaluate
 from hbr_fast.files import atomic_write, relative_path, sha256_of_file
@@ -32,7 +31,7 @@ from hbr_fast.studies.evaluated import evaluated_tables
 from hbr_fast.studies.plans import Rows, held_out_share
 from hbr_fast.studies.stability import ensemble_sizes, estimator_agreement
 from hbr_fast.studies.study import BASELINE, Arm, Study
-from hbr_fast.studies.study_json import NAME, REMEDY, SCHEMA, read_study_json
+from hbr_fast.studies.study_json import NAME, SCHEMA
 
 MOST_OF_CLASS, MOST_PREDICTED = 20, 1000  # hardest samples that get a prediction
 # Of any study, beside `study.json`.
@@ -196,6 +195,7 @@ def write_results(
             "evaluated_on": "test" if study.choose is None else "validation",
             "evaluated_samples": np.bincount(labels, minlength=len(dataset.classes)).tolist(),
             "class_hardness": class_hardness.tolist(),
+            "hardness_members": len(arms[0].cells[: study.hardness_members]),
             "seconds": seconds,
             "versions": versions(),
             "hardware": hardware(),
@@ -232,12 +232,6 @@ def _remove_other_results(directory: Path, own: Collection[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def failed_trainings(directory: Path) -> list[Failure]:
-    """The trainings that a finished study had to leave out."""
-    fields = Failure.__dataclass_fields__
-    return [Failure(**{name: entry[name] for name in fields}) for entry in read_study_json(directory).get("failed", [])]
-
-
 def sample_table(scores: HardnessScores, dataset: Dataset) -> pl.DataFrame:
     """One row per sample of the train split: class, source if stored, every estimator's mean over members, visits."""
     scores.require_dataset(dataset.fingerprint)
@@ -247,30 +241,6 @@ def sample_table(scores: HardnessScores, dataset: Dataset) -> pl.DataFrame:
         return frame
     shown = pl.Series("source", [printable(sources[row]) for row in range(len(sources))], dtype=pl.String)
     return frame.insert_column(frame.get_column_index("class_name") + 1, shown)
-
-
-def summary(directory: Path) -> dict[str, Any]:
-    """The headline numbers of a finished study, means over members: the baseline, and the arm if there is one."""
-    study = read_study_json(directory)
-    columns = {"arm": pl.String, "accuracy": pl.Float64, "recall_max_min": pl.Float64}
-    frame = read_csv(directory / "per_member.csv", columns, remedy=REMEDY)
-
-    def mean(arm: str, column: str) -> float:
-        return float(frame.filter(pl.col("arm") == arm)[column].to_numpy().mean())
-
-    numbers: dict[str, Any] = {
-        "baseline_accuracy": mean(BASELINE, "accuracy"),
-        "recall_gap_baseline": mean(BASELINE, "recall_max_min"),
-        "members_per_arm": len(study["arms"][0]["members"]),
-    }
-    if len(study["arms"]) == 2:
-        treatment = study["arms"][1]["name"]
-        numbers |= {"hbr_accuracy": mean(treatment, "accuracy"), "recall_gap_hbr": mean(treatment, "recall_max_min")}
-    else:
-        numbers["arms"] = len(study["arms"])
-    if study.get("infeasible"):
-        numbers["infeasible"] = list(study["infeasible"])
-    return numbers
 
 
 def _sides(arms: Sequence[ArmResult]) -> dict[str, Sides]:

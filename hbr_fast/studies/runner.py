@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -25,7 +25,8 @@ from hbr_fast.members.telemetry import Outlook
 from hbr_fast.members.trial import try_step
 from hbr_fast.progress import printable
 from hbr_fast.studies.groups import read_groups
-from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, lacks_pool, require_pool, said, study_rows
+from hbr_fast.studies.infeasible import lines, remedy
+from hbr_fast.studies.plans import ArmPlan, Planner, Rows, baseline_plan, lacks_pool, require_pool, study_rows
 from hbr_fast.studies.results import ArmResult, Cell, Failure, plan_path, write_results
 from hbr_fast.studies.study import BASELINE, Arm, Study
 from hbr_fast.studies.study_json import NAME
@@ -201,9 +202,7 @@ def _run(
     plans = {arm.name: of_arm for arm, of_arm in feasible}
     arms = [arm for arm, _ in feasible]
     if infeasible:
-        progress.say(
-            f"{len(infeasible)} of {len(infeasible) + len(arms)} arms are infeasible and left out: {said(infeasible)}"
-        )
+        _say_left_out(arms, infeasible)
     for arm in arms:
         _log_counts(arm, plans[arm.name][0], dataset)
         for variant, made in enumerate(plans[arm.name]):
@@ -328,6 +327,18 @@ def arm_jobs(study: Study, plans: Sequence[ArmPlan]) -> list[Job]:
 def identity(job: Job) -> tuple[int, str | None]:
     """What distinguishes the trainings of a study."""
     return job.seed, job.plan.content_hash() if job.plan is not None else None
+
+
+def _say_left_out(arms: Sequence[Arm], infeasible: Mapping[str, str]) -> None:
+    """Which arms are left out and why; first what to do where the study would have none that resamples by hardness."""
+    if not any(arm.alpha > 0 for arm in arms):
+        progress.say(
+            f"no arm that resamples by hardness is feasible: {remedy(infeasible)}. The other arms train now; to change "
+            "that, stop (Ctrl-C) and run again: what is trained is kept"
+        )
+    progress.say(f"{len(infeasible)} of {len(infeasible) + len(arms)} arms are infeasible and left out:")
+    for line in lines(infeasible):
+        progress.say(f"  {line}")
 
 
 def _log_counts(arm: Arm, made: ArmPlan, dataset: Dataset) -> None:

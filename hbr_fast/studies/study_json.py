@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -64,6 +65,8 @@ class _Study(TypedDict):
     arms: list[_Arm]
     estimator: str | None
     metric: NotRequired[str]
+    class_hardness: NotRequired[list[float] | None]
+    hardness_members: NotRequired[Natural]
     evaluated_samples: NotRequired[list[Natural]]
     infeasible: NotRequired[dict[str, str]]
     evaluated_on: NotRequired[Literal["test", "validation"]]
@@ -117,3 +120,10 @@ def read_study_json(directory: Path) -> dict[str, Any]:
     if changed:
         raise ValueError(f"{', '.join(changed)} changed after {NAME} was written: {REMEDY}")
     return meta
+
+
+def evaluated_on(study: Mapping[str, Any]) -> str:
+    """The samples that the results files of a study are about, by its `study.json`, in words."""
+    if study.get("evaluated_on", "test") == "test":
+        return "test set"
+    return "validation split" if study["choice"]["validation_share"] is None else "held-out training samples"

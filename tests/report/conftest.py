@@ -97,9 +97,10 @@ def write_study(
     sources: bool = False,
     changed: str | None = None,
     metric: str = "recall",
+    recorded: dict[str, Any] | None = None,
 ) -> Path:
     """Write a study; `recall` is `[members, classes]` by arm, `variants` (variant, member) by arm, `settings` what
-    `study.json` says of an arm."""
+    `study.json` says of an arm, `recorded` of the whole."""
     rng = np.random.default_rng(7)
     num_classes = len(classes)
     if recall is None:
@@ -217,6 +218,7 @@ def write_study(
             "counts": SAMPLES[:num_classes].tolist(),
             "class_hardness": aum.tolist(),
         },
+        **(recorded or {}),
     }
     (path / "study.json").write_text(json.dumps(meta))
     return path

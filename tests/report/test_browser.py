@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from hbr_fast.report import browser as report_browser
+from hbr_fast.report import figures
 from hbr_fast.report.page import write_report
 from hbr_fast.report.reading import read_study
 
@@ -182,6 +184,21 @@ def test_page_says_for_which_samples_predictions_are_known(browser: Any, study: 
     opened.close()
 
 
+def test_page_says_what_it_shows_of_many_samples(
+    browser: Any, study: Path, dataset: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "pictures_of", lambda *args, **named: [])
+    monkeypatch.setattr(report_browser, "MOST_SAMPLES", 200)
+    opened = browser.new_page()
+    opened.goto(write_report(study, dataset=dataset).as_uri())
+    found = opened.locator("#found")
+    assert found.inner_text() == "The 200 hardest samples, as many of each class, of 500 in all."
+    opened.locator("#browser select[name=class]").select_option("3")
+    assert found.inner_text() == "20 of the 200 hardest samples, as many of each class, of 500 in all."
+    assert opened.get_by_text("as CLASS, what the trained baseline takes it for").is_visible()
+    opened.close()
+
+
 def test_page_counts_arms_that_predict_differently(
     browser: Any, study_writer: StudyWriter, dataset: SimpleNamespace
 ) -> None:
@@ -251,6 +268,37 @@ def test_page_fits_a_narrow_screen(page: Any) -> None:
     page.reload()
     assert page.evaluate("document.documentElement.scrollWidth") <= 420, "only tables scroll sideways"
     assert max(caption.bounding_box()["width"] for caption in page.locator("main table caption").all()) <= 420
+
+
+@pytest.mark.parametrize("width", [1100, 1280])
+def test_page_shows_whole_tables_where_the_window_has_room(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    cut_off = [
+        table.get_attribute("aria-label")
+        for table in page.locator(".scroll").all()
+        if table.evaluate("one => one.scrollWidth > one.clientWidth")
+    ]
+    assert cut_off == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_shades_the_side_on_which_a_table_goes_on(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 420, "height": 800})
+    table = page.locator("section[aria-label^=Classes] .scroll")
+
+    def shades() -> list[int]:
+        """How far the pixels beside both edges are from the paper, in a row of the caption without text."""
+        pixels = np.asarray(Image.open(io.BytesIO(table.screenshot())).convert("L"), dtype=int)
+        paper = np.median(pixels)
+        return [int(np.median(np.abs(pixels[:, edge] - paper))) for edge in (3, -4)]
+
+    start = shades()
+    table.evaluate("one => one.scrollBy(10_000, 0)")
+    end = shades()
+    assert start[0] < 10 < start[1]
+    assert end[1] < 10 < end[0]
 
 
 @pytest.mark.parametrize("width", [420, 1100])

@@ -17,7 +17,18 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from hbr_fast.data.images import RawImages
-from hbr_fast.report import browser, confusion, drawing, figures, gallery, hardness_figures, stability, sweeps, trade
+from hbr_fast.report import (
+    browser,
+    confusion,
+    drawing,
+    figures,
+    gallery,
+    hardness_figures,
+    stability,
+    sweeps,
+    tables,
+    trade,
+)
 from hbr_fast.report.reading import read_study
 from hbr_fast.report.study_files import GAPS, StudyFiles, compare
 
@@ -368,6 +379,25 @@ def test_path_figure_turns_labels_that_would_collide(study_writer: StudyWriter) 
         assert room * np.sin(np.radians(labels[0].get_rotation())) > height
 
 
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "linear"), ((0.001, 0.002, 0.0021, 0.5), "log")],
+)
+def test_no_rate_is_printed_over_another(study_writer: StudyWriter, rates: tuple[float, ...], scale: str) -> None:
+    recall = {"baseline": np.tile(RECALL, (2, 1)), **{f"p-{rate}": np.tile(RECALL, (2, 1)) for rate in rates}}
+    pruned = {"alpha": 0.0, "prune_level": "class", "prune_by": "hardness"}
+    settings = {f"p-{rate}": {**pruned, "prune_rate": rate} for rate in rates}
+    seeds = {arm: [0, 1] for arm in recall}
+    picture = sweeps.gaps_by_pruning_rate(read_study(study_writer(recall=recall, settings=settings, seeds=seeds)))
+    assert picture is not None
+    drawing.write_figure(picture.figure, study_writer("drawn") / "drawn.png")  # lays it out
+    axes = picture.figure.axes[-1]
+    assert axes.get_xscale() == scale
+    shown = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(shown) >= 2
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(shown))
+
+
 def many_arms(study_writer: StudyWriter, oversamplers: int) -> StudyFiles:
     """Two alphas for each of many oversamplers."""
     names = [f"how{i}-{alpha}" for i in range(oversamplers) for alpha in (0.1, 0.2)]
@@ -428,6 +458,10 @@ def test_bar_figure_limits_percentages_and_reports_undefined_gap(study_writer: S
     numbers = ("baseline", "treatment", "difference", "low", "high", "combined_low", "combined_high")
     nan = [pl.when(undefined).then(float("nan")).otherwise(pl.col(name)).alias(name) for name in numbers]
     compared.with_columns(nan).write_csv(path / "comparisons.csv")
+    for gaps, shown in ((figures.gap_metrics, "not defined: no arm shares samples"), (sweeps.gaps_of_arms, "n/a")):
+        drawn = gaps(read_study(path))
+        assert any(shown in text.get_text() for text in drawn.figure.axes[0].texts)
+        assert "No value for easy - hard: not defined: no arm shares samples out by hardness." in drawn.caption
     picture = sweeps.gaps_by_pruning_rate(read_study(path))
     assert picture is not None
     assert picture.data["difference_high"].drop_nans().max() > 100  # type: ignore[operator]
@@ -599,3 +633,20 @@ def test_captions_state_the_main_numbers(study_writer: StudyWriter, dataset: Sim
     shirt = 100 * study.class_metric("baseline", "recall")[:, 6].mean()
     assert f"Shirt {shirt:.1f} %" in figures.recall_per_class(study).alt
     assert "members: baseline 3, hbr 3" in figures.recall_per_class(study).caption.lower()
+
+
+def test_suspected_noise_says_how_good_the_network_is(study_writer: StudyWriter) -> None:
+    drawn = hardness_figures.suspected_noise(read_study(study_writer(recall={"baseline": np.full((2, 10), 0.41)})))
+    assert "just what it has not learnt: this one is right for 41.0 % of the test set" in drawn.caption
+
+
+def test_captions_of_scores_count_the_members_that_define_hardness(
+    study_writer: StudyWriter, dataset: SimpleNamespace
+) -> None:
+    study = read_study(study_writer(recorded={"hardness_members": 2}))
+    drawn = {one.name: one for one in figures.pictures_of(study, images=dataset.train.store)}
+    scored = ("hardest_images", "easiest_images", "confidence_against_margin", "cumulative_aum", "suspected_noise")
+    for name in (*scored, "estimator_overlap", "samples_per_class", "class_hardness_against_recall"):
+        assert "the first 2 of the baseline's 3 members" in drawn[name].caption, name
+    (note,) = {table.note for table in tables.tables_of(study) if table.name == "table_classes_hbr"}
+    assert "over the first 2 of the baseline's 3 members" in note

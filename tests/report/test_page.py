@@ -93,7 +93,7 @@ def test_answers_warn_of_few_test_samples(study_writer: StudyWriter) -> None:
     assert not any("Few test samples" in text for text in answers(read_study(path)))
     meta = json.loads((path / "study.json").read_text())
     (path / "study.json").write_text(json.dumps(meta | {"evaluated_samples": [60, 12, 50, 49, *[60] * 6]}))
-    assert answers(read_study(path))[-1] == (
+    assert answers(read_study(path))[0] == (
         "Few test samples: Trouser 12, Dress 49. One sample moves the recall of Trouser by 8.3 points, and the "
         "best and "
         "the worst class are partly a matter of which samples happened to be tested."
@@ -179,17 +179,33 @@ def test_answer_starts_with_chosen_alpha_and_its_test_results(study_writer: Stud
         "is 90.3 %, the baseline's 90.3 %. Everything below refers to held-out training samples."
     )
     assert answers(study)[1].startswith("With ")
+    assert "over 3 variants and held-out samples" in answers(study)[1]
+    assert "test s" not in answers(study)[1] + "".join(table.note for table in tables.tables_of(study))
     assert "recall on held-out training samples (%)" in figures.recall_per_class(study).figure.axes[0].get_xlabel()
     own = {"evaluated_on": "validation", "choice": chosen | {"validation_share": None}}
     (path / "study.json").write_text(json.dumps(meta | own))
     assert answers(read_study(path))[0].startswith("Chosen on the validation split: alpha 0.129")
     assert answers(read_study(path))[0].endswith("Everything below refers to the validation split.")
     (path / "study.json").write_text(json.dumps(meta | own | {"evaluated_samples": [12] * 10}))
-    assert answers(read_study(path))[-1].startswith("Few validation samples: ")
+    assert answers(read_study(path))[0].startswith("Few validation samples: "), "before the choice that they made"
+    assert answers(read_study(path))[1].startswith("Chosen on the validation split: ")
     own["choice"] = chosen | {"arm": "baseline", "alpha": 0.0}
     (path / "study.json").write_text(json.dumps(meta | own))
     assert "the full set (alpha 0), the smallest" in answers(read_study(path))[0]
     assert "its recall gap is 21.4 points; its accuracy is 90.3 %. Every" in answers(read_study(path))[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_page_explains_its_words_before_anything_else(study_writer: StudyWriter, dataset: SimpleNamespace) -> None:
+    text = Page(write_report(study_writer(), dataset=dataset)).text
+    top = text[: text.index("What was run")]
+    for word in (
+        "HBR: hardness-based resampling",
+        "Variant: one resampled set",
+        "Member: one training",
+        "Recall MAD: ",
+    ):
+        assert word in top
 
 
 def test_answer_of_baseline_alone(study_writer: StudyWriter) -> None:

@@ -54,6 +54,17 @@ def test_trap_13_the_hard_end_follows_the_estimator(study_writer: StudyWriter, e
     assert read_study(path).hard_to_easy()[0] == hardest
 
 
+def test_hardness_is_the_recorded_one_in_every_order_and_names_its_members(study_writer: StudyWriter) -> None:
+    study = read_study(study_writer(recorded={"class_hardness": [*range(10, 0, -1)], "hardness_members": 2}))
+    assert study.class_hardness().tolist() == [*range(10, 0, -1)]
+    assert study.hard_to_easy().tolist() == [*range(9, -1, -1)], "not by the mean over all trainings"
+    assert study.hardness_from == "the first 2 of the baseline's 3 members"
+    assert (
+        read_study(study_writer("all", recorded={"hardness_members": 3})).hardness_from == "3 members of the baseline"
+    )
+    assert read_study(study_writer("old")).hardness_from == "members of the baseline"
+
+
 def test_read_study_keeps_numeric_class_names_as_text(study_writer: StudyWriter) -> None:
     study = read_study(study_writer(classes=[str(digit) for digit in range(10)]))
     assert study.classes[3] == "3"
@@ -137,6 +148,7 @@ def test_read_study_names_missing_directory(tmp_path: Path) -> None:
         ("confusion.csv", "hbr,6,6,", "hbr,6,16,", r"confusion.csv has a row for \('hbr', 6, 16,"),
         ("study.json", '"metric": "recall"', '"metric": "recoil"', "unknown metric 'recoil', known are recall, "),
         ("samples.csv", ",6,Shirt,", ",66,Shirt,", "samples.csv: sample .* has class 66 of 10"),
+        ("study.json", '"seconds"', '"class_hardness": [1.5], "seconds"', "class_hardness has 1 values, .* 10 classes"),
     ],
 )
 def test_read_study_names_bad_file_in_one_line(

@@ -189,6 +189,17 @@ def test_html_table_escapes_names() -> None:
     assert "".join(parser.headings) == "".join(NAMES)
 
 
+def test_html_table_has_an_interval_in_one_column_and_the_files_in_two() -> None:
+    columns = ("class", "95 % low HBR", "95 % high HBR", "95 % low", "n")
+    rows = (("a", 1.0, 2.0, 3.0, 4.0), ("b", float("nan"), float("nan"), 3.0, 4.0))
+    table = Table("t", "T", columns, ("", "+.1f", "+.1f", ".1f", ".0f"), rows)
+    text = to_html(table)
+    heads = re.findall("<th scope=.col.[^>]*>(.*?)</th>", text)
+    assert heads == ["class", "95 % interval HBR", "95 % low", "n"], "an end without the other stays"
+    assert re.findall("<td class=.number.>(.*?)</td>", text) == ["+1.0 to +2.0", "3.0", "4", "n/a", "3.0", "4"]
+    assert to_csv(table).splitlines()[0] == ",".join(columns)
+
+
 def test_latex_table_escapes_names() -> None:
     text = to_latex(AWKWARD)
     for wanted in (

@@ -19,7 +19,7 @@ from hbr_fast.data.plan import Plan
 from hbr_fast.evaluation.statistics import paired_difference
 from hbr_fast.files import read_json
 from hbr_fast.members.store import open_member
-from hbr_fast.report.answers import answers
+from hbr_fast.report.answers import answers, choice_answer
 from hbr_fast.report.reading import read_study
 from hbr_fast.resampling import smote
 from hbr_fast.studies import choice
@@ -239,7 +239,7 @@ def test_alpha_path_ends_at_largest_feasible_alpha(tiny: Path) -> None:
     assert "choice" not in meta
 
 
-def test_choose_alpha_uses_held_out_samples(tiny: Path, tmp_path: Path) -> None:
+def test_choose_alpha_uses_held_out_samples_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "choose"
     meta = run("alpha-path", out, "--choose", "--validation", "0.25", "--tolerance", "0.05")
     data = open_dataset(out / "tiny.hbr")
@@ -267,6 +267,18 @@ def test_choose_alpha_uses_held_out_samples(tiny: Path, tmp_path: Path) -> None:
         arm = next(one for one in meta["arms"] if one["name"] == name)
         right = [(np.load(out / m["path"] / "logits.npy").argmax(1) == data.test.labels).mean() for m in arm["members"]]
         assert chosen["test"][key] == pytest.approx(100 * np.mean(right))
+    printed = capsys.readouterr()
+    last, test = json.loads(printed.out.splitlines()[-1]), chosen["test"]
+    assert (last["evaluated_on"], last["evaluated_samples"]) == ("held-out training samples", 80)
+    assert (last["chosen"], last["alpha"]) == (chosen["arm"], chosen["alpha"])
+    for key in ("gap", "accuracy", "gap_baseline", "accuracy_baseline"):
+        assert last[f"test_{key}"] == pytest.approx(test[key] / 100)
+    decision = choice_answer(read_study(out))
+    assert printed.err.splitlines()[-1] == decision
+    assert decision.startswith("Chosen on 25 % of each class held out of training: ")
+    assert any(text.startswith(f"{decision} ") for text in answers(read_study(out)))
+    assert "the noise of held-out training samples" in printed.out
+    assert "test samples" not in printed.out
 
 
 def test_choose_alpha_uses_the_datasets_validation_split(tmp_path: Path) -> None:
@@ -495,6 +507,13 @@ def test_infeasible_study_names_arm_class_and_numbers(
     assert not (out / "study.json").exists()
 
 
+def test_a_study_with_an_empty_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="oversamplers has no value: give it at least one"):
+        named_study("case-study-2", oversamplers=())
+    with pytest.raises(ValueError, match="alphas has no value"):
+        named_study("alpha-path", alphas=[])
+
+
 def test_infeasible_arms_are_named_together_and_the_others_run(
     small: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -506,9 +525,11 @@ def test_infeasible_arms_are_named_together_and_the_others_run(
     )
     study = Study(name="s", recipe=TINY_RECIPE, arms=arms, variants=1, members=1)
     run_study(study, small, out=tmp_path / "s")
-    said = next(line for line in capsys.readouterr().err.splitlines() if "infeasible" in line)
-    assert said.startswith("3 of 4 arms are infeasible and left out: arm 'far': ")
-    assert "arm 'pool': oversampler pool-random takes images from a pool, and none was given" in said
+    told = capsys.readouterr().err.splitlines()
+    first = told.index("3 of 4 arms are infeasible and left out:")
+    assert told[first + 1].startswith("  arm 'far': ")
+    assert told[first + 2] == "  arm 'pool': oversampler pool-random takes images from a pool, and none was given"
+    assert not any("no arm that resamples" in line for line in told), "one does"
     about = read_json(tmp_path / "s" / "study.json")
     assert [arm["name"] for arm in about["arms"]] == ["baseline", "near"]
     assert list(about["infeasible"]) == ["far", "pool", "after"]

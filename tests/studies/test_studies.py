@@ -27,9 +27,9 @@ from hbr_fast.resampling.allocation import allocate
 from hbr_fast.seeding import member_seed
 from hbr_fast.studies import choice
 from hbr_fast.studies.recipes import STUDIES
-from hbr_fast.studies.results import failed_trainings, summary
 from hbr_fast.studies.runner import run_study
 from hbr_fast.studies.study import Arm, Study
+from hbr_fast.studies.summary import failed_trainings, summary
 from hbr_fast.training.member import Diverged
 from hbr_fast.training.recipe import Recipe
 from hbr_fast.training.recipes import named_recipe
@@ -204,6 +204,19 @@ def test_study_class_hardness_and_counts_are_those_of_baseline(finished: Path, d
     assert hbr["max_alpha"] == wanted.max_alpha
 
 
+def test_study_says_how_many_members_define_hardness(finished: Path, data: Dataset, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "study")
+    run_study(dataclasses.replace(STUDY, arms=(), hardness_members=1), data, out=out)
+    about = read_json(out / "study.json")
+    first = open_member(out, about["arms"][0]["members"][0]["key"]).scores()
+    hardness = [first.per_sample("aum")[data.train.labels == c].mean() for c in range(3)]
+    assert about["class_hardness"] == pytest.approx(hardness, rel=1e-12)
+    assert about["hardness_members"] == 1
+    assert read_study(out).class_hardness() == pytest.approx(hardness, rel=1e-12)
+    assert read_study(out).hardness_from == "the first 1 of the baseline's 2 members"
+    assert read_json(finished / "study.json")["hardness_members"] == 2, "all where the study does not say"
+
+
 def test_study_variants_are_resampled_by_their_own_seeds(finished: Path, data: Dataset) -> None:
     about = read_json(finished / "study.json")
     scores = stack_scores([open_member(finished, m["key"]).scores() for m in about["arms"][0]["members"]])
@@ -349,6 +362,8 @@ def test_summary_is_the_mean_over_members(finished: Path) -> None:
         return float(np.mean([row[column] for row in rows if row["arm"] == arm]))
 
     assert summary(finished) == {
+        "evaluated_on": "test set",
+        "evaluated_samples": 60,
         "baseline_accuracy": pytest.approx(mean("baseline", "accuracy")),
         "hbr_accuracy": pytest.approx(mean("hbr", "accuracy")),
         "recall_gap_baseline": pytest.approx(mean("baseline", "recall_max_min")),
@@ -523,7 +538,8 @@ def test_study_names_and_leaves_out_diverged_training(
     assert "diverged at epoch 2, step 3: the loss is nan" in failure.error
     rows = pl.read_csv(tmp_path / "per_member.csv")
     assert rows.group_by("arm").len().sort("arm")["len"].to_list() == [2, 1]
-    first, second, *_ = answers(read_study(tmp_path))
+    first, few, second, *_ = answers(read_study(tmp_path))
+    assert few.startswith("Few test samples: "), "before the answer that rests on them"
     assert "left out" in first
     assert "epoch 2, step 3" in first
     assert "no interval" in second or "interval" in second

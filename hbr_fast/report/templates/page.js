@@ -164,12 +164,14 @@ if (typeof hbrSamples !== "undefined") {
     // Never seen samples come last.
     rest.sort((a, b) => (scores[a] === null) - (scores[b] === null) || sign * (scores[a] - scores[b]) || a - b);
     const held = samples.ids.length.toLocaleString("en");
-    const of = samples.total > samples.ids.length
-      ? `the ${held} hardest of ${samples.total.toLocaleString("en")} samples` : `${held} samples`;
+    const all = rest.length === samples.ids.length, some = rest.length.toLocaleString("en");
+    const counted = samples.total > samples.ids.length
+      ? `${all ? `The ${held}` : `${some} of the ${held}`} hardest samples, as many of each class, of ${samples.total.toLocaleString("en")} in all`
+      : `${some} of ${held} samples`;
     const known = samples.predicted.filter((guess) => guess >= 0).length;
     const few = (mistaken.checked || changed.checked) && known < samples.ids.length
       ? ` Predictions are known for ${known.toLocaleString("en")} samples, the hardest of each class.` : "";
-    found.textContent = `${rest.length.toLocaleString("en")} of ${of}.${few}`;
+    found.textContent = `${counted}.${few}`;
     tiles.replaceChildren();
     grow();
   }

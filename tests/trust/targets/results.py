@@ -58,6 +58,8 @@ def write_study_files(path: Path, *, sealed: bool) -> None:
         "versions": {},
         "arms": [{"name": arm, "alpha": 0.1, "members": members} for arm in arms],
         "estimator": "aum",
+        "class_hardness": [1.5, 1.25],
+        "hardness_members": 2,
     }
     if sealed:
         files = {name: sha256_of_file(path / name) for name in tables}
