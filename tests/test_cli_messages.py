@@ -123,7 +123,7 @@ def test_a_dry_run_refuses_pictures_without_a_size_before_it_lists_arms(
 def test_a_reason_is_written_once() -> None:
     reason = "infeasible: oversampler pool-hard takes images from a pool, and none was given"
     found = Preview((ArmPreview("a", 0, 0, reason), ArmPreview("b", 0, 0, reason), ArmPreview("c", 1, 0)), 0)
-    assert [line.partition("done")[2] for line in arm_lines(found)] == [f"  ({reason})", "  (infeasible, as a)", ""]
+    assert [line.partition("done")[2] for line in arm_lines(found)] == [f"  ({reason})", "  (infeasible: as a)", ""]
 
 
 @pytest.mark.usefixtures("one_thread")

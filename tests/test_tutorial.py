@@ -59,7 +59,7 @@ def test_tutorial_commands_find_what_the_text_says(
     choice = json.loads(Path("runs/path/study.json").read_text())["choice"]
     assert [one["alpha"] for one in choice["validation"]] == sorted(one["alpha"] for one in choice["validation"])
     assert len(choice["validation"]) == 3
-    assert choice["arm"] == "baseline"
+    assert choice["alpha"] < 0.1, "none or a little: which of the two depends on how a processor rounds"
     assert choice["validation"][-1]["accuracy"] < choice["validation"][0]["accuracy"] - 20, "the largest alpha ruins it"
     assert Path("runs/path/report/index.html").is_file()
     own, _ = open_ensemble("runs/mine")

@@ -127,7 +127,9 @@ def require_unchanged(dataset: Dataset) -> None:
     FileNotFoundError, ValueError
         Names the files that are missing or have other checksums.
     """
-    files = {**remote.local_files(dataset.path, dataset.meta), META: {"sha256": sha256_of_file(dataset.path / META)}}
+    files = dict(remote.local_files(dataset.path, dataset.meta))
+    if files:
+        files[META] = {"sha256": sha256_of_file(dataset.path / META)}
     read = require_checksums(dataset.path, files, remedy=REMEDY)
     # Whoever edits mean or std can make the checksum of meta.json fit. Those of encoded pictures would have to be
     # decoded: they are checked where nothing else protects them, in datasets of earlier versions.
