@@ -66,13 +66,13 @@ class Outlook:
 
     Attributes
     ----------
-    images : int
+    rows : int
         Images that the trainings after these pass through the network.
     advice : str
         What to add to the forecast of more than an hour, e.g. how to make it shorter.
     """
 
-    images: int = 0
+    rows: int = 0
     advice: str = ""
 
 
@@ -188,9 +188,9 @@ def board(title: str, lines: Sequence[MemberLine], outlook: Outlook = ALONE) -> 
 
     def forecast(rate: float) -> None:
         done = sum(line.began[1] for line in lines if line.began is not None)  # in an earlier run
-        if (seconds := (total - done + outlook.images) / rate) > LONG_S:
+        if (seconds := (total - done + outlook.rows) / rate) > LONG_S:
             hours, minutes = divmod(round(seconds / 60), 60)
-            whole = "these trainings and those that follow take" if outlook.images else "these trainings take"
+            whole = "these trainings and those that follow take" if outlook.rows else "these trainings take"
             progress.say(f"{title}: {whole} about {hours:,} h {minutes:02} min{outlook.advice}")
 
     if not sys.stderr.isatty():

@@ -23,6 +23,7 @@ from hbr_fast.data.dataset import Dataset, Split, open_dataset
 from hbr_fast.data.encoded_images import BadPicture, EncodedImages
 from hbr_fast.data.shards import INDEX
 from hbr_fast.data.sources import encoded as encoded_source
+from hbr_fast.data.sources import read_ahead
 from hbr_fast.data.sources.trees import DirectoryTree
 from hbr_fast.data.verify import verify_dataset
 
@@ -73,7 +74,7 @@ def test_encoded_jpegs_are_kept_byte_for_byte(photos: Path, dataset: Dataset) ->
 def test_encoded_same_input_gives_same_bytes(
     photos: Path, dataset: Dataset, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoded_source, "usable_cpus", lambda: workers)
+    monkeypatch.setattr(read_ahead, "usable_cpus", lambda: workers)
     monkeypatch.setattr(encoded_source, "_ENCODED_ROWS", 1 + workers)
     again = convert("folder", tmp_path / "again.hbr", root=photos, store="encoded")
     for file in dataset.path.iterdir():

@@ -20,6 +20,7 @@ MAY_SEE_ARRAYS = {
     "loaders/native.py",
     "loaders/resident.py",
     "loaders/native_cuda.py",
+    "loaders/batch.py",  # a batch's own images
 }
 # Names of other objects with an attribute `images`: batches, preview counts and an open .beton file.
 NOT_SPLITS = {"batch", "batches", "file", "found"}
