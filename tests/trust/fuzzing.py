@@ -126,8 +126,8 @@ def _outcome(case: Case, place: Path, right: str) -> tuple[str, str]:
     before = path.read_bytes()
     rng = random.Random(f"{case.target} {case.file} {case.number}")
     other = sorted(one for one in place.rglob("*") if one.is_file())
-    path.unlink()
     if case.number == FIFO:
+        path.unlink()
         os.mkfifo(path)
     else:
         path.write_bytes(mutated(before, rng.choice(other).read_bytes(), rng))
@@ -138,7 +138,8 @@ def _outcome(case: Case, place: Path, right: str) -> tuple[str, str]:
     except BaseException as error:
         return _kind_of(error, case), f"{type(error).__name__}: {error}"[:300]
     finally:
-        path.unlink(missing_ok=True)
+        if case.number == FIFO:
+            path.unlink(missing_ok=True)
         path.write_bytes(before)
     if found == right:
         return "unchanged", ""
