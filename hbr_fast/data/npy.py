@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from hbr_fast.files import named_reading, require_ordinary
+from hbr_fast.progress import printable
 
 # What reading a damaged `.npz` file raises.
 NPZ_DAMAGE = (
@@ -126,7 +127,7 @@ def read_npz(path: str | os.PathLike[str], name: str, *, remedy: str = "write it
     """
     held = npz_names(path, remedy=remedy)
     if name not in held:
-        raise ValueError(f"{path} has no array {name!r}: it has {', '.join(held) or 'none'}")
+        raise ValueError(f"{path} has no array {name!r}: it has {printable(', '.join(held)) or 'none'}")
     try:
         with zipfile.ZipFile(path) as archive:
             check_npz_member(Path(path), archive, name)

@@ -210,6 +210,8 @@ def test_npz_keeps_validation_and_names_ignored_arrays(tmp_path: Path) -> None:
 def test_npz_reports_missing_and_found_arrays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks the array 'images' \(it has data, target\)"):
         npz(root=save(tmp_path, data=images(2, 3, 3), target=np.array([0, 1])))
+    with pytest.raises(ValueError, match=r"lacks the array 'images' \(it has da\\nta, target\)"):
+        npz(root=save(tmp_path, **{"da\nta": images(2, 3, 3), "target": np.array([0, 1])}))
 
 
 def test_npz_rejects_multilabel(tmp_path: Path) -> None:

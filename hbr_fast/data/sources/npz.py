@@ -13,6 +13,7 @@ from hbr_fast.data.npy import NPZ_DAMAGE, check_npz_member
 from hbr_fast.data.sample_sources import NumberedSources
 from hbr_fast.data.sources.source import Findings, Source, array_split, checked_labels
 from hbr_fast.files import require_ordinary, sha256_of_file
+from hbr_fast.progress import printable
 
 Layout = Literal["nhwc", "nchw"]
 _ORIGINS = {
@@ -124,9 +125,8 @@ def _pair(
     """Images of one split as a [N, C, H, W] view, and its labels as stored."""
     for name in (images_name, labels_name):
         if name not in arrays:
-            raise ValueError(
-                f"{path} lacks the array {name!r} (it has {', '.join(found) or 'none'}): save it with numpy.savez"
-            )
+            held = printable(", ".join(found)) or "none"
+            raise ValueError(f"{path} lacks the array {name!r} (it has {held}): save it with numpy.savez")
     images, labels_n = arrays[images_name], _as_numbers(arrays[labels_name])
     if images.dtype != np.uint8:
         raise ValueError(f"{path}: {images_name} is {images.dtype}, not uint8 (0..255): convert it")
