@@ -30,7 +30,7 @@ from hbr_fast.data.sources import folder
 from hbr_fast.data.sources.tables import read_table as read_labels_table
 from hbr_fast.data.unfinished import Unfinished
 from hbr_fast.data.verify import verify_dataset
-from hbr_fast.files import atomic_directory, atomic_write, locked
+from hbr_fast.files import atomic_directory, locked
 from hbr_fast.report.drawing import write_figure
 from hbr_fast.tensor_files import write_tensors
 
@@ -58,11 +58,6 @@ def forked(work: Callable[[], object]) -> str:
     return answer
 
 
-def write_csv(path: Path) -> None:
-    with atomic_write(path) as file:
-        pl.DataFrame({"a": range(4000)}).write_csv(file)
-
-
 def write_picture(path: Path) -> None:
     (figure := Figure()).subplots().plot(range(100))
     write_figure(figure, path)
@@ -72,7 +67,6 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "dataset": ("a.hbr", lambda path: convert("synthetic", path, **TOY)),
     "plan": ("p.safetensors", Plan.of_rows(np.arange(1000)).save),
     "tensors": ("t.safetensors", lambda path: write_tensors(path, {"a": np.zeros(4000)}, {})),
-    "table": ("t.csv", write_csv),
     "picture": ("p.png", write_picture),
 }
 
@@ -90,6 +84,29 @@ def test_full_disk(tmp_path: Path, kind: str) -> None:
     assert answer.startswith("OSError: no space left for"), answer
     assert name in answer
     assert "\n" not in answer
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITE_TABLE = """
+import resource, signal, sys
+import polars as pl
+from hbr_fast.files import atomic_write
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with atomic_write(sys.argv[1]) as file:
+        pl.DataFrame({"a": range(4000)}).write_csv(file)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_full_disk_while_a_table_is_written(tmp_path: Path) -> None:
+    """In a new process: polars hangs in a fork of one in which its threads have started."""
+    path = tmp_path / "t.csv"
+    done = subprocess.run([sys.executable, "-c", WRITE_TABLE, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"no space left for {path}: free some or choose another place\n"
     assert list(tmp_path.iterdir()) == []
 
 
