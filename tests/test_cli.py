@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def test_help_speaks_of_words_and_files(
     shown = capsys.readouterr().out
     assert "None" not in shown, "Python's word for what was not given"
     assert "--no-" not in shown
+    assert not re.search(r"\{\[|\[\w+ \[|\{\w+ \w+\}", shown), "how values are given, not how tyro nests them"
     positional = shown.splitlines()[0].split("OPTIONS]")[-1].split()
     assert not {"STR", "PATH"} & set(positional)
 

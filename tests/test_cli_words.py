@@ -1,6 +1,5 @@
 """What the command line says about words that it does not accept: one line of its own, with what would be accepted."""
 
-import re
 from collections.abc import Callable
 
 import pytest
@@ -90,17 +89,6 @@ def test_the_parser_accepts_what_is_described(monkeypatch: pytest.MonkeyPatch) -
             example = one.form.partition(f"e.g. {one.name} ")[2].split()
             words += [one.name, *example] if one.is_option and one.name != "--classes" else []
         usage.command_of(words, cli.COMMANDS, description="")
-
-
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_shows_values_as_they_are_given(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
-    shown = capsys.readouterr().out
-    assert not re.search(r"\{\[|\[\w+ \[|\{\w+ \w+\}", shown)
 
 
 def test_warnings_of_the_parser_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,12 +50,12 @@ def load_start_weights(model: nn.Module, path: str, num_classes: int) -> list[st
             for name, tensor in own.items()
             if name in found and name not in kept and found[name].shape != tensor.shape
         ],
+        "has another type for": [
+            f"{name} ({found[name].dtype}, not {tensor.dtype})"
+            for name, tensor in own.items()
+            if name in found and name not in kept and _kind(found[name]) != _kind(tensor)
+        ],
     }
-    faults["has another type for"] = [
-        f"{name} ({found[name].dtype}, not {tensor.dtype})"
-        for name, tensor in own.items()
-        if name in found and name not in kept and _kind(found[name]) != _kind(tensor)
-    ]
     if any(faults.values()):
         what = "; ".join(f"it {verb} {_some(names)}" for verb, names in faults.items() if names)
         raise ValueError(f"the weights {path} are of another model: {what}")
